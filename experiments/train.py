@@ -1,0 +1,157 @@
+"""Trains an image classifier on many workers that talk rarely, with LSGD or a baseline.
+
+Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
+"""
+
+import datetime
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+# (name, type, default, help); a default of None is explained in the help.
+GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
+    "what to train": (
+        ("algorithm", "string", "lsgd", "lsgd or data_parallel (gradients averaged at each step)"),
+        ("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
+        ("model", "string", None, "mlp, cnn3 or cnn7 (default: cnn3 for digits, else cnn7, the paper's)"),
+        ("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
+        ("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
+        ("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),
+    ),
+    "workers": (
+        ("groups", "integer", 2, "groups of workers; one group has only the global leader"),
+        ("workers", "integer", 4, "workers in each group"),
+        ("sampling", "string", "shard", "shard (disjoint, reshuffled each epoch) or iid (any image at any time)"),
+        ("init", "string", "same", "same or different initial parameters of the workers"),
+    ),
+    "local steps": (
+        ("optimizer", "string", "sgd", "sgd or adamw"),
+        ("learning_rate", "float", 0.05, "of the local steps"),
+        ("momentum", "float", 0.9, "Nesterov momentum of sgd; 0 for none"),
+        ("weight_decay", "float", 1e-4, "weight decay"),
+        ("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
+        ("steps", "integer", 640, "local steps of each worker"),
+    ),
+    "communication": (
+        ("local_pull", "float", 0.1, "pull toward the group's leader, in [0, 1]"),
+        ("global_pull", "float", 0.1, "pull toward the leader of all, in [0, 1]"),
+        ("stale_local_pull", "float", 0.0, "pull of every step toward the group's last leader, in [0, 1]"),
+        ("stale_global_pull", "float", 0.0, "pull of every step toward the last leader of all, in [0, 1]"),
+        ("local_period", "integer", 16, "steps between two communications inside a group"),
+        ("global_period", "integer", 64, "steps between two communications of all, a multiple of the local period"),
+        ("leader_window", "integer", 10, "batches in a worker's score, its mean training loss"),
+        ("wire_dtype", "string", None, "bfloat16 or float16: how a leader's parameters travel (default: as they are)"),
+    ),
+    "run": (
+        ("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
+        ("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
+        ("checkpoint_every", "integer", None, "steps between two checkpoints (default: a fifth of the run)"),
+        ("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+    ),
+}
+
+for _group in GROUPS.values():
+    for _name, _type, _default, _help in _group:
+        getattr(flags, f"DEFINE_{_type}")(_name, _default, _help)
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/train.py [--flag=value ...]", "", __doc__.strip(), ""]
+    for group, members in GROUPS.items():
+        lines.append(f"{group}:")
+        for name, kind, default, text in members:
+            shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
+            told = "" if default is None or kind == "boolean" else f" (default: {default:g})"
+            if isinstance(default, str):
+                told = f" (default: {default})"
+            lines.append(f"  {shown:<20} {text}{told}")
+        lines.append("")
+    lines.append("  --flagfile=FILE      read flags from a file, one a line")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
+        print(usage())
+        return 0
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        return _refuse(str(error))
+    if len(rest) > 1:
+        return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+
+    # Only now: a mistyped flag is told without waiting for these.
+    from lsgd_jax.training.errors import AllWorkersLostError, InputError
+    from lsgd_jax.training.trainer import load_config, train
+
+    try:
+        workdir = FLAGS.workdir or _default_workdir()
+        config = load_config(workdir, _given_flags() | {"workdir": workdir}, resume=FLAGS.resume)
+        summary = train(config, resume=FLAGS.resume)
+    except InputError as error:
+        return _refuse(str(error))
+    except AllWorkersLostError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
+    if summary is None:
+        program = [pathlib.Path(sys.executable).name, argv[0], f"--workdir={config.workdir}", "--resume"]
+        print(f"stopped; to go on: {shlex.join(program)}")
+    else:
+        print(table(summary, config.workdir))
+    return 0
+
+
+def table(summary: dict[str, Any], workdir: str) -> str:
+    """The table at the end of a run."""
+
+    def percent(error: float) -> str:
+        return f"{100 * error:10.2f} %"
+
+    setting = (
+        f"{summary['algorithm']} on {summary['dataset']}: {summary['model']}, {summary['parameters']:,} parameters, "
+        f"{summary['groups']} × {summary['workers']} workers, {summary['step']} steps of {summary['batch_size']} "
+        f"images, {summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
+    )
+    leader = f"leader ({summary['leader']})"
+    lines = [
+        "",
+        setting,
+        f"{'error':<16}{'validation':>12}{'test':>12}",
+        f"{'center':<16}{percent(summary['validation_error'])}{percent(summary['test_error'])}",
+        f"{leader:<16}{percent(summary['leader_validation_error'])}{percent(summary['leader_test_error'])}",
+    ]
+    pairs = zip(summary["worker_validation_error"], summary["worker_test_error"], strict=True)
+    lines += [f"{f'worker {rank}':<16}{percent(v)}{percent(t)}" for rank, (v, t) in enumerate(pairs)]
+    lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
+    return "\n".join(lines)
+
+
+def _given_flags() -> dict[str, Any]:
+    """The flags that the user set, by the command line or a flagfile."""
+    names = [name for group in GROUPS.values() for name, *_ in group if name != "resume"]
+    return {name: FLAGS[name].value for name in names if FLAGS[name].present}
+
+
+def _default_workdir() -> str:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return str(pathlib.Path("runs") / f"{now}-{FLAGS.dataset}-{FLAGS.algorithm}")
+
+
+def _refuse(reason: str) -> int:
+    print(f"train.py: error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

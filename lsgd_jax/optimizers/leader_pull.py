@@ -1,0 +1,82 @@
+"""The pull toward leaders, as an optax transform (eq. 2 of the paper)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class LeaderPullState(NamedTuple):
+    """State of `leader_pull`: int32[], the number of updates so far, for schedules."""
+
+    step: jax.Array
+
+
+def leader_pull(
+    local_pull: optax.ScalarOrSchedule, global_pull: optax.ScalarOrSchedule = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds the pull of eq. 2 toward a local and a global leader to the updates.
+
+    .. math::
+      u \leftarrow u - \lambda (x - \tilde x^j) - \lambda_G (x - \tilde x)
+
+    It goes after the learning rate, since the pull is not scaled by it::
+
+      optax.chain(optax.sgd(0.1), leader_pull(0.01))
+
+    Args:
+      local_pull: λ in [0, 1], or an optax schedule of the number of updates.
+      global_pull: λ_G in [0, 1], or such a schedule.
+
+    Returns:
+      A transform whose `update(updates, state, params, *, local_leader,
+      global_leader=None)` takes the leaders' parameters, trees like `params`.
+
+    Raises:
+      ValueError: if a pull is outside [0, 1], or in `update` if `params` or the
+        leader for a pull that is not 0 is missing.
+    """
+    check_pull("local_pull", local_pull)
+    check_pull("global_pull", global_pull)
+
+    def init(params: optax.Params) -> LeaderPullState:
+        del params
+        return LeaderPullState(step=jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: LeaderPullState,
+        params: optax.Params | None = None,
+        *,
+        local_leader: Any,
+        global_leader: Any = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, LeaderPullState]:
+        del extra
+        if params is None:
+            raise ValueError("leader_pull pulls parameters: call update(updates, state, params, ...)")
+        pulls = (("local", local_pull, local_leader), ("global", global_pull, global_leader))
+        for level, pull, leader in pulls:
+            if not callable(pull) and pull == 0:
+                continue
+            if leader is None:
+                raise ValueError(f"{level}_pull is {pull}: call update(..., {level}_leader=its parameters)")
+            strength = pull(state.step) if callable(pull) else pull
+            updates = jax.tree.map(_pulled(strength), updates, params, leader)
+        return updates, LeaderPullState(step=optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_pull(name: str, pull: optax.ScalarOrSchedule) -> None:
+    """Raises ValueError for a pull that is a number outside [0, 1]."""
+    if not callable(pull) and not 0 <= pull <= 1:
+        raise ValueError(f"{name} must lie in [0, 1] (0: no pull, 1: become the leader), got {pull}")
+
+
+def _pulled(strength: Any) -> Any:
+    def pulled(update: jax.Array, x: jax.Array, leader: jax.Array) -> jax.Array:
+        return update - (strength * (x - leader)).astype(update.dtype)
+
+    return pulled

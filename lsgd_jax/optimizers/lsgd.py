@@ -1,0 +1,198 @@
+"""Leader Stochastic Gradient Descent (Algorithm 1 of the paper).
+
+Teng, Gao, Chalus, Choromanska, Goldfarb, Weller: "Leader Stochastic Gradient
+Descent for Distributed Training of Deep Learning Models", NeurIPS 2019,
+arXiv:1905.10395.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, check_wire_dtype, elect_leader, mean
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    Outcome,
+    broadcast_bytes,
+)
+from lsgd_jax.optimizers.leader_pull import check_pull, leader_pull
+from lsgd_jax.optimizers.scoring import all_finite
+
+
+class LastLeader(NamedTuple):
+    """A leader as it was broadcast last.
+
+    Attributes:
+      params: its parameters.
+      known: bool[], False until the first broadcast.
+    """
+
+    params: optax.Params
+    known: jax.Array
+
+
+class LsgdState(NamedTuple):
+    """State of one worker.
+
+    Attributes:
+      base: the base optimizer's state. A pull does not touch it.
+      local_leader: for stale pulls, else None: no copy is kept.
+      global_leader: likewise.
+    """
+
+    base: optax.OptState
+    local_leader: LastLeader | None
+    global_leader: LastLeader | None
+
+
+def lsgd(
+    base: optax.GradientTransformation,
+    *,
+    local_pull: float = 0.1,
+    global_pull: float = 0.1,
+    local_period: int = 16,
+    global_period: int = 64,
+    stale_local_pull: float = 0.0,
+    stale_global_pull: float = 0.0,
+    window: int = 10,
+    wire_dtype: DTypeLike | None = None,
+) -> DistributedOptimizer:
+    r"""Workers take steps of their own and are pulled toward the best of them.
+
+    With t counted from 1 after the step of a worker x in group j::
+
+      x <- x - base update(gradient of x's own minibatch)
+      x <- x - stale_local_pull (x - x~j) - stale_global_pull (x - x~)    leaders as broadcast last
+      if local_period divides t:   x~j = best of group j;   x <- (1 - local_pull) x + local_pull x~j
+      if global_period divides t:  x~  = best of all;       x <- (1 - global_pull) x + global_pull x~
+
+    The best has the lowest mean loss over its last `window` minibatches; ties go
+    to the lowest rank. A worker whose score or any parameter is not finite
+    cannot lead. In one group there is only the global leader, and
+    `local_pull`, `local_period` and `stale_local_pull` have no effect.
+
+    Args:
+      base: any optax optimizer, for the local steps.
+      local_pull: λ in [0, 1].
+      global_pull: λ_G in [0, 1].
+      local_period: τ, steps of a worker between two local communications.
+      global_period: τ_G, a multiple of τ where there are several groups.
+      stale_local_pull: pull of every step toward the local leader of the last
+        communication (0.1/τ in the authors' runs). Keeps a copy of it.
+      stale_global_pull: the same toward the global leader (0.1/τ_G).
+      window: minibatches in a score.
+      wire_dtype: dtype in which a leader's parameters travel, or None for their own.
+
+    Returns:
+      A `DistributedOptimizer`.
+
+    Raises:
+      ValueError: if a pull is outside [0, 1], a period or the window less than 1,
+        or `wire_dtype` no floating-point dtype. That the periods fit together is
+        checked where the number of groups is known.
+    """
+    for name, pull in (
+        ("local_pull", local_pull),
+        ("global_pull", global_pull),
+        ("stale_local_pull", stale_local_pull),
+        ("stale_global_pull", stale_global_pull),
+    ):
+        check_pull(name, pull)
+    for name, count in (("local_period", local_period), ("global_period", global_period), ("window", window)):
+        if int(count) != count or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+    check_wire_dtype(wire_dtype)
+
+    base = optax.with_extra_args_support(base)
+    stale_pull = leader_pull(stale_local_pull, stale_global_pull)
+
+    def init(params: optax.Params) -> LsgdState:
+        return LsgdState(
+            base=base.init(params),
+            local_leader=_unknown_leader(params) if stale_local_pull else None,
+            global_leader=_unknown_leader(params) if stale_global_pull else None,
+        )
+
+    def update(
+        grads: optax.Updates, state: LsgdState, params: optax.Params, *, value: Any, **extra: Any
+    ) -> tuple[optax.Updates, LsgdState]:
+        updates, base_state = base.update(grads, state.base, params, value=value, **extra)
+        if stale_local_pull or stale_global_pull:
+            stepped = optax.apply_updates(params, updates)
+            updates, _ = stale_pull.update(
+                updates,
+                stale_pull.init(params),
+                stepped,
+                local_leader=_leader_or_self(state.local_leader, stepped),
+                global_leader=_leader_or_self(state.global_leader, stepped),
+            )
+        return updates, state._replace(base=base_state)
+
+    def toward_leader(level: str, pull: float) -> Any:
+        """The communication that elects the leader of a level and pulls toward it."""
+        slot = f"{level}_leader"
+
+        def apply(params: optax.Params, state: LsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+            finite = all_finite(params)
+            leader = elect_leader(jnp.where(finite, score, jnp.inf), axis_name)
+            leader_params = broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype)
+            pulled = optax.incremental_update(leader_params, params, pull)
+
+            restarted = leader.valid & ~finite
+            moved = leader.valid & ~leader.is_leader
+            params = _select(moved, _select(restarted, leader_params, pulled), params)
+            last = _remember(getattr(state, slot), leader_params, leader.valid)
+            return Outcome(params, state._replace(**{slot: last}), leader, restarted)
+
+        return apply
+
+    def bytes_sent(params: Any, workers: int) -> int:
+        # Everybody's score and rank go round, then one model goes to all the others.
+        election = 2 * (workers - 1) * 8
+        return election + broadcast_bytes(params, workers, wire_dtype)
+
+    def center(params: optax.Params, state: LsgdState, axes: Axes) -> optax.Params:
+        """The mean of all workers whose parameters are finite."""
+        del state
+        return mean(params, axes.all, where=all_finite(params))
+
+    return DistributedOptimizer(
+        init=init,
+        reduce_gradients=lambda grads, axes: grads,
+        update=update,
+        communications=(
+            Communication(int(local_period), (WORKER,), toward_leader("local", local_pull), bytes_sent),
+            Communication(int(global_period), (GROUP, WORKER), toward_leader("global", global_pull), bytes_sent),
+        ),
+        center=center,
+        restart=lambda params, state: state._replace(base=base.init(params)),
+        gradient_bytes=lambda params, workers: 0,
+        window=int(window),
+    )
+
+
+def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _unknown_leader(params: optax.Params) -> LastLeader:
+    leaf = jax.tree.leaves(params)[0]
+    return LastLeader(
+        params=jax.tree.map(jnp.zeros_like, params), known=jnp.full_like(leaf, False, shape=(), dtype=jnp.bool_)
+    )
+
+
+def _leader_or_self(last: LastLeader | None, params: optax.Params) -> optax.Params | None:
+    """The last leader; before there was one, the worker itself, toward which nothing pulls."""
+    return None if last is None else _select(last.known, last.params, params)
+
+
+def _remember(last: LastLeader | None, params: optax.Params, valid: jax.Array) -> LastLeader | None:
+    if last is None:
+        return None
+    return LastLeader(params=_select(valid, params, last.params), known=last.known | valid)

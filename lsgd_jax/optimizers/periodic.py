@@ -1,0 +1,107 @@
+"""A distributed optimizer as an optax transform, for a loop of one's own."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.scoring import LossWindow, empty_window, record_loss, score
+
+
+class PeriodicState(NamedTuple):
+    """State of `periodic`, an ordinary pytree.
+
+    Attributes:
+      step: int32[], steps so far, the same on every worker.
+      losses: the worker's last losses, or None if the method needs no score.
+      inner: the distributed optimizer's state.
+    """
+
+    step: jax.Array
+    losses: LossWindow | None
+    inner: Any
+
+
+def periodic(
+    optimizer: DistributedOptimizer, *, group_axis: str | None = GROUP, worker_axis: str = WORKER
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a drop-in optax transform that communicates when its time has come.
+
+    Call `init` and `update(grads, state, params, value=loss)` inside whatever
+    binds the axes: `jax.shard_map` over a mesh, `jax.pmap`, `jax.vmap`, or one in
+    another. Communications sit in `lax.cond`: steps between them send nothing.
+
+    Under a `vmap` of the single step the counter in the state is batched and the
+    `cond` becomes a select: the trajectory is right, but every step communicates.
+    Put the scan over steps inside the `vmap`, or keep the counter unbatched
+    (`in_axes=PeriodicState(step=None, losses=0, inner=0)`).
+
+    A worker whose parameters are no longer finite never leads and never spreads,
+    but it stays lost: optax only adds updates, and NaN plus anything is NaN. The
+    train step of `lsgd_jax.make_train_step` restarts such a worker.
+
+    Args:
+      optimizer: what `lsgd`, `data_parallel`, … return.
+      group_axis: the name of the axis of groups; None for a flat set of workers.
+      worker_axis: the name of the axis of workers in a group.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Its `update` raises ValueError
+      when it is traced without `params`, without `value` where the method scores
+      workers, or when a global period is no multiple of the local one.
+    """
+    axes = Axes(group=() if group_axis is None else (group_axis,), worker=(worker_axis,))
+
+    def init(params: optax.Params) -> PeriodicState:
+        losses = None if optimizer.window is None else empty_window(params, optimizer.window)
+        return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params))
+
+    def update(
+        grads: optax.Updates,
+        state: PeriodicState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, PeriodicState]:
+        if params is None:
+            raise ValueError("a distributed optimizer needs the parameters: call update(grads, state, params, ...)")
+        losses = state.losses
+        if losses is not None:
+            if value is None:
+                raise ValueError("workers are scored by their loss: call update(..., value=loss)")
+            losses = record_loss(losses, value)
+
+        grads = optimizer.reduce_gradients(grads, axes)
+        updates, inner = optimizer.update(grads, state.inner, params, value=value, **extra)
+        step = state.step + 1
+        for communication in schedule(optimizer, groups=lax.axis_size(axes.group)):
+            updates, inner = lax.cond(
+                step % communication.period == 0,
+                lambda updates, inner, due=communication: _communicate(due, updates, inner, params, losses, axes),
+                lambda updates, inner: (updates, inner),
+                updates,
+                inner,
+            )
+        return updates, PeriodicState(step=step, losses=losses, inner=inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _communicate(
+    due: Communication,
+    updates: optax.Updates,
+    inner: Any,
+    params: optax.Params,
+    losses: LossWindow | None,
+    axes: Axes,
+) -> tuple[optax.Updates, Any]:
+    """The updates that lead from `params` to where the communication leaves them."""
+    worker_score = jnp.array(jnp.nan) if losses is None else score(losses)
+    outcome = due.apply(optax.apply_updates(params, updates), inner, worker_score, axes.names(due.axes))
+    moved = jax.tree.map(lambda new, old, u: (new - old).astype(u.dtype), outcome.params, params, updates)
+    return moved, outcome.state

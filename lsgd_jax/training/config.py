@@ -1,0 +1,130 @@
+"""The settings of a run, and what can be wrong with them."""
+
+import dataclasses
+import math
+from typing import Any
+
+from lsgd_jax.training.errors import InputError
+
+# These may differ when a run is resumed: they change neither the model nor the algorithm.
+FREE_AT_RESUME = frozenset({"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run, named as the flags of `experiments/train.py`.
+
+    None stands for a default that depends on other settings; see the properties.
+    """
+
+    workdir: str
+    # What
+    algorithm: str = "lsgd"
+    dataset: str = "digits"
+    model: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+    seed: int = 0
+    # Workers
+    groups: int = 2
+    workers: int = 4
+    sampling: str = "shard"
+    init: str = "same"
+    # Local steps
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int | None = None
+    steps: int = 640
+    # Communication
+    local_pull: float = 0.1
+    global_pull: float = 0.1
+    stale_local_pull: float = 0.0
+    stale_global_pull: float = 0.0
+    local_period: int = 16
+    global_period: int = 64
+    leader_window: int = 10
+    wire_dtype: str | None = None
+    # Run
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model: by default one that suits the data set."""
+        return self.model or ("cnn3" if self.dataset == "digits" else "cnn7")
+
+    @property
+    def evaluation_period(self) -> int:
+        """Local steps between two evaluations: by default a twentieth of the run."""
+        return self.eval_every or max(1, math.ceil(self.steps / 20))
+
+    @property
+    def checkpoint_period(self) -> int:
+        """Local steps between two checkpoints: by default a fifth of the run."""
+        return self.checkpoint_every or max(1, math.ceil(self.steps / 5))
+
+    def batch_size_of(self, shard: int) -> int:
+        """A worker's batch size: by default the paper's 128, or its whole shard if that is smaller."""
+        return self.batch_size or min(128, shard)
+
+
+def check_config(config: Config) -> None:
+    """Checks the settings that can be judged on their own.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    for name in ("groups", "workers", "steps", "leader_window", "global_period"):
+        _check_at_least(config, name, 1)
+    for name in ("batch_size", "eval_every", "checkpoint_every"):
+        if getattr(config, name) is not None:
+            _check_at_least(config, name, 1)
+    for name in ("learning_rate", "weight_decay", "seed"):
+        _check_at_least(config, name, 0)
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
+    _check_choice(config, "sampling", ("shard", "iid"))
+    _check_choice(config, "init", ("same", "different"))
+    for level in ("local", "global"):
+        if level == "local" and config.groups == 1:
+            continue  # one group has no level of its own
+        for name in (f"{level}_pull", f"stale_{level}_pull"):
+            if not 0 <= getattr(config, name) <= 1:
+                raise InputError(f"--{name}={getattr(config, name)}: must lie in [0, 1]")
+    if config.groups > 1:
+        _check_at_least(config, "local_period", 1)
+    if config.algorithm == "data_parallel" and config.init == "different":
+        raise InputError("--init=different: data_parallel keeps its workers equal, so use --init=same")
+
+
+def check_resumable(saved: dict[str, Any], config: Config) -> None:
+    """Refuses to go on with a run whose model or algorithm would change.
+
+    Args:
+      saved: the settings that the run was started with.
+      config: the settings now.
+
+    Raises:
+      InputError: naming the flags that differ.
+    """
+    changed = {
+        name: (saved.get(name), value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE_AT_RESUME and name in saved and saved[name] != value
+    }
+    if changed:
+        told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in changed.items())
+        raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir")
+
+
+def _check_at_least(config: Config, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if not (math.isfinite(value) and value >= least):
+        raise InputError(f"--{name}={value}: must be at least {least}")
+
+
+def _check_choice(config: Config, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise InputError(f"unknown --{name}={getattr(config, name)}: choose one of {', '.join(choices)}")

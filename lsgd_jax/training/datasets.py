@@ -1,0 +1,188 @@
+"""Image classification sets: handwritten digits without a download, any other from TFDS."""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.images import Preprocessing
+
+VALIDATION_SHARE = 0.1
+DIGITS_TEST_SHARE = 0.2
+MAX_BYTES = 8 * 2**30
+
+# The paper's, for pixels of 0 to 255.
+CIFAR10_MEAN = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
+CIFAR10_STD = (0.2023 * 255, 0.1994 * 255, 0.2010 * 255)
+
+
+class Images(NamedTuple):
+    """Raw images, uint8[count, height, width, channels], and labels, int32[count]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+      train: what workers train on.
+      validation: held out of the training set.
+      test: read only to report.
+      classes: the number of classes.
+      preprocessing: how raw images become a model's input.
+    """
+
+    train: Images
+    validation: Images
+    test: Images
+    classes: int
+    preprocessing: Preprocessing
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a model's input."""
+        height, width, channels = self.train.images.shape[1:]
+        return self.preprocessing.output_shape((height, width, channels))
+
+
+def load_dataset(name: str, *, data_dir: str | None = None, download: bool = False, seed: int = 0) -> Dataset:
+    """Loads a set and holds a tenth of its training data out for validation.
+
+    Args:
+      name: "digits", or the name of an image classification set in TFDS.
+      data_dir: where prepared TFDS sets are; TFDS's own default if None.
+      download: whether TFDS may fetch and prepare what is missing (needs TensorFlow).
+      seed: decides which training images are held out.
+
+    Raises:
+      InputError: if there is no such set, or it is not prepared in `data_dir`, or
+        it is no image classification set of one image size that fits in memory.
+    """
+    if name == "digits":
+        train, test, classes = _load_digits()
+        preprocessing = _standardizing(train)
+    else:
+        train, test, classes = _load_tfds(name, data_dir, download)
+        preprocessing = _preprocessing_of(name, train)
+    train, validation = _hold_out(train, VALIDATION_SHARE, np.random.default_rng(seed))
+    return Dataset(train, validation, test, classes, preprocessing)
+
+
+def check_dataset(name: str, *, data_dir: str | None = None, download: bool = False) -> None:
+    """Raises `load_dataset`'s errors that show without reading any image."""
+    if name != "digits":
+        _find_builder(name, data_dir, download)
+
+
+def _load_digits() -> tuple[Images, Images, int]:
+    """1,797 images of 8×8 with 17 shades. The test split is the same for every seed."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    everything = Images(bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32))
+    train, test = _hold_out(everything, DIGITS_TEST_SHARE, np.random.default_rng(0))
+    return train, test, 10
+
+
+def _hold_out(images: Images, share: float, rng: np.random.Generator) -> tuple[Images, Images]:
+    """(the rest, the share that is held out), both in random order."""
+    order = rng.permutation(len(images.labels))
+    held_out = max(1, round(share * len(order)))
+    return _take(images, order[held_out:]), _take(images, order[:held_out])
+
+
+def _take(images: Images, indices: np.ndarray) -> Images:
+    return Images(images.images[indices], images.labels[indices])
+
+
+def _preprocessing_of(name: str, train: Images) -> Preprocessing:
+    if name == "cifar10":
+        return Preprocessing(mean=CIFAR10_MEAN, std=CIFAR10_STD, crop=28, flip=True)
+    if name == "cifar100":
+        return dataclasses.replace(_standardizing(train), crop=28, flip=True)
+    return _standardizing(train)
+
+
+def _standardizing(train: Images) -> Preprocessing:
+    """Mean 0 and variance 1 in each channel, no augmentation."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for chunk in np.array_split(train.images, max(1, len(train.images) // 4096)):
+        pixels = chunk.reshape(-1, chunk.shape[-1]).astype(np.float64)
+        count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+    return Preprocessing(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def _load_tfds(name: str, data_dir: str | None, download: bool) -> tuple[Images, Images, int]:
+    builder = _find_builder(name, data_dir, download)
+    if not builder.is_prepared():
+        builder.download_and_prepare(file_format="array_record")
+        _check_features(name, builder)
+    test_split = "test" if "test" in builder.info.splits else "validation"
+    classes = builder.info.features["label"].num_classes
+    return _read(builder, "train"), _read(builder, test_split), classes
+
+
+def _find_builder(name: str, data_dir: str | None, download: bool) -> Any:
+    """The TFDS builder of a set that is prepared, or that may be downloaded."""
+    import tensorflow_datasets as tfds
+
+    where = pathlib.Path(data_dir).expanduser() if data_dir else pathlib.Path.home() / "tensorflow_datasets"
+    try:
+        builder = tfds.builder(name, data_dir=where)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS image set"
+        raise InputError(f"unknown data set {name!r}: {hint}") from error
+    except Exception as error:  # TFDS has no common class for what a bad name or folder raises
+        raise InputError(f"cannot open data set {name!r} in {where}: {str(error).splitlines()[0]}") from error
+    if builder.is_prepared():
+        _check_features(name, builder)
+    elif not download:
+        raise InputError(
+            f"data set {name!r} is not in {where}: give the --data_dir of a prepared TFDS folder, "
+            "or --download to fetch it (needs pip install 'lsgd_jax[train,tensorflow]')"
+        )
+    elif importlib.util.find_spec("tensorflow") is None:
+        raise InputError("--download needs TensorFlow to prepare data: pip install 'lsgd_jax[train,tensorflow]'")
+    return builder
+
+
+def _check_features(name: str, builder: Any) -> None:
+    features, splits = builder.info.features, builder.info.splits
+    if "image" not in features or "label" not in features or not hasattr(features["label"], "num_classes"):
+        raise InputError(f"{name!r} is no image classification set: it needs the features 'image' and 'label'")
+    shape = features["image"].shape
+    if None in shape:
+        raise InputError(f"{name!r} has images of various sizes {shape}: choose a set with images of one size")
+    if "train" not in splits or not ("test" in splits or "validation" in splits):
+        raise InputError(f"{name!r} needs a split 'train' and a split 'test' or 'validation', it has {sorted(splits)}")
+    size = int(np.prod(shape)) * sum(splits[split].num_examples for split in splits)
+    if size > MAX_BYTES:
+        raise InputError(f"{name!r} takes {size / 2**30:.0f} GiB: choose a set of at most {MAX_BYTES / 2**30:.0f} GiB")
+
+
+def _read(builder: Any, split: str) -> Images:
+    try:
+        source = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise InputError(
+            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
+            "prepare it as array_record, or use --download with another --data_dir"
+        ) from error
+    images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), 1000):
+        rows = range(start, min(start + 1000, len(source)))
+        for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
+            images[row], labels[row] = example["image"], example["label"]
+    return Images(images, labels)

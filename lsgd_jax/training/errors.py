@@ -1,0 +1,9 @@
+"""What a user of the command line can get wrong, told in one line."""
+
+
+class InputError(ValueError):
+    """Bad input. Its message is one line: what is wrong, and what to do."""
+
+
+class AllWorkersLostError(RuntimeError):
+    """No worker has finite parameters left. Its message is one line."""

@@ -1,0 +1,74 @@
+"""Augmentation and normalization of images, inside the jitted step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a data set's raw images become a model's input.
+
+    Attributes:
+      mean: per channel, in the raw images' unit (0 to 255 for most sets).
+      std: likewise.
+      crop: side of the square crop in pixels, random in training and central in
+        evaluation; None for whole images.
+      flip: whether training images are flipped left to right half of the time.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int | None = None
+    flip: bool = False
+
+    def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(height, width, channels) of a model's input, from that of a raw image."""
+        height, width, channels = image_shape
+        return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
+
+
+def augment(images: jax.Array, key: jax.Array, how: Preprocessing) -> jax.Array:
+    """Training input: each image flipped and cropped at random, then normalized.
+
+    Args:
+      images: [batch, height, width, channels], raw.
+      key: the randomness of this batch.
+      how: the data set's preprocessing.
+
+    Returns:
+      float32[batch, crop, crop, channels].
+    """
+    flip_key, crop_key = jax.random.split(key)
+    batch, height, width, channels = images.shape
+    if how.flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    if how.crop is not None:
+        room = jnp.array([height - how.crop + 1, width - how.crop + 1])
+        corners = jax.random.randint(crop_key, (batch, 2), 0, room)
+        size = (how.crop, how.crop, channels)
+        images = jax.vmap(lambda image, at: lax.dynamic_slice(image, (at[0], at[1], 0), size))(images, corners)
+    return _normalize(images, how)
+
+
+def preprocess(images: jax.Array, how: Preprocessing) -> jax.Array:
+    """Evaluation input: the centre crop, normalized.
+
+    Args:
+      images: [batch, height, width, channels], raw.
+      how: the data set's preprocessing.
+
+    Returns:
+      float32[batch, crop, crop, channels].
+    """
+    if how.crop is not None:
+        top, left = (images.shape[1] - how.crop) // 2, (images.shape[2] - how.crop) // 2
+        images = images[:, top : top + how.crop, left : left + how.crop]
+    return _normalize(images, how)
+
+
+def _normalize(images: jax.Array, how: Preprocessing) -> jax.Array:
+    return (images.astype(jnp.float32) - jnp.array(how.mean)) / jnp.array(how.std)

@@ -1,0 +1,50 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows steps/s, images/s, the loss and the leader, on standard error."""
+
+    def __init__(self, *, step: int, steps: int, images_per_step: int) -> None:
+        self._steps, self._images_per_step = steps, images_per_step
+        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._since = self._told = time.monotonic()
+        self._from = self._step = step
+
+    def update(self, step: int, loss: float, leader: int | None) -> None:
+        """Tells that a round has ended at `step`."""
+        leads = "" if leader is None else f", leader {leader}"
+        if self._bar is not None:
+            rate = self._bar.format_dict["rate"] or (step - self._from) / max(time.monotonic() - self._since, 1e-9)
+            self._bar.set_postfix_str(f"{rate * self._images_per_step:,.0f} images/s, loss {loss:.4f}{leads}", False)
+            self._bar.update(step - self._step)
+        self._step = step
+        now = time.monotonic()
+        if self._bar is None and (now - self._told > SECONDS_BETWEEN_LINES or step == self._steps):
+            rate = (step - self._from) / (now - self._since)
+            images = rate * self._images_per_step
+            self.tell(f"step {step}/{self._steps}, {rate:.1f} steps/s, {images:,.0f} images/s, loss {loss:.4f}{leads}")
+            self._told = self._since = now
+            self._from = step
+
+    def tell(self, line: str) -> None:
+        """Prints a line without spoiling the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,111 @@
+"""The files that a run writes as it goes: metrics.jsonl, leaders.csv, TensorBoard events."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tensorboardX import SummaryWriter
+
+LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
+
+
+class LeaderRow(NamedTuple):
+    """A row of leaders.csv; `group` is empty at the global level, `leader` a rank j·l + i."""
+
+    step: int
+    level: str
+    group: int | str
+    leader: int
+    score: float
+
+
+class Records:
+    """Appends to a run's records. `last_step` drops what was written after a checkpoint."""
+
+    def __init__(self, workdir: pathlib.Path, *, last_step: int) -> None:
+        self._metrics_path = workdir / "metrics.jsonl"
+        self._leaders_path = workdir / "leaders.csv"
+        _rewrite(self._metrics_path, "".join(map(_json_line, read_metrics(workdir, last_step))))
+        _rewrite(self._leaders_path, _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
+        self._metrics = self._metrics_path.open("a")
+        self._leaders = self._leaders_path.open("a", newline="")
+        self._events = SummaryWriter(logdir=str(workdir / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
+
+    def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
+        """Appends elections to leaders.csv."""
+        self._leaders.write(_csv_text(rows))
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Appends an evaluation to metrics.jsonl; a number that is not finite becomes null."""
+        self._metrics.write(_json_line(row))
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                self._events.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Brings all rows to disk, so that no checkpoint is newer than they are."""
+        for file in (self._metrics, self._leaders):
+            file.flush()
+            os.fsync(file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        self._metrics.close()
+        self._leaders.close()
+        self._events.close()
+
+
+def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a step. A line that was cut off ends them."""
+    rows: list[dict[str, Any]] = []
+    for line in _lines(workdir / "metrics.jsonl"):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+def read_leaders(workdir: pathlib.Path, last_step: float = math.inf) -> list[LeaderRow]:
+    """The rows of leaders.csv up to a step. A line that was cut off ends them."""
+    rows: list[LeaderRow] = []
+    for line in csv.reader(_lines(workdir / "leaders.csv")[1:]):
+        try:
+            step, level, group, leader, score = line
+            row = LeaderRow(int(step), level, int(group) if group else "", int(leader), float(score))
+        except ValueError:
+            break
+        if row.step <= last_step:
+            rows.append(row)
+    return rows
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """The complete lines of a file, none if it is missing."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def _rewrite(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+    return json.dumps(finite) + "\n"
+
+
+def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

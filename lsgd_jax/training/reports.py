@@ -1,0 +1,104 @@
+"""From the reports of rounds to leaders.csv, the log, and the progress bar."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.progress import Progress
+from lsgd_jax.training.records import LeaderRow, Records
+from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.train_step import Election, RoundReport
+
+
+class RoundLog:
+    """Writes down what happened in each round.
+
+    A report is read one round late, while the devices compute the next one, so
+    that they never wait for the host. `catch_up` reads what is left.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        records: Records,
+        progress: Progress,
+        last_checkpoint: Callable[[], int | None],
+    ) -> None:
+        self.train_loss = float("nan")
+        self._topology, self._records, self._progress = topology, records, progress
+        self._last_checkpoint = last_checkpoint
+        self._pending: tuple[int, RoundReport] | None = None
+        self._lost = np.zeros(topology.shape, bool)
+        self._unscored = np.zeros(topology.shape, bool)
+
+    def add(self, step: int, report: RoundReport) -> None:
+        """Takes the report of the round that ends at `step`."""
+        self.catch_up()
+        self._pending = step, report
+
+    def catch_up(self) -> None:
+        """Writes down the reports that have been taken but not read.
+
+        Raises:
+          AllWorkersLostError: if no worker has finite parameters left.
+        """
+        if self._pending is None:
+            return
+        step, report = self._pending[0], jax.device_get(self._pending[1])
+        self._pending = None
+
+        self._tell("has parameters that are not finite", step, report.lost, self._lost)
+        unscored = ~np.isfinite(report.score) & ~report.lost
+        self._tell("has a loss that is not finite and cannot lead", step, unscored, self._unscored)
+        lost = report.lost
+        for level, election in report.elections.items():
+            if election.due.any():
+                self._records.add_leaders(self._leader_rows(step, level, election))
+                lost = lost & ~self._tell_restarts(step, level, election)
+        self._lost, self._unscored = lost, unscored
+        if lost.all():
+            self._give_up(step)
+
+        able = np.isfinite(report.score) & ~report.lost
+        self.train_loss = float(np.mean(report.score, where=able)) if able.any() else float("nan")
+        best = int(np.argmin(np.where(able, report.score, np.inf))) if able.any() else None
+        self._progress.update(step, self.train_loss, best)
+
+    def _leader_rows(self, step: int, level: str, election: Election) -> list[LeaderRow]:
+        if election.leader is None:
+            return []
+        if level == "global":
+            rank, score, _, valid = (x[0, 0] for x in election.leader)
+            return [LeaderRow(step, level, "", int(rank), float(score))] if valid else []
+        rows = []
+        for group in range(self._topology.groups):
+            rank, score, _, valid = (x[group, 0] for x in election.leader)
+            if valid:
+                rows.append(LeaderRow(step, level, group, self._rank(group, int(rank)), float(score)))
+        return rows
+
+    def _tell_restarts(self, step: int, level: str, election: Election) -> np.ndarray:
+        for group, worker in np.argwhere(election.restarted):
+            source = ""
+            if election.leader is not None:
+                rank = int(election.leader.rank[group, worker])
+                source = f" from the {level} leader, worker {rank if level == 'global' else self._rank(group, rank)}"
+            self._progress.tell(f"step {step}: worker {self._rank(group, worker)} starts again{source}")
+        return np.asarray(election.restarted)
+
+    def _tell(self, what: str, step: int, now: np.ndarray, before: np.ndarray) -> None:
+        for group, worker in np.argwhere(now & ~before):
+            self._progress.tell(f"step {step}: worker {self._rank(group, worker)} {what}")
+
+    def _rank(self, group: int, worker: int) -> int:
+        return int(group) * self._topology.workers + int(worker)
+
+    def _give_up(self, step: int) -> None:
+        last = self._last_checkpoint()
+        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
+        raise AllWorkersLostError(
+            f"all workers were lost by step {step} (parameters that are not finite): "
+            f"use a smaller --learning_rate in a new --workdir; {kept}"
+        )

@@ -1,0 +1,131 @@
+"""Where workers live: axes of a device mesh times lanes on each device."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.optimizers.distributed_optimizer import Axes
+
+GROUP_LANE = "group_lane"
+WORKER_LANE = "worker_lane"
+
+Lanes = Literal["vmap", "sequential"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`groups` × `workers` workers over whatever devices there are.
+
+    The mesh axes `group` and `worker` take as many devices as divide the shape;
+    the remaining workers are lanes on each device. On one device all are lanes,
+    on groups·workers devices none. A run does not depend on the split.
+
+    Per-worker arrays have the shape (groups, workers, ...), and on a device the
+    shape (groups / mesh groups, workers / mesh workers, ...).
+
+    Attributes:
+      groups: n, the number of groups.
+      workers: l, the number of workers in each group.
+      devices: the devices to use; all of them by default.
+      lanes: how the gradients of a device's lanes are computed: "vmap" all at
+        once, "sequential" one after the other. By default sequential on CPU,
+        where batched kernels are slow, and vmap elsewhere.
+
+    Raises:
+      ValueError: if `groups` or `workers` is less than 1, `devices` is empty, or
+        `lanes` is unknown.
+    """
+
+    groups: int
+    workers: int
+    devices: Sequence[jax.Device] | None = None
+    lanes: Lanes | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "workers"):
+            count = getattr(self, name)
+            if int(count) != count or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+        devices = tuple(jax.devices() if self.devices is None else self.devices)
+        if not devices:
+            raise ValueError("devices is empty: name at least one device, or leave it out to use all")
+        if self.lanes not in (None, "vmap", "sequential"):
+            raise ValueError(f'lanes must be "vmap" or "sequential", got {self.lanes!r}')
+        object.__setattr__(self, "devices", devices)
+        if self.lanes is None:
+            object.__setattr__(self, "lanes", "sequential" if devices[0].platform == "cpu" else "vmap")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(groups, workers)."""
+        return self.groups, self.workers
+
+    @property
+    def size(self) -> int:
+        """The number of workers of all groups."""
+        return self.groups * self.workers
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices with the axes (group, worker): as many as divide the shape.
+
+        Of two meshes of the same size, the one with more groups: workers of a
+        group, who talk more often, then share devices.
+        """
+        assert self.devices is not None
+        sizes = [
+            (g * w, g, w)
+            for g in range(1, self.groups + 1)
+            for w in range(1, self.workers + 1)
+            if self.groups % g == 0 and self.workers % w == 0 and g * w <= len(self.devices)
+        ]
+        used, mesh_groups, mesh_workers = max(sizes)
+        return Mesh(np.array(self.devices[:used]).reshape(mesh_groups, mesh_workers), (GROUP, WORKER))
+
+    @property
+    def axes(self) -> Axes:
+        """The names that are bound inside `over_lanes` inside `over_devices`."""
+        return Axes(group=(GROUP, GROUP_LANE), worker=(WORKER, WORKER_LANE))
+
+    @property
+    def per_worker(self) -> NamedSharding:
+        """The sharding of arrays of shape (groups, workers, ...)."""
+        return NamedSharding(self.mesh, PartitionSpec(GROUP, WORKER))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of arrays that every device has."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def over_devices(self, function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
+        """`jax.shard_map` over the mesh."""
+        # Collectives over lanes inside a shard_map need check_vma=False.
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def over_lanes(self, function: Callable, in_axes: Any = 0) -> Callable:
+        """Maps a function of one worker over this device's lanes, where it may communicate."""
+        return jax.vmap(
+            jax.vmap(function, in_axes=in_axes, axis_name=WORKER_LANE), in_axes=in_axes, axis_name=GROUP_LANE
+        )
+
+    def each_lane(self, function: Callable) -> Callable:
+        """Maps a function that does not communicate over this device's lanes, as `lanes` says."""
+        if self.lanes == "vmap":
+            return jax.vmap(jax.vmap(function))
+
+        def one_after_the_other(*args: Any) -> Any:
+            shape = jax.tree.leaves(args)[0].shape[:2]
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args)
+            if shape == (1, 1):  # no loop around the only lane
+                out = jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], flat)))
+            else:
+                out = lax.map(lambda lane: function(*lane), flat)
+            return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
+
+        return one_after_the_other

@@ -1,0 +1,260 @@
+"""A round: local steps on every worker, then the communication that is due."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, record_loss, score
+from lsgd_jax.training.topology import Topology
+
+# How many losses make a score, for reports, where the method itself needs none.
+REPORT_WINDOW = 10
+
+
+class TrainState(NamedTuple):
+    """State of all workers. Leaves have the shape (groups, workers, ...), but for `step`.
+
+    Attributes:
+      params: the parameters.
+      model_state: what else the model keeps (batch statistics); may be empty.
+      opt_state: the distributed optimizer's state.
+      losses: the last losses of each worker.
+      keys: key[groups, workers], from which each worker draws all its randomness.
+      step: int32[], local steps so far, the same for all.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    losses: LossWindow
+    keys: jax.Array
+    step: jax.Array
+
+
+class Election(NamedTuple):
+    """What one kind of communication did in a round; leaves [groups, workers].
+
+    Attributes:
+      due: bool, whether it took place.
+      leader: who was elected, or None for a method without leaders.
+      restarted: bool, whether the worker was lost and started again from another.
+    """
+
+    due: jax.Array
+    leader: Leader | None
+    restarted: jax.Array
+
+
+class RoundReport(NamedTuple):
+    """What happened in a round; leaves [groups, workers].
+
+    Attributes:
+      score: float, the mean of each worker's last losses, at the end of the local steps.
+      lost: bool, whether any parameter was not finite at the end of the local steps.
+      elections: by level, "local" and "global".
+    """
+
+    score: jax.Array
+    lost: jax.Array
+    elections: dict[str, Election]
+
+
+class Loss(Protocol):
+    """`loss(params, model_state, batch, key) -> (loss, model_state)` of one worker."""
+
+    def __call__(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]: ...
+
+
+class Batches(NamedTuple):
+    """Where a worker's minibatches come from.
+
+    Attributes:
+      plan: `(key, first_step, steps) -> pytree` with a leading axis of `steps`:
+        what each of the steps is to draw; `steps` is a Python integer.
+      draw: `(data, planned, key) -> batch`, for one step.
+      per_worker: whether the leaves of `data` have the shape (groups, workers, ...),
+        each worker seeing its own part, or are the same for all.
+    """
+
+    plan: Callable[[jax.Array, jax.Array, int], Any]
+    draw: Callable[[Any, Any, jax.Array], Any]
+    per_worker: bool
+
+
+def init_state(
+    optimizer: DistributedOptimizer,
+    topology: Topology,
+    init_model: Callable[[jax.Array], tuple[Any, Any]],
+    key: jax.Array,
+    *,
+    same_init: bool = True,
+) -> TrainState:
+    """The state before the first step, on the topology's devices.
+
+    Args:
+      optimizer: the method.
+      topology: where the workers live.
+      init_model: `key -> (params, model_state)` of one worker.
+      key: the key of the run; what worker j·l + i draws does not depend on the mesh.
+      same_init: whether all workers start from the same parameters.
+    """
+    init_key, worker_key = jax.random.split(key)
+    keys = jax.random.split(worker_key, topology.shape)
+    init_keys = jax.random.split(init_key, topology.shape)
+    if same_init:
+        init_keys = jnp.broadcast_to(init_keys[0, 0], topology.shape)
+
+    def init_worker(init_key: jax.Array, key: jax.Array) -> TrainState:
+        params, model_state = init_model(init_key)
+        losses = empty_window(params, optimizer.window or REPORT_WINDOW)
+        return TrainState(params, model_state, optimizer.init(params), losses, key, jnp.zeros([], jnp.int32))
+
+    def init_all(init_keys: jax.Array, keys: jax.Array) -> TrainState:
+        per_worker = jax.vmap(jax.vmap(init_worker))(init_keys, keys)
+        return per_worker._replace(step=jnp.zeros([], jnp.int32))
+
+    shapes = jax.eval_shape(init_all, init_keys, keys)
+    return jax.jit(init_all, out_shardings=state_shardings(topology, shapes))(init_keys, keys)
+
+
+def state_specs() -> Any:
+    """How `shard_map` splits a `TrainState`."""
+    specs: Any = dict.fromkeys(TrainState._fields, PartitionSpec(GROUP, WORKER))
+    return TrainState(**specs | {"step": PartitionSpec()})
+
+
+def state_shardings(topology: Topology, state: TrainState) -> TrainState:
+    """The sharding of each leaf of a state."""
+    per_worker = jax.tree.map(lambda _: topology.per_worker, state)
+    return per_worker._replace(step=topology.replicated)
+
+
+def make_train_step(
+    optimizer: DistributedOptimizer,
+    topology: Topology,
+    loss: Loss,
+    batches: Batches,
+) -> Callable[[TrainState, Any, jax.Array | int], tuple[TrainState, RoundReport]]:
+    """Makes the function that trains all workers for up to a round, in one call.
+
+    A call ends where a communication may be due: after `round_length` steps, or
+    fewer where it begins or is told to end inside a round. Where calls are cut
+    changes nothing of the trajectory, and they all run the same compiled program.
+
+    A worker whose parameters are not finite starts again, at the next
+    communication with a valid leader, from that leader's parameters and model
+    state, with a fresh optimizer state and no losses.
+
+    Args:
+      optimizer: the method.
+      topology: where the workers live.
+      loss: the loss of one worker on one minibatch.
+      batches: where minibatches come from.
+
+    Returns:
+      `train_step(state, data, steps) -> (state, report)`, jitted. It consumes
+      `state` (its buffers are donated) and takes at most `steps` local steps.
+
+    Raises:
+      ValueError: if a global period is no multiple of the local one.
+    """
+    communications = schedule(optimizer, topology.groups)
+    longest = round_length(optimizer, topology.groups)
+    gradient = topology.each_lane(jax.value_and_grad(loss, has_aux=True))
+
+    def plan(step: jax.Array, key: jax.Array) -> Any:
+        return batches.plan(jax.random.fold_in(key, 0), step, longest)
+
+    def draw(data: Any, planned: Any, step: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
+        return batches.draw(data, planned, draw_key), loss_key
+
+    def update(grads: Any, value: jax.Array, params: Any, opt_state: Any, losses: LossWindow) -> Any:
+        grads = optimizer.reduce_gradients(grads, topology.axes)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=value)
+        return optax.apply_updates(params, updates), opt_state, record_loss(losses, value)
+
+    def local_steps(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
+        data_axis = 0 if batches.per_worker else None
+        to_draw = topology.over_lanes(plan, in_axes=(None, 0))(state.step, state.keys)
+
+        def local_step(i: jax.Array, state: TrainState) -> TrainState:
+            planned = jax.tree.map(lambda x: x[:, :, i], to_draw)
+            batch, keys = topology.over_lanes(draw, in_axes=(data_axis, 0, None, 0))(
+                data, planned, state.step, state.keys
+            )
+            (values, model_state), grads = gradient(state.params, state.model_state, batch, keys)
+            params, opt_state, losses = topology.over_lanes(update)(
+                grads, values, state.params, state.opt_state, state.losses
+            )
+            return TrainState(params, model_state, opt_state, losses, state.keys, state.step + 1)
+
+        return lax.fori_loop(0, steps, local_step, state)
+
+    def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
+        state = local_steps(state, data, jnp.minimum(steps, longest - state.step % longest))
+        scores = topology.over_lanes(score)(state.losses)
+        lost = ~topology.over_lanes(all_finite)(state.params)
+        elections = {}
+        for communication in communications:
+            state, elections[communication.level] = _communicate_if_due(communication, optimizer, topology, state)
+        return state, RoundReport(scores, lost, elections)
+
+    per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
+    mapped = topology.over_devices(
+        one_round,
+        in_specs=(state_specs(), per_worker if batches.per_worker else same, same),
+        out_specs=(state_specs(), per_worker),
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def round_length(optimizer: DistributedOptimizer, groups: int) -> int:
+    """The steps from one communication to the next; 64 for a method without any."""
+    return min((c.period for c in schedule(optimizer, groups)), default=64)
+
+
+def _communicate_if_due(
+    communication: Communication, optimizer: DistributedOptimizer, topology: Topology, state: TrainState
+) -> tuple[TrainState, Election]:
+    """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
+    names = topology.axes.names(communication.axes)
+
+    def communicate(state: TrainState) -> tuple[TrainState, Any]:
+        def worker(params: Any, model_state: Any, opt_state: Any, losses: LossWindow) -> Any:
+            outcome = communication.apply(params, opt_state, score(losses), names)
+            renewed = _restarted_model_state(model_state, outcome.leader, names)
+            fresh = (renewed, optimizer.restart(outcome.params, outcome.state), empty_window(params, _size(losses)))
+            kept = (model_state, outcome.state, losses)
+            model_state, opt_state, losses = jax.tree.map(
+                lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept
+            )
+            return (outcome.params, model_state, opt_state, losses), (outcome.leader, outcome.restarted)
+
+        workers = (state.params, state.model_state, state.opt_state, state.losses)
+        (params, model_state, opt_state, losses), news = topology.over_lanes(worker)(*workers)
+        news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
+        return TrainState(params, model_state, opt_state, losses, state.keys, state.step), news
+
+    def nothing(state: TrainState) -> tuple[TrainState, Any]:
+        _, news = jax.eval_shape(communicate, state)
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
+
+    due = state.step % communication.period == 0
+    state, (leader, restarted) = lax.cond(due, communicate, nothing, state)
+    return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
+
+
+def _restarted_model_state(model_state: Any, leader: Leader | None, names: tuple[str, ...]) -> Any:
+    return model_state if leader is None else broadcast_from_leader(model_state, leader, names)
+
+
+def _size(losses: LossWindow) -> int:
+    return losses.losses.shape[0]

@@ -1,0 +1,209 @@
+"""A run from its settings to its results."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lsgd_jax.training.checkpoints import Checkpoints, check_workdir, save_center
+from lsgd_jax.training.config import Config, check_config, check_resumable
+from lsgd_jax.training.datasets import check_dataset
+from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.progress import Progress
+from lsgd_jax.training.records import Records, read_leaders, read_metrics
+from lsgd_jax.training.reports import RoundLog
+from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.stopping import stop_on_signals
+from lsgd_jax.training.traffic import bytes_sent
+from lsgd_jax.training.train_step import TrainState, round_length, state_shardings
+
+
+class Position(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      state: all workers.
+      step: local steps of each worker.
+      seconds: wall-clock of training, without compilation, evaluation and checkpoints.
+    """
+
+    state: TrainState
+    step: int
+    seconds: float
+
+
+def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
+    """Trains as the settings say, and leaves the results in `config.workdir`.
+
+    Args:
+      config: the settings.
+      resume: whether to go on with the run that is in that workdir.
+
+    Returns:
+      The summary that is also in summary.json; None if a signal stopped the run
+      before its end, which is then ready to be resumed.
+
+    Raises:
+      InputError: if the settings cannot work; nothing has been changed then.
+      AllWorkersLostError: if no worker has finite parameters left.
+    """
+    workdir = pathlib.Path(config.workdir).expanduser()
+    check_settings(config, workdir, resume=resume)
+    if resume and (summary := _finished(config, workdir)):
+        print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
+        return summary
+    run = build_run(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(_json(dataclasses.asdict(config)))
+
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        start = _start(run, checkpoints)
+        if resume:
+            print(f"resuming {workdir} at step {start.step} of {config.steps}")
+        with contextlib.closing(Records(workdir, last_step=start.step)) as records:
+            end = _advance(config, run, start, records, checkpoints)
+    return _finish(config, run, end, workdir) if end.step >= config.steps else None
+
+
+def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> None:
+    """Raises InputError for all that can be known to be wrong before data are read."""
+    check_config(config)
+    make_method(config)
+    check_workdir(workdir, resume=resume)
+    if resume:
+        check_resumable(json.loads((workdir / "config.json").read_text()), config)
+    check_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
+
+
+def _start(run: Run, checkpoints: Checkpoints) -> Position:
+    """Where the newest checkpoint is, or the beginning."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return Position(run.init_state(), 0, 0.0)
+    shapes = jax.eval_shape(run.init_state)
+    state, progress = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+    return Position(state, step, progress["seconds"])
+
+
+def _advance(config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints) -> Position:
+    """Rounds, with evaluations and checkpoints between them, to the end or a signal."""
+    if at.step >= config.steps:
+        return at
+    state, step, seconds = at
+    longest = round_length(run.method, config.groups)
+    print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
+    train_step = run.train_step.lower(state, run.data, jnp.int32(longest)).compile()
+    images_per_step = run.topology.size * run.batch_size
+
+    with (
+        Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
+        stop_on_signals() as stop,
+    ):
+        log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
+        started, stopping = time.monotonic(), False
+        while step < config.steps and not stopping:
+            begin, step = step, _round_end(step, config, longest)
+            state, report = train_step(state, run.data, jnp.int32(step - begin))
+            log.add(step, report)
+
+            stopping = bool(stop)
+            evaluating = step % config.evaluation_period == 0 or step == config.steps
+            saving = step % config.checkpoint_period == 0 or step == config.steps or stopping
+            if not (evaluating or saving):
+                continue
+            log.catch_up()
+            jax.block_until_ready(state)
+            seconds += time.monotonic() - started
+            if evaluating:
+                records.add_metrics(_metrics(run, Position(state, step, seconds), log.train_loss))
+            if saving:
+                records.flush()  # first: no checkpoint is newer than the records
+                checkpoints.save(step, state, {"seconds": seconds})
+            started = time.monotonic()
+    return Position(state, step, seconds)
+
+
+def _round_end(step: int, config: Config, longest: int) -> int:
+    """The step at which the round that begins at `step` ends."""
+    periods = (longest, config.evaluation_period, config.checkpoint_period)
+    return min(config.steps, *((step // period + 1) * period for period in periods))
+
+
+def _metrics(run: Run, at: Position, train_loss: float) -> dict[str, Any]:
+    """A row of metrics.jsonl."""
+    candidates = run.candidates(at.state)
+    center, model_state = candidates.center
+    return {
+        "step": at.step,
+        "seconds": round(at.seconds, 3),
+        "bytes_communicated": bytes_sent(run.method, run.topology, center, at.step),
+        "train_loss": train_loss,
+        **run.evaluate((center, model_state), ""),
+        **run.evaluate(candidates.leader, "leader_"),
+        "leader": int(candidates.leader_rank),
+    }
+
+
+def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> dict[str, Any]:
+    """Saves the center, the figures and, last of all, the summary."""
+    params, model_state = run.candidates(end.state).center
+    save_center(workdir, params, model_state, config.model_name, run.input_shape, run.classes, run.preprocessing)
+    metrics, leaders = read_metrics(workdir), read_leaders(workdir)
+    figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    summary = {
+        **metrics[-1],
+        "algorithm": config.algorithm,
+        "dataset": config.dataset,
+        "model": config.model_name,
+        "parameters": parameters,
+        "groups": config.groups,
+        "workers": config.workers,
+        "batch_size": run.batch_size,
+        "seed": config.seed,
+        "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
+        "jax": jax.__version__,
+        "worker_validation_error": [],
+        "worker_test_error": [],
+        "figures": [str(path.relative_to(workdir)) for path in figures],
+    }
+    for figures_of_worker in run.evaluate_workers(end.state):
+        for split in ("validation", "test"):
+            summary[f"worker_{split}_error"].append(figures_of_worker[f"{split}_error"])
+    (workdir / "summary.json").write_text(_json(summary))
+    return summary
+
+
+def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do."""
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else None
+    return summary if summary and summary["step"] >= config.steps else None
+
+
+def _json(tree: Any) -> str:
+    finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=2) + "\n"
+
+
+def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
+    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
+
+    Raises:
+      InputError: if a run is to be resumed and there is none, or the given settings
+        would change its model or algorithm.
+    """
+    if not resume:
+        return Config(**given)
+    path = pathlib.Path(workdir).expanduser() / "config.json"
+    check_workdir(path.parent, resume=True)
+    saved = json.loads(path.read_text())
+    config = Config(**{**saved, **given})
+    check_resumable(saved, config)
+    return config
