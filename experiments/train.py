@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 FLAGS = flags.FLAGS
 
@@ -88,10 +88,15 @@ def main(argv: list[str]) -> int:
     if len(rest) > 1:
         return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
 
+    if FLAGS.resume and FLAGS.workdir is None:
+        return _refuse("--resume needs to know the run: add its --workdir")
+
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training.errors import AllWorkersLostError, InputError
-    from lsgd_jax.training.trainer import load_config, train
+    from lsgd_jax.training.trainer import train
+    from lsgd_jax.training.workdir import load_config
 
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     try:
         workdir = FLAGS.workdir or _default_workdir()
         config = load_config(workdir, _given_flags() | {"workdir": workdir}, resume=FLAGS.resume)
@@ -106,7 +111,7 @@ def main(argv: list[str]) -> int:
         return 130
     if summary is None:
         program = [pathlib.Path(sys.executable).name, argv[0], f"--workdir={config.workdir}", "--resume"]
-        print(f"stopped; to go on: {shlex.join(program)}")
+        print(f"to go on: {shlex.join(program)}")
     else:
         print(table(summary, config.workdir))
     return 0

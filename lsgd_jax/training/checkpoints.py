@@ -9,7 +9,6 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, Shape, make_model
 from lsgd_jax.training.train_step import TrainState
@@ -124,28 +123,6 @@ def load_center(workdir: str | pathlib.Path) -> tuple[Classifier, Any]:
     preprocessing = Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])})
     network = functional.module(arrays["params"], arrays["model_state"])
     return Classifier(network, preprocessing), arrays["params"]
-
-
-def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
-    """Refuses a workdir that is not this run's to write to, and makes it otherwise.
-
-    Raises:
-      InputError: if the workdir is used (without `resume`), holds no run (with
-        `resume`), or cannot be written.
-    """
-    started = (workdir / "config.json").exists()
-    if resume and not started:
-        raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
-    if not resume and workdir.is_dir() and any(workdir.iterdir()):
-        todo = "add --resume to go on with it" if started else "name an empty or new folder"
-        raise InputError(f"--workdir={workdir} is already used: {todo}, or choose another")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder") from error
 
 
 def _with_raw_keys(state: TrainState) -> TrainState:

@@ -65,10 +65,6 @@ class Config:
         """Local steps between two checkpoints: by default a fifth of the run."""
         return self.checkpoint_every or max(1, math.ceil(self.steps / 5))
 
-    def batch_size_of(self, shard: int) -> int:
-        """A worker's batch size: by default the paper's 128, or its whole shard if that is smaller."""
-        return self.batch_size or min(128, shard)
-
 
 def check_config(config: Config) -> None:
     """Checks the settings that can be judged on their own.

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.images import Preprocessing
 
 VALIDATION_SHARE = 0.1
-DIGITS_TEST_SHARE = 0.2
+DIGITS, DIGITS_TEST_SHARE = 1797, 0.2
 MAX_BYTES = 8 * 2**30
 
 # The paper's, for pixels of 0 to 255.
@@ -27,74 +28,110 @@ class Images(NamedTuple):
     labels: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
       train: what workers train on.
       validation: held out of the training set.
       test: read only to report.
-      classes: the number of classes.
       preprocessing: how raw images become a model's input.
     """
 
     train: Images
     validation: Images
     test: Images
-    classes: int
     preprocessing: Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is known of a data set before its images are read.
+
+    Attributes:
+      name: its name.
+      image_shape: (height, width, channels) of a raw image.
+      classes: the number of classes.
+      samples: images in its training split, before some are held out.
+      crop: side of the crop that a model sees; None for whole images.
+      flip: whether training images are flipped at random.
+      read: reads the training and the test images.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    samples: int
+    crop: int | None
+    flip: bool
+    read: Callable[[], tuple[Images, Images]]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of a model's input."""
-        height, width, channels = self.train.images.shape[1:]
-        return self.preprocessing.output_shape((height, width, channels))
+        height, width, channels = self.image_shape
+        return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
+
+    @property
+    def train_samples(self) -> int:
+        """Images to train on: all but the validation split."""
+        return self.samples - _held_out(self.samples, VALIDATION_SHARE)
 
 
-def load_dataset(name: str, *, data_dir: str | None = None, download: bool = False, seed: int = 0) -> Dataset:
-    """Loads a set and holds a tenth of its training data out for validation.
+def find_dataset(name: str, *, data_dir: str | None = None, download: bool = False) -> Source:
+    """Finds a set, and downloads it if that is asked for and needed.
 
     Args:
       name: "digits", or the name of an image classification set in TFDS.
       data_dir: where prepared TFDS sets are; TFDS's own default if None.
       download: whether TFDS may fetch and prepare what is missing (needs TensorFlow).
-      seed: decides which training images are held out.
 
     Raises:
       InputError: if there is no such set, or it is not prepared in `data_dir`, or
         it is no image classification set of one image size that fits in memory.
     """
     if name == "digits":
-        train, test, classes = _load_digits()
-        preprocessing = _standardizing(train)
-    else:
-        train, test, classes = _load_tfds(name, data_dir, download)
-        preprocessing = _preprocessing_of(name, train)
-    train, validation = _hold_out(train, VALIDATION_SHARE, np.random.default_rng(seed))
-    return Dataset(train, validation, test, classes, preprocessing)
+        return Source(name, (8, 8, 1), 10, DIGITS - _held_out(DIGITS, DIGITS_TEST_SHARE), None, False, _read_digits)
+    builder = _prepared_builder(name, data_dir, download)
+    _check_features(name, builder)
+    features, splits = builder.info.features, builder.info.splits
+    cifar = name in ("cifar10", "cifar100")  # the paper's augmentation
+    return Source(
+        name=name,
+        image_shape=features["image"].shape,
+        classes=features["label"].num_classes,
+        samples=splits["train"].num_examples,
+        crop=28 if cifar else None,
+        flip=cifar,
+        read=lambda: (_read(builder, "train"), _read(builder, "test" if "test" in splits else "validation")),
+    )
 
 
-def check_dataset(name: str, *, data_dir: str | None = None, download: bool = False) -> None:
-    """Raises `load_dataset`'s errors that show without reading any image."""
-    if name != "digits":
-        _find_builder(name, data_dir, download)
+def load_dataset(source: Source, *, seed: int) -> Dataset:
+    """Reads a set and holds a tenth of its training images out for validation, by `seed`."""
+    everything, test = source.read()
+    train, validation = _hold_out(everything, VALIDATION_SHARE, np.random.default_rng(seed))
+    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if source.name == "cifar10" else _moments(train.images)
+    return Dataset(train, validation, test, Preprocessing(mean, std, source.crop, source.flip))
 
 
-def _load_digits() -> tuple[Images, Images, int]:
-    """1,797 images of 8×8 with 17 shades. The test split is the same for every seed."""
+def _read_digits() -> tuple[Images, Images]:
+    """1,797 images with 17 shades. The test split is the same for every seed."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     everything = Images(bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32))
-    train, test = _hold_out(everything, DIGITS_TEST_SHARE, np.random.default_rng(0))
-    return train, test, 10
+    return _hold_out(everything, DIGITS_TEST_SHARE, np.random.default_rng(0))
+
+
+def _held_out(samples: int, share: float) -> int:
+    return max(1, round(share * samples))
 
 
 def _hold_out(images: Images, share: float, rng: np.random.Generator) -> tuple[Images, Images]:
     """(the rest, the share that is held out), both in random order."""
     order = rng.permutation(len(images.labels))
-    held_out = max(1, round(share * len(order)))
+    held_out = _held_out(len(order), share)
     return _take(images, order[held_out:]), _take(images, order[:held_out])
 
 
@@ -102,37 +139,19 @@ def _take(images: Images, indices: np.ndarray) -> Images:
     return Images(images.images[indices], images.labels[indices])
 
 
-def _preprocessing_of(name: str, train: Images) -> Preprocessing:
-    if name == "cifar10":
-        return Preprocessing(mean=CIFAR10_MEAN, std=CIFAR10_STD, crop=28, flip=True)
-    if name == "cifar100":
-        return dataclasses.replace(_standardizing(train), crop=28, flip=True)
-    return _standardizing(train)
-
-
-def _standardizing(train: Images) -> Preprocessing:
-    """Mean 0 and variance 1 in each channel, no augmentation."""
+def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel."""
     count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for chunk in np.array_split(train.images, max(1, len(train.images) // 4096)):
+    for chunk in np.array_split(images, max(1, len(images) // 4096)):
         pixels = chunk.reshape(-1, chunk.shape[-1]).astype(np.float64)
         count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
-    return Preprocessing(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _load_tfds(name: str, data_dir: str | None, download: bool) -> tuple[Images, Images, int]:
-    builder = _find_builder(name, data_dir, download)
-    if not builder.is_prepared():
-        builder.download_and_prepare(file_format="array_record")
-        _check_features(name, builder)
-    test_split = "test" if "test" in builder.info.splits else "validation"
-    classes = builder.info.features["label"].num_classes
-    return _read(builder, "train"), _read(builder, test_split), classes
-
-
-def _find_builder(name: str, data_dir: str | None, download: bool) -> Any:
-    """The TFDS builder of a set that is prepared, or that may be downloaded."""
+def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
+    """The TFDS builder of a set that is on disk."""
     import tensorflow_datasets as tfds
 
     where = pathlib.Path(data_dir).expanduser() if data_dir else pathlib.Path.home() / "tensorflow_datasets"
@@ -146,14 +165,15 @@ def _find_builder(name: str, data_dir: str | None, download: bool) -> Any:
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
         raise InputError(f"cannot open data set {name!r} in {where}: {str(error).splitlines()[0]}") from error
     if builder.is_prepared():
-        _check_features(name, builder)
-    elif not download:
+        return builder
+    if not download:
         raise InputError(
             f"data set {name!r} is not in {where}: give the --data_dir of a prepared TFDS folder, "
             "or --download to fetch it (needs pip install 'lsgd_jax[train,tensorflow]')"
         )
-    elif importlib.util.find_spec("tensorflow") is None:
+    if importlib.util.find_spec("tensorflow") is None:
         raise InputError("--download needs TensorFlow to prepare data: pip install 'lsgd_jax[train,tensorflow]'")
+    builder.download_and_prepare(file_format="array_record")
     return builder
 
 

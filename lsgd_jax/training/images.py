@@ -24,11 +24,6 @@ class Preprocessing:
     crop: int | None = None
     flip: bool = False
 
-    def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(height, width, channels) of a model's input, from that of a raw image."""
-        height, width, channels = image_shape
-        return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
-
 
 def augment(images: jax.Array, key: jax.Array, how: Preprocessing) -> jax.Array:
     """Training input: each image flipped and cropped at random, then normalized.

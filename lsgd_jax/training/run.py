@@ -8,12 +8,12 @@ import optax
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Dataset, load_dataset
+from lsgd_jax.training.datasets import Dataset, Source, load_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates, make_evaluate, put_evaluation_set
 from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.methods import make_method
-from lsgd_jax.training.models import FunctionalModel, Shape, check_model, make_model
+from lsgd_jax.training.models import FunctionalModel, Shape, make_model
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import Loss, TrainState, init_state, make_train_step
@@ -51,19 +51,14 @@ class Run(NamedTuple):
     preprocessing: Preprocessing
 
 
-def build_run(config: Config) -> Run:
-    """Loads the data and makes all functions; neither trains nor writes anything.
-
-    Raises:
-      InputError: if the settings do not fit the data.
-    """
+def build_run(config: Config, source: Source) -> Run:
+    """Reads the data and makes all functions; neither trains nor writes anything."""
+    samples, batch_size = samples_and_batch_size(config, source)
     method, topology = make_method(config), Topology(config.groups, config.workers)
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, download=config.download, seed=config.seed)
-    check_model(config.model_name, dataset.input_shape)
-    samples, batch_size = _samples_and_batch_size(config, dataset)
-    model = make_model(config.model_name, dataset.input_shape, dataset.classes)
-    key = jax.random.key(config.seed)
+    model = make_model(config.model_name, source.input_shape, source.classes)
+    dataset = load_dataset(source, seed=config.seed)
     batches = make_batches(config.sampling, samples, batch_size, dataset.preprocessing)
+    key = jax.random.key(config.seed)
     evaluate = _make_evaluate_splits(model, dataset, topology)
     return Run(
         method=method,
@@ -75,8 +70,8 @@ def build_run(config: Config) -> Run:
         evaluate=evaluate,
         evaluate_workers=lambda state: [evaluate(worker, "") for worker in every_worker(state, topology)],
         batch_size=batch_size,
-        input_shape=dataset.input_shape,
-        classes=dataset.classes,
+        input_shape=source.input_shape,
+        classes=source.classes,
         preprocessing=dataset.preprocessing,
     )
 
@@ -91,10 +86,13 @@ def classification_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def _samples_and_batch_size(config: Config, dataset: Dataset) -> tuple[int, int]:
-    """(samples that a worker draws from, its batch size)."""
-    samples = len(dataset.train.labels)
-    where = "the training set"
+def samples_and_batch_size(config: Config, source: Source) -> tuple[int, int]:
+    """(samples that a worker draws from, its batch size).
+
+    Raises:
+      InputError: if the batch is larger than what it is drawn from.
+    """
+    samples, where = source.train_samples, "the training set"
     if config.sampling == "shard":
         samples, where = shard_size(samples, config.groups * config.workers), "a worker's shard"
     batch_size = min(128, samples) if config.batch_size is None else config.batch_size

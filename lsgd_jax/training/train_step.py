@@ -106,22 +106,28 @@ def init_state(
       same_init: whether all workers start from the same parameters.
     """
     init_key, worker_key = jax.random.split(key)
-    keys = jax.random.split(worker_key, topology.shape)
-    init_keys = jax.random.split(init_key, topology.shape)
-    if same_init:
-        init_keys = jnp.broadcast_to(init_keys[0, 0], topology.shape)
+    init_keys = jax.random.split(init_key, topology.size)
+    window = optimizer.window or REPORT_WINDOW
 
-    def init_worker(init_key: jax.Array, key: jax.Array) -> TrainState:
-        params, model_state = init_model(init_key)
-        losses = empty_window(params, optimizer.window or REPORT_WINDOW)
-        return TrainState(params, model_state, optimizer.init(params), losses, key, jnp.zeros([], jnp.int32))
+    def init_all(init_keys: jax.Array, worker_key: jax.Array) -> TrainState:
+        # One after the other: random initializers take long to compile, batched ones still longer.
+        if same_init:
+            models = jax.tree.map(lambda x: jnp.broadcast_to(x, (*topology.shape, *x.shape)), init_model(init_keys[0]))
+        else:
+            models = lax.map(init_model, init_keys)
+            models = jax.tree.map(lambda x: x.reshape(*topology.shape, *x.shape[1:]), models)
+        params, model_state = models
+        return TrainState(
+            params=params,
+            model_state=model_state,
+            opt_state=jax.vmap(jax.vmap(optimizer.init))(params),
+            losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
+            keys=jax.random.split(worker_key, topology.shape),
+            step=jnp.zeros([], jnp.int32),
+        )
 
-    def init_all(init_keys: jax.Array, keys: jax.Array) -> TrainState:
-        per_worker = jax.vmap(jax.vmap(init_worker))(init_keys, keys)
-        return per_worker._replace(step=jnp.zeros([], jnp.int32))
-
-    shapes = jax.eval_shape(init_all, init_keys, keys)
-    return jax.jit(init_all, out_shardings=state_shardings(topology, shapes))(init_keys, keys)
+    shapes = jax.eval_shape(init_all, init_keys, worker_key)
+    return jax.jit(init_all, out_shardings=state_shardings(topology, shapes))(init_keys, worker_key)
 
 
 def state_specs() -> Any:

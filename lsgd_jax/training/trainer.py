@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.training.checkpoints import Checkpoints, check_workdir, save_center
+from lsgd_jax.training.checkpoints import Checkpoints, save_center
 from lsgd_jax.training.config import Config, check_config, check_resumable
-from lsgd_jax.training.datasets import check_dataset
+from lsgd_jax.training.datasets import Source, find_dataset
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.models import check_model
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
-from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
 from lsgd_jax.training.stopping import stop_on_signals
 from lsgd_jax.training.traffic import bytes_sent
 from lsgd_jax.training.train_step import TrainState, round_length, state_shardings
+from lsgd_jax.training.workdir import check_workdir, make_writable
 
 
 class Position(NamedTuple):
@@ -54,12 +56,11 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
       AllWorkersLostError: if no worker has finite parameters left.
     """
     workdir = pathlib.Path(config.workdir).expanduser()
-    check_settings(config, workdir, resume=resume)
+    source = check_settings(config, workdir, resume=resume)
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
-    run = build_run(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    run = build_run(config, source)
     (workdir / "config.json").write_text(_json(dataclasses.asdict(config)))
 
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
@@ -68,17 +69,28 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
             end = _advance(config, run, start, records, checkpoints)
-    return _finish(config, run, end, workdir) if end.step >= config.steps else None
+    if end.step < config.steps:
+        print(f"stopped at step {end.step} of {config.steps}, after saving a checkpoint")
+        return None
+    return _finish(config, run, end, workdir)
 
 
-def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> None:
-    """Raises InputError for all that can be known to be wrong before data are read."""
+def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> Source:
+    """Finds the data set, after checking all that can be wrong before its images are read.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
     check_config(config)
     make_method(config)
     check_workdir(workdir, resume=resume)
     if resume:
         check_resumable(json.loads((workdir / "config.json").read_text()), config)
-    check_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
+    source = find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
+    check_model(config.model_name, source.input_shape)
+    samples_and_batch_size(config, source)
+    make_writable(workdir)
+    return source
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> Position:
@@ -190,20 +202,3 @@ def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
 def _json(tree: Any) -> str:
     finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
     return json.dumps(finite, indent=2) + "\n"
-
-
-def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
-    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
-
-    Raises:
-      InputError: if a run is to be resumed and there is none, or the given settings
-        would change its model or algorithm.
-    """
-    if not resume:
-        return Config(**given)
-    path = pathlib.Path(workdir).expanduser() / "config.json"
-    check_workdir(path.parent, resume=True)
-    saved = json.loads(path.read_text())
-    config = Config(**{**saved, **given})
-    check_resumable(saved, config)
-    return config

@@ -1,0 +1,54 @@
+"""A run's folder: whose it is, and the settings in it."""
+
+import json
+import pathlib
+from typing import Any
+
+from lsgd_jax.training.config import Config, check_resumable
+from lsgd_jax.training.errors import InputError
+
+
+def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
+    """Refuses a workdir that belongs to another run, or holds none to be resumed.
+
+    Raises:
+      InputError: what is wrong and what to do.
+    """
+    started = (workdir / "config.json").is_file()
+    if resume and not started:
+        raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
+    if not resume and workdir.is_dir() and any(workdir.iterdir()):
+        todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
+        raise InputError(f"--workdir={workdir} is already used: {todo}")
+
+
+def make_writable(workdir: pathlib.Path) -> None:
+    """Makes the workdir, and tries to write there.
+
+    Raises:
+      InputError: if that fails.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder") from error
+
+
+def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
+    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
+
+    Raises:
+      InputError: if a run is to be resumed and there is none, or the given settings
+        would change its model or algorithm.
+    """
+    if not resume:
+        return Config(**given)
+    path = pathlib.Path(workdir).expanduser() / "config.json"
+    check_workdir(path.parent, resume=True)
+    saved = json.loads(path.read_text())
+    config = Config(**{**saved, **given})
+    check_resumable(saved, config)
+    return config
