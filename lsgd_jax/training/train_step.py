@@ -17,6 +17,9 @@ from lsgd_jax.training.topology import Topology
 # How many losses make a score, for reports, where the method itself needs none.
 REPORT_WINDOW = 10
 
+# Steps in one call, at most: what they are to draw is planned ahead, and the host hears of them after.
+LONGEST_CALL = 64
+
 
 class TrainState(NamedTuple):
     """State of all workers. Leaves have the shape (groups, workers, ...), but for `step`.
@@ -150,9 +153,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, jax.Array | int], tuple[TrainState, RoundReport]]:
     """Makes the function that trains all workers for up to a round, in one call.
 
-    A call ends where a communication may be due: after `round_length` steps, or
-    fewer where it begins or is told to end inside a round. Where calls are cut
-    changes nothing of the trajectory, and they all run the same compiled program.
+    A call ends at `call_end`, where a communication may be due, or earlier if it is
+    told to. Where calls are cut changes nothing of the trajectory, and they all run
+    the same compiled program.
 
     A worker whose parameters are not finite starts again, at the next
     communication with a valid leader, from that leader's parameters and model
@@ -172,11 +175,11 @@ def make_train_step(
       ValueError: if a global period is no multiple of the local one.
     """
     communications = schedule(optimizer, topology.groups)
-    longest = round_length(optimizer, topology.groups)
+    period = _shortest_period(optimizer, topology.groups)
     gradient = topology.each_lane(jax.value_and_grad(loss, has_aux=True))
 
     def plan(step: jax.Array, key: jax.Array) -> Any:
-        return batches.plan(jax.random.fold_in(key, 0), step, longest)
+        return batches.plan(jax.random.fold_in(key, 0), step, min(period, LONGEST_CALL))
 
     def draw(data: Any, planned: Any, step: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
@@ -205,7 +208,8 @@ def make_train_step(
         return lax.fori_loop(0, steps, local_step, state)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
-        state = local_steps(state, data, jnp.minimum(steps, longest - state.step % longest))
+        to_communication = period - state.step % period
+        state = local_steps(state, data, jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL)))
         scores = topology.over_lanes(score)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}
@@ -222,9 +226,14 @@ def make_train_step(
     return jax.jit(mapped, donate_argnums=0)
 
 
-def round_length(optimizer: DistributedOptimizer, groups: int) -> int:
-    """The steps from one communication to the next; 64 for a method without any."""
-    return min((c.period for c in schedule(optimizer, groups)), default=64)
+def call_end(optimizer: DistributedOptimizer, groups: int, step: int) -> int:
+    """The step at which a call of the train step that begins at `step` ends by itself."""
+    period = _shortest_period(optimizer, groups)
+    return step + min(LONGEST_CALL, period - step % period)
+
+
+def _shortest_period(optimizer: DistributedOptimizer, groups: int) -> int:
+    return min((c.period for c in schedule(optimizer, groups)), default=LONGEST_CALL)
 
 
 def _communicate_if_due(

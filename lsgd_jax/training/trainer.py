@@ -22,7 +22,7 @@ from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
 from lsgd_jax.training.stopping import stop_on_signals
 from lsgd_jax.training.traffic import bytes_sent
-from lsgd_jax.training.train_step import TrainState, round_length, state_shardings
+from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
 from lsgd_jax.training.workdir import check_workdir, make_writable
 
 
@@ -108,9 +108,8 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
     if at.step >= config.steps:
         return at
     state, step, seconds = at
-    longest = round_length(run.method, config.groups)
     print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
-    train_step = run.train_step.lower(state, run.data, jnp.int32(longest)).compile()
+    train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
     images_per_step = run.topology.size * run.batch_size
 
     with (
@@ -120,7 +119,7 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
-            begin, step = step, _round_end(step, config, longest)
+            begin, step = step, _call_end(step, config, run)
             state, report = train_step(state, run.data, jnp.int32(step - begin))
             log.add(step, report)
 
@@ -141,10 +140,11 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
     return Position(state, step, seconds)
 
 
-def _round_end(step: int, config: Config, longest: int) -> int:
-    """The step at which the round that begins at `step` ends."""
-    periods = (longest, config.evaluation_period, config.checkpoint_period)
-    return min(config.steps, *((step // period + 1) * period for period in periods))
+def _call_end(step: int, config: Config, run: Run) -> int:
+    """The step at which the call that begins at `step` ends."""
+    periods = (config.evaluation_period, config.checkpoint_period)
+    stops = [(step // period + 1) * period for period in periods]
+    return min(config.steps, call_end(run.method, config.groups, step), *stops)
 
 
 def _metrics(run: Run, at: Position, train_loss: float) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+# Each target makes .venv when it is missing, and installs into it what the target needs, once.
+# PYTHON=python3.12 names the interpreter; by default the newest python3.x that runs and can make a venv.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-train
+	$(BIN)/python experiments/train.py --groups=2 --workers=4 --sampling=iid --batch_size=32
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --maxprocesses=4
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'; \
+	found=; bare=; \
+	for python in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3); do \
+		"$$python" -c "$$fits" 2>/dev/null || continue; \
+		if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then found="$$python"; break; fi; \
+		bare="$${bare:-$$python}"; \
+	done; \
+	if [ -n "$$found" ]; then \
+		echo "making $(VENV) with $$found"; \
+		"$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+	elif [ -n "$$bare" ]; then \
+		version=$$("$$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "$$bare cannot make virtual environments: apt-get install python$$version-venv" >&2; exit 1; \
+	else \
+		echo "no Python 3.11 to 3.14 runs here as $(or $(PYTHON),python3.x): install one (apt-get install python3 python3-venv), or name it with PYTHON=..." >&2; exit 1; \
+	fi
+
+# A .venv of another interpreter than the one that was asked for is told, not replaced.
+ifneq ($(PYTHON),)
+ifneq ($(wildcard $(BIN)/python),)
+version = $(shell $(1) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+ifneq ($(call version,$(PYTHON)),$(call version,$(BIN)/python))
+$(error $(VENV) is of Python $(call version,$(BIN)/python), not of $(PYTHON): remove it (rm -r $(VENV)) and call again)
+endif
+endif
+endif

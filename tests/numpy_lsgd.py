@@ -1,0 +1,207 @@
+"""LSGD in NumPy, one worker after another: design.md section 3 read as pseudo-code.
+
+Nothing here comes from `lsgd_jax`, so that the two cannot share a mistake. Trees
+are dicts of arrays. Workers are numbered j*l + i: worker i of group j.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Tree = dict[str, np.ndarray]
+LossAndGrad = Callable[[Tree, int, int, int], tuple[float, Tree]]
+"""`(x, step, j, i) -> (loss, gradient)` of worker (j, i) at x; steps count from 1."""
+
+
+class Base(Protocol):
+    """The local optimizer: `Sgd` below, or any optax optimizer, which looks the same."""
+
+    @property
+    def init(self) -> Callable[[Any], Any]: ...
+
+    @property
+    def update(self) -> Callable[[Any, Any, Any], tuple[Any, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent; weight decay joins the gradient before momentum."""
+
+    learning_rate: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def init(self, x: Tree) -> Tree:
+        return {name: np.zeros_like(leaf) for name, leaf in x.items()}
+
+    def update(self, grad: Tree, velocity: Tree, x: Tree) -> tuple[Tree, Tree]:
+        grad = {name: grad[name] + self.weight_decay * x[name] for name in x}
+        velocity = {name: self.momentum * velocity[name] + grad[name] for name in x}
+        ahead = {name: grad[name] + self.momentum * velocity[name] for name in x}
+        direction = ahead if self.nesterov else velocity
+        return {name: -self.learning_rate * direction[name] for name in x}, velocity
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `lsgd`, and the shape of the workers."""
+
+    groups: int
+    workers: int
+    local_pull: float = 0.1
+    global_pull: float = 0.1
+    local_period: int = 16
+    global_period: int = 64
+    stale_local_pull: float = 0.0
+    stale_global_pull: float = 0.0
+    window: int = 10
+
+
+class Election(NamedTuple):
+    """A row of `leaders.csv`; the group is None at the global level."""
+
+    step: int
+    level: str
+    group: int | None
+    rank: int
+    score: float
+
+
+class Reseed(NamedTuple):
+    """A lost worker that started again from the leader."""
+
+    step: int
+    rank: int
+
+
+@dataclass
+class Run:
+    """What happened: `trajectory[name]` has the shape [steps, workers, ...]."""
+
+    trajectory: Tree
+    elections: list[Election]
+    reseeds: list[Reseed]
+    windows: list[list[float]]
+    """The losses that make each worker's score at the end, oldest first."""
+
+
+@dataclass
+class Faults:
+    """What breaks: at `(step, rank)`, the loss, or leaves of the parameters after the step."""
+
+    losses: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    leaves: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Worker:
+    """One worker: its copy of the model, its optimizer state, its memory."""
+
+    x: Tree
+    base_state: Any
+    losses: list[float]
+    last_leader: dict[str, Tree | None]
+
+    @property
+    def finite(self) -> bool:
+        return all(np.isfinite(leaf).all() for leaf in self.x.values())
+
+
+def simulate(
+    initial: Sequence[Tree],
+    loss_and_grad: LossAndGrad,
+    settings: Settings,
+    base: Base,
+    steps: int,
+    *,
+    faults: Faults | None = None,
+    reseed: bool = False,
+    wire: Callable[[np.ndarray], np.ndarray] = lambda leaf: leaf,
+) -> Run:
+    """Runs LSGD for some steps of every worker.
+
+    Args:
+      initial: the parameters at which each worker starts.
+      loss_and_grad: a worker's minibatch loss and gradient.
+      settings: the arguments of the method.
+      base: the local optimizer; its updates are added.
+      steps: how many steps every worker takes.
+      faults: losses and parameters to break.
+      reseed: what the trainer does with a lost worker: the leader's parameters in
+        full, a fresh optimizer state, an empty window. Else it stays lost.
+      wire: what a leaf looks like to those who receive it.
+    """
+    faults = faults or Faults()
+    ranks = range(settings.groups * settings.workers)
+    team = [
+        Worker(as_arrays(x), base.init(as_arrays(x)), [], {"local": None, "global": None})
+        for x, _ in zip(initial, ranks, strict=True)
+    ]
+    elections: list[Election] = []
+    reseeds: list[Reseed] = []
+    history: list[list[Tree]] = []
+
+    def score(rank: int) -> float:
+        recent = team[rank].losses[-settings.window :]
+        return sum(recent) / len(recent) if recent else float("nan")
+
+    def best_of(members: Sequence[int]) -> int | None:
+        able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
+        return min(able, key=lambda rank: (score(rank), rank)) if able else None
+
+    def communicate(level: str, group: int | None, members: Sequence[int], pull: float, step: int) -> None:
+        leader = best_of(members)
+        if leader is None:
+            return
+        elections.append(Election(step, level, group, leader, score(leader)))
+        exact = team[leader].x
+        received = {name: wire(leaf) for name, leaf in exact.items()}
+        for rank in members:
+            worker = team[rank]
+            heard = exact if rank == leader else received
+            if worker.finite and rank != leader:
+                worker.x = {name: (1 - pull) * x + pull * heard[name] for name, x in worker.x.items()}
+            elif not worker.finite and reseed:
+                worker.x, worker.losses = as_arrays(heard), []
+                worker.base_state = base.init(as_arrays(heard))
+                reseeds.append(Reseed(step, rank))
+            worker.last_leader[level] = as_arrays(heard)
+
+    for step in range(1, steps + 1):
+        for rank, worker in enumerate(team):
+            j, i = divmod(rank, settings.workers)
+            loss, grad = loss_and_grad(worker.x, step, j, i)
+            worker.losses.append(faults.losses.get((step, rank), float(loss)))
+            update, worker.base_state = base.update(grad, worker.base_state, worker.x)
+            worker.x = {name: x + np.asarray(update[name]) for name, x in worker.x.items()}
+            for name in faults.leaves.get((step, rank), ()):
+                worker.x[name] = np.full_like(worker.x[name], np.nan)
+            worker.x = stale_pulled(worker, settings)
+        if settings.groups > 1 and step % settings.local_period == 0:
+            for j in range(settings.groups):
+                members = range(j * settings.workers, (j + 1) * settings.workers)
+                communicate("local", j, members, settings.local_pull, step)
+        if step % settings.global_period == 0:
+            communicate("global", None, ranks, settings.global_pull, step)
+        history.append([as_arrays(worker.x) for worker in team])
+
+    trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}
+    return Run(trajectory, elections, reseeds, [worker.losses[-settings.window :] for worker in team])
+
+
+def stale_pulled(worker: Worker, settings: Settings) -> Tree:
+    """Eq. 2 of the paper: both terms from the same x, with the leaders broadcast last."""
+    pulled = dict(worker.x)
+    for level, pull in (("local", settings.stale_local_pull), ("global", settings.stale_global_pull)):
+        leader = worker.last_leader[level]
+        if leader is not None:
+            pulled = {name: pulled[name] - pull * (x - leader[name]) for name, x in worker.x.items()}
+    return pulled
+
+
+def as_arrays(x: Mapping[str, Any]) -> Tree:
+    """A copy of a tree, in double precision."""
+    return {name: np.array(leaf, dtype=np.float64) for name, leaf in x.items()}

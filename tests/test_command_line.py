@@ -1,0 +1,286 @@
+"""The command line: every mistake is told in one line, before anything is compiled or written."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from absl.testing import flagsaver
+
+from lsgd_jax.training import trainer
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.trainer import check_settings
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "experiments" / "train.py"
+
+
+def load_script() -> ModuleType:
+    """The script as a module, once in a process: absl's flags are global."""
+    if "train" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("train", SCRIPT)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["train"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["train"]
+
+
+train = load_script()
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags() -> Iterator[None]:
+    with flagsaver.flagsaver():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which data would be read or anything be compiled."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the mistake was not seen before the run was built")
+
+    monkeypatch.setattr(trainer, "build_run", fail)
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Calls the command line, expects exit code 2, and returns the only line on standard error."""
+    capfd.readouterr()
+    code = train.main(["experiments/train.py", *arguments])
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("train.py: error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    return err
+
+
+# The arguments, and what the message must contain.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "unknown algorithm": (["--algorithm=lsdg"], ["--algorithm=lsdg", "lsgd", "data_parallel"]),
+    "unknown data set": (["--dataset=didgits"], ["'didgits'", "'digits'"]),
+    "unknown model": (["--model=resnet"], ["'resnet'", "cnn3, cnn7, mlp"]),
+    "unknown optimizer": (["--optimizer=lion"], ["--optimizer=lion", "adamw, sgd"]),
+    "unknown sampling": (["--sampling=random"], ["--sampling=random", "shard, iid"]),
+    "unknown init": (["--init=equal"], ["--init=equal", "same, different"]),
+    "unknown wire_dtype": (["--wire_dtype=float17"], ["wire_dtype", "float17"]),
+    "integers on the wire": (["--wire_dtype=int8"], ["wire_dtype", "int8"]),
+    "no groups": (["--groups=0"], ["--groups=0"]),
+    "negative groups": (["--groups=-2"], ["--groups=-2"]),
+    "no workers": (["--workers=0"], ["--workers=0"]),
+    "periods that do not fit": (["--local_period=16", "--global_period=40"], ["global_period=40", "local_period=16"]),
+    "no local period": (["--local_period=0"], ["--local_period=0"]),
+    "no global period": (["--groups=1", "--global_period=0"], ["--global_period=0"]),
+    **{
+        f"{name} outside [0, 1]": ([f"--{name}={value}"], [f"--{name}={float(value)}", "[0, 1]"])
+        for name, value in (
+            ("local_pull", "1.5"),
+            ("global_pull", "-0.1"),
+            ("stale_local_pull", "nan"),
+            ("stale_global_pull", "2"),
+        )
+    },
+    "no window": (["--leader_window=0"], ["--leader_window=0"]),
+    "a batch larger than a shard": (["--batch_size=162"], ["--batch_size=162", "shard of 161"]),
+    "a batch larger than the set": (["--sampling=iid", "--batch_size=1295"], ["--batch_size=1295", "1294"]),
+    "more workers than images": (["--groups=40", "--workers=40"], ["shard of 0", "fewer workers"]),
+    "no batch": (["--batch_size=0"], ["--batch_size=0"]),
+    "images too small for the model": (["--model=cnn7"], ["'cnn7'", "8×8", "cnn3, mlp"]),
+    "negative learning rate": (["--learning_rate=-0.1"], ["--learning_rate=-0.1"]),
+    "learning rate that is no number": (["--learning_rate=nan"], ["--learning_rate=nan"]),
+    "infinite learning rate": (["--learning_rate=inf"], ["--learning_rate=inf"]),
+    "negative weight decay": (["--weight_decay=-1"], ["--weight_decay=-1"]),
+    "momentum of 1": (["--momentum=1"], ["--momentum=1"]),
+    "negative seed": (["--seed=-1"], ["--seed=-1"]),
+    "a seed of more than 64 bits": (["--seed=18446744073709551616"], ["--seed=18446744073709551616"]),
+    "no steps": (["--steps=0"], ["--steps=0"]),
+    "no evaluation period": (["--eval_every=0"], ["--eval_every=0"]),
+    "no checkpoint period": (["--checkpoint_every=-5"], ["--checkpoint_every=-5"]),
+    "different starts in data_parallel": (["--algorithm=data_parallel", "--init=different"], ["--init=different"]),
+    "resuming where nothing is": (["--resume"], ["--resume", "there is no run in"]),
+    "a whole number that is none": (["--steps=many"], ["--steps=many"]),
+    "a fraction of a step": (["--steps=1.5"], ["--steps=1.5"]),
+    "a number that is none": (["--local_pull=weak"], ["--local_pull=weak"]),
+    "a switch that is neither on nor off": (["--resume=maybe"], ["--resume=maybe"]),
+    "unknown flag": (["--wrokers=4"], ["wrokers"]),
+    "a flag without its value": (["--steps"], ["--steps"]),
+    "stray argument": (["--steps=3", "lsgd"], ["'lsgd'"]),
+    "missing flagfile": (["--flagfile=/nowhere/flags"], ["/nowhere/flags"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "culprits"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], culprits: list[str]
+) -> None:
+    workdir = tmp_path / "run"
+    message = refused(capfd, f"--workdir={workdir}", *arguments)
+    assert [culprit for culprit in culprits if culprit not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_that_are_right_reach_the_run(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="before the run was built"):
+        train.main(["experiments/train.py", f"--workdir={tmp_path / 'run'}", "--groups=3", "--batch_size=5"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_a_flagfile_is_read_like_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flagfile = tmp_path / "flags"
+    flagfile.write_text("--groups=0\n# a remark\n--workers=3\n")
+    assert "--groups=0" in refused(capfd, f"--flagfile={flagfile}", f"--workdir={tmp_path / 'run'}")
+
+
+def test_periods_need_not_fit_in_one_group(tmp_path: Path) -> None:
+    periods = {"local_period": 16, "global_period": 40}
+    source = check_settings(Config(str(tmp_path / "a"), groups=1, **periods), tmp_path / "a", resume=False)
+    assert source.name == "digits"
+    with pytest.raises(InputError, match="global_period=40"):
+        check_settings(Config(str(tmp_path / "b"), groups=2, **periods), tmp_path / "b", resume=False)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_data_set_that_is_not_there_is_told_with_how_to_get_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "tensorflow" else real(name, *a))
+    data = tmp_path / "data"
+    data.mkdir()
+    arguments = ["--dataset=cifar10", f"--data_dir={data}", f"--workdir={tmp_path / 'run'}"]
+    message = refused(capfd, *arguments, *["--download"] * download)
+    assert "--download" in message
+    assert "lsgd_jax[train,tensorflow]" in message
+    assert ("TensorFlow" if download else str(data)) in message
+    assert (list(tmp_path.iterdir()), list(data.iterdir())) == ([data], [])
+
+
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_a_workdir_that_cannot_be_written_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], inside: str
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("mine")
+    assert f"--workdir={in_the_way / inside}" in refused(capfd, f"--workdir={in_the_way / inside}")
+    assert in_the_way.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [in_the_way]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("config.json", "--resume"), ("notes.txt", "empty folder")])
+def test_a_workdir_that_is_used_is_told_and_not_touched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, hint: str
+) -> None:
+    (tmp_path / name).write_text("{}")
+    message = refused(capfd, f"--workdir={tmp_path}")
+    assert f"--workdir={tmp_path}" in message
+    assert hint in message
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]
+
+
+def test_resuming_needs_the_workdir(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--workdir" in refused(capfd, "--resume")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_with_other_settings_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    saved = '{"workdir": "elsewhere", "groups": 2, "seed": 3}'
+    (tmp_path / "config.json").write_text(saved)
+    message = refused(capfd, "--resume", f"--workdir={tmp_path}", "--groups=4")
+    assert "--groups was 2, is 4" in message
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.json", saved)]
+
+
+def test_without_a_workdir_a_mistake_leaves_no_runs_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(capfd, "--model=cnn7")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The table of the design, section 5, with the defaults it names there or in section 5's signatures.
+FLAGS: dict[str, dict[str, str]] = {
+    "what to train:": {
+        "algorithm": "(default: lsgd)",
+        "dataset": "(default: digits)",
+        "model": "(default: ",
+        "data_dir": "(default: ",
+        "[no]download": "",
+        "seed": "(default: 0)",
+    },
+    "workers:": {
+        "groups": "(default: 2)",
+        "workers": "(default: 4)",
+        "sampling": "(default: shard)",
+        "init": "(default: same)",
+    },
+    "local steps:": {
+        "optimizer": "(default: sgd)",
+        "learning_rate": "(default: 0.05)",
+        "momentum": "(default: 0.9)",
+        "weight_decay": "(default: 0.0001)",
+        "batch_size": "(default: 128, or the shard if it is smaller)",
+        "steps": "(default: 640)",
+    },
+    "communication:": {
+        "local_pull": "(default: 0.1)",
+        "global_pull": "(default: 0.1)",
+        "stale_local_pull": "(default: 0)",
+        "stale_global_pull": "(default: 0)",
+        "local_period": "(default: 16)",
+        "global_period": "(default: 64)",
+        "leader_window": "(default: 10)",
+        "wire_dtype": "(default: ",
+    },
+    "run:": {
+        "workdir": "(default: ",
+        "eval_every": "(default: ",
+        "checkpoint_every": "(default: ",
+        "[no]resume": "",
+        "flagfile": "",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h", "-help", "--helpfull"])
+def test_help_shows_every_flag_in_its_group_with_its_default(capfd: pytest.CaptureFixture[str], asked: str) -> None:
+    assert train.main(["experiments/train.py", asked]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    group, shown = "", {}
+    for line in out.splitlines():
+        group = line if line in FLAGS else group
+        if line.startswith("  --"):
+            shown[line.split("=")[0].split()[0].removeprefix("--")] = (group, line)
+    for name, flags in FLAGS.items():
+        for flag, default in flags.items():
+            assert shown[flag][0] == name
+            assert default in shown[flag][1]
+    assert set(shown) == {flag for flags in FLAGS.values() for flag in flags}
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_defaults_of_the_flags_are_those_of_the_settings() -> None:
+    for group in train.GROUPS.values():
+        for name, _, default, _ in group:
+            if name not in ("workdir", "resume"):
+                assert getattr(Config("runs/test"), name) == default, name
+
+
+def test_the_script_itself_refuses_an_unknown_flag_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--wrokers=4"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("train.py: error: Unknown command line flag 'wrokers'")
+    assert done.stderr.count("\n") == 1

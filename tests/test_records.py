@@ -1,0 +1,299 @@
+"""What a run writes down, the settings it refuses, the bytes it counts, and its figures."""
+
+import dataclasses
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsgd_jax import Topology, data_parallel, lsgd
+from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.training.records import LEADER_COLUMNS, LeaderRow, Records, read_leaders, read_metrics
+from lsgd_jax.training.traffic import bytes_sent
+
+NAN = float("nan")
+LEADERS = [
+    LeaderRow(16, "local", 0, 2, 1.25),
+    LeaderRow(16, "local", 1, 7, 0.1 + 0.2),
+    LeaderRow(32, "local", 0, 0, 1e-30),
+    LeaderRow(32, "global", "", 0, 0.5),
+]
+
+
+def write(workdir: Path, metrics: list[dict[str, Any]], leaders: list[LeaderRow] = LEADERS, last_step: int = 0) -> None:
+    """One session of a run, which goes on from `last_step`."""
+    records = Records(workdir, last_step=last_step)
+    for row in metrics:
+        records.add_metrics(row)
+    records.add_leaders(leaders)
+    records.close()
+
+
+def rows(*steps: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"step": step, "train_loss": 1 / step} | more for step in steps]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, rows(16, 32))
+    assert read_metrics(tmp_path) == rows(16, 32)
+    assert read_leaders(tmp_path) == LEADERS
+    assert (tmp_path / "leaders.csv").read_text().splitlines()[:2] == [
+        "step,level,group,leader,score",
+        "16,local,0,2,1.25",
+    ]
+    assert (tmp_path / "leaders.csv").read_text().splitlines()[-1] == "32,global,,0,0.5"
+
+
+def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
+    assert (read_metrics(tmp_path), read_leaders(tmp_path)) == ([], [])
+    write(tmp_path, [], [])
+    assert (read_metrics(tmp_path), read_leaders(tmp_path)) == ([], [])
+    assert (tmp_path / "leaders.csv").read_text() == ",".join(LEADER_COLUMNS) + "\n"
+
+
+def test_rows_after_the_checkpoint_are_dropped_and_those_up_to_it_kept(tmp_path: Path) -> None:
+    write(tmp_path, rows(8, 16, 24, 32))
+    write(tmp_path, rows(24), [], last_step=16)
+    assert read_metrics(tmp_path) == rows(8, 16, 24)
+    assert read_leaders(tmp_path) == LEADERS[:2]
+    assert read_metrics(tmp_path, last_step=16) == rows(8, 16)
+    assert read_leaders(tmp_path, last_step=15) == []
+    write(tmp_path, [], [], last_step=0)
+    assert (read_metrics(tmp_path), read_leaders(tmp_path)) == ([], [])
+
+
+# Texts that a killed run may leave behind the last complete line; the first two could be read as whole rows.
+@pytest.mark.parametrize(
+    "rest", ['{"step": 24, "train_loss": 1}', "24,local,0,1,0.5", '{"step": 24, "tr', "24,loc", "2"]
+)
+def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, rest: str) -> None:
+    write(tmp_path, rows(8, 16))
+    for name in ("metrics.jsonl", "leaders.csv"):
+        with (tmp_path / name).open("a") as file:
+            file.write(rest)
+    assert read_metrics(tmp_path) == rows(8, 16)
+    assert read_leaders(tmp_path) == LEADERS
+    write(tmp_path, rows(64), [], last_step=32)
+    assert read_metrics(tmp_path) == rows(8, 16, 64), "and does not spoil the next"
+    assert read_leaders(tmp_path) == LEADERS
+
+
+def test_no_half_written_file_is_left_beside_the_records(tmp_path: Path) -> None:
+    write(tmp_path, rows(8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leaders.csv", "metrics.jsonl", "tensorboard"]
+    assert len(list(tmp_path.glob("tensorboard/events.out.tfevents*"))) == 1
+
+
+def strict(line: str) -> dict[str, Any]:
+    """JSON without the NaN and Infinity that Python would read, too."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [{"step": 3, "train_loss": NAN, "validation_loss": math.inf, "test_loss": -math.inf, "test_error": 1.0}],
+    )
+    row = strict((tmp_path / "metrics.jsonl").read_text())
+    assert row == {"step": 3, "train_loss": None, "validation_loss": None, "test_loss": None, "test_error": 1.0}
+    write(tmp_path, rows(4), last_step=3)
+    assert read_metrics(tmp_path) == [row, *rows(4)]
+
+
+def test_flushed_rows_are_on_disk_before_the_records_are_closed(tmp_path: Path) -> None:
+    records = Records(tmp_path, last_step=0)
+    records.add_metrics(rows(8)[0])
+    records.add_leaders(LEADERS)
+    records.flush()
+    assert (read_metrics(tmp_path), read_leaders(tmp_path)) == (rows(8), LEADERS)
+    records.close()
+
+
+ranks, steps = st.integers(0, 255), st.integers(1, 2**31)
+scores = st.floats(allow_nan=False)
+leader_rows = st.builds(LeaderRow, steps, st.just("local"), ranks, ranks, scores) | st.builds(
+    LeaderRow, steps, st.just("global"), st.just(""), ranks, scores
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(leaders=st.lists(leader_rows, max_size=5))
+def test_leaders_survive_the_file_exactly(tmp_path_factory: pytest.TempPathFactory, leaders: list[LeaderRow]) -> None:
+    workdir = tmp_path_factory.mktemp("run")
+    write(workdir, [], leaders)
+    assert read_leaders(workdir) == leaders
+    write(workdir, [], [], last_step=2**31)
+    assert read_leaders(workdir) == leaders
+
+
+def config(**changes: Any) -> Config:
+    return dataclasses.replace(Config(workdir="runs/test"), **changes)
+
+
+MISTAKES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("groups", "workers", "steps", "leader_window"), (0, -1)),
+    **dict.fromkeys(("local_period", "global_period"), (0, -16)),
+    **dict.fromkeys(("batch_size", "eval_every", "checkpoint_every"), (0, -1)),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (-0.1, NAN, math.inf)),
+    "seed": (-1,),
+    "momentum": (-0.1, 1.0, NAN),
+    "sampling": ("random", "Shard"),
+    "init": ("equal",),
+    **dict.fromkeys(("local_pull", "global_pull", "stale_local_pull", "stale_global_pull"), (-0.1, 1.1, NAN)),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in MISTAKES.items() for value in values])
+def test_a_setting_that_cannot_be_is_refused_by_its_flag_and_value(name: str, value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        check_config(config(**{name: value}))
+    assert f"--{name}={value}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"groups": 1, "workers": 1}, {"momentum": 0.0, "learning_rate": 0.0}, {"steps": 1}]
+)
+def test_settings_that_can_be_are_accepted(changes: dict[str, Any]) -> None:
+    check_config(config(**changes))
+    check_config(config(local_pull=0.0, global_pull=1.0, stale_local_pull=1.0, stale_global_pull=0.0, **changes))
+
+
+def test_in_one_group_nothing_local_is_checked() -> None:
+    wrong = {"local_pull": 7.0, "stale_local_pull": NAN, "local_period": 0}
+    check_config(config(groups=1, **wrong))
+    with pytest.raises(InputError, match="--local_pull=7"):
+        check_config(config(groups=2, **wrong))
+
+
+def test_different_starts_are_refused_where_workers_must_stay_equal() -> None:
+    check_config(config(init="different"))
+    with pytest.raises(InputError, match=r"--init=different.*data_parallel"):
+        check_config(config(init="different", algorithm="data_parallel"))
+
+
+def test_periods_follow_the_number_of_steps_and_models_the_data_set() -> None:
+    assert (config().evaluation_period, config().checkpoint_period) == (32, 128)
+    assert (config(steps=3).evaluation_period, config(steps=3).checkpoint_period) == (1, 1)
+    assert (config(steps=21).evaluation_period, config(steps=21).checkpoint_period) == (2, 5)
+    assert (config(eval_every=7).evaluation_period, config(checkpoint_every=9).checkpoint_period) == (7, 9)
+    assert (config().model_name, config(dataset="cifar10").model_name, config(model="mlp").model_name) == (
+        "cnn3",
+        "cnn7",
+        "mlp",
+    )
+
+
+CHANGES = {
+    "algorithm": "data_parallel", "dataset": "mnist", "model": "mlp", "data_dir": "/data", "download": True, "seed": 1,
+    "groups": 3, "workers": 3, "sampling": "iid", "init": "different", "optimizer": "adamw", "learning_rate": 0.1,
+    "momentum": 0.5, "weight_decay": 0.0, "batch_size": 7, "steps": 1000, "local_pull": 0.2, "global_pull": 0.2,
+    "stale_local_pull": 0.2, "stale_global_pull": 0.2, "local_period": 8, "global_period": 32, "leader_window": 3,
+    "wire_dtype": "bfloat16", "workdir": "elsewhere", "eval_every": 3, "checkpoint_every": 5,
+}  # fmt: skip
+FREE = {"data_dir", "download", "steps", "workdir", "eval_every", "checkpoint_every"}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Config)])
+def test_a_run_is_resumed_only_with_the_settings_that_make_its_model(field: str) -> None:
+    saved = json.loads(json.dumps(dataclasses.asdict(config())))
+    changed = config(**{field: CHANGES[field]})
+    assert changed != config()
+    if field in FREE:
+        check_resumable(saved, changed)
+    else:
+        with pytest.raises(InputError, match=f"--{field} was {saved[field]}, is {CHANGES[field]}") as caught:
+            check_resumable(saved, changed)
+        assert all(f"--{other} " not in str(caught.value) for other in CHANGES if other != field)
+
+
+def test_all_that_differs_is_named_at_once() -> None:
+    with pytest.raises(
+        InputError, match=r"--groups was 2, is 3.*--seed was 0, is 9|--seed was 0, is 9.*--groups was 2, is 3"
+    ):
+        check_resumable(dataclasses.asdict(config()), config(groups=3, seed=9))
+    assert FREE_AT_RESUME == FREE
+
+
+PARAMS = {"w": jnp.zeros((5, 2)), "b": jnp.zeros(2), "count": jnp.zeros(3, jnp.int32)}
+BYTES = 4 * (10 + 2 + 3)
+
+
+def sent(method: Any, groups: int, workers: int, step: int) -> int:
+    shapes = jax.eval_shape(lambda: PARAMS)
+    topology = Topology(groups, workers)
+    assert bytes_sent(method, topology, shapes, step) == bytes_sent(method, topology, PARAMS, step)
+    return bytes_sent(method, topology, shapes, step)
+
+
+def election(workers: int) -> int:
+    """Two scalars of four bytes, reduced over the workers by a ring: 2 (workers - 1) messages each."""
+    return 2 * (workers - 1) * (4 + 4)
+
+
+def test_bytes_of_several_groups_are_those_of_every_local_and_global_communication() -> None:
+    method = lsgd(optax.sgd(0.1), local_period=4, global_period=8)
+    local, everywhere = election(3) + 2 * BYTES, election(6) + 5 * BYTES
+    for step, times in {0: (0, 0), 3: (0, 0), 4: (1, 0), 7: (1, 0), 8: (2, 1), 17: (4, 2), 800: (200, 100)}.items():
+        assert sent(method, 2, 3, step) == times[0] * 2 * local + times[1] * everywhere
+
+
+def test_bytes_of_one_group_are_those_of_global_communications_alone() -> None:
+    method = lsgd(optax.sgd(0.1), local_period=4, global_period=8)
+    assert [sent(method, 1, 6, step) for step in (7, 8, 17)] == [
+        times * (election(6) + 5 * BYTES) for times in (0, 1, 2)
+    ]
+    assert sent(method, 1, 1, 100) == 0
+
+
+def test_what_travels_narrower_counts_as_narrower_but_integers_as_they_are() -> None:
+    method = lsgd(optax.sgd(0.1), local_period=4, global_period=8, wire_dtype=jnp.bfloat16)
+    assert sent(method, 1, 6, 8) == election(6) + 5 * (2 * (10 + 2) + 4 * 3)
+
+
+def test_data_parallel_sends_every_gradient_around_the_ring_twice() -> None:
+    assert sent(data_parallel(optax.sgd(0.1)), 2, 3, 17) == 17 * 2 * 5 * BYTES
+    assert sent(data_parallel(optax.sgd(0.1)), 1, 1, 17) == 0
+
+
+METRIC = {
+    "step": 32, "seconds": 1.5, "bytes_communicated": 10**7, "train_loss": 2.0, "validation_loss": 2.1,
+    "validation_error": 0.5, "test_loss": 2.2, "test_error": 0.4, "leader_validation_error": 0.3,
+    "leader_test_error": 0.35, "leader": 1,
+}  # fmt: skip
+NO_LOSSES = {"train_loss": None, "validation_loss": None, "test_loss": None}
+DRAWINGS: dict[str, tuple[list[dict[str, Any]], list[LeaderRow], list[str]]] = {
+    "usual": ([METRIC, METRIC | {"step": 64, "test_error": 0.01}], LEADERS, ["error.png", "leaders.png"]),
+    "no leaders": ([METRIC], [], ["error.png"]),
+    "an error of zero": ([METRIC, METRIC | {"leader_test_error": 0.0}], LEADERS[:2], ["error.png", "leaders.png"]),
+    "losses that were not finite": ([METRIC | NO_LOSSES, METRIC], LEADERS[3:], ["error.png", "leaders.png"]),
+    "no bytes": ([METRIC | {"bytes_communicated": 0}], [], ["error.png"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("metrics", "leaders", "names"), DRAWINGS.values(), ids=DRAWINGS)
+def test_figures_are_drawn(tmp_path: Path, metrics: Any, leaders: Any, names: list[str]) -> None:
+    paths = draw_figures(tmp_path / "figures", metrics, leaders, workers=8)
+    assert [path.name for path in paths] == names
+    assert sorted(tmp_path.glob("figures/*")) == sorted(paths)
+    for path in paths:
+        header = path.read_bytes()[:24]
+        assert header[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", header[16:24])
+        assert 1000 <= width <= 3000
+        assert 400 <= height <= 1500
+        assert 10_000 < path.stat().st_size < 1_000_000
