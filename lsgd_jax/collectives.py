@@ -143,7 +143,11 @@ def wire_dtype_of(leaf_dtype: DTypeLike, wire_dtype: DTypeLike | None) -> jnp.dt
 
 
 def _narrowed(leaf: jax.Array, wire_dtype: DTypeLike | None) -> jax.Array:
-    return leaf.astype(wire_dtype_of(leaf.dtype, wire_dtype))
+    narrow = wire_dtype_of(leaf.dtype, wire_dtype)
+    if narrow == leaf.dtype:
+        return leaf
+    # What is too large for the narrow dtype must not arrive as infinity.
+    return jnp.clip(leaf, jnp.finfo(narrow).min, jnp.finfo(narrow).max).astype(narrow)
 
 
 def _as_bits(leaf: jax.Array) -> jax.Array:

@@ -93,6 +93,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "more workers than images": (["--groups=40", "--workers=40"], ["shard of 0", "fewer workers"]),
     "no batch": (["--batch_size=0"], ["--batch_size=0"]),
     "images too small for the model": (["--model=cnn7"], ["'cnn7'", "8×8", "cnn3, mlp"]),
+    "a period of more than 31 bits": (["--groups=1", "--global_period=3000000000"], ["--global_period=3000000000"]),
     "negative learning rate": (["--learning_rate=-0.1"], ["--learning_rate=-0.1"]),
     "learning rate that is no number": (["--learning_rate=nan"], ["--learning_rate=nan"]),
     "infinite learning rate": (["--learning_rate=inf"], ["--learning_rate=inf"]),
@@ -235,8 +236,8 @@ FLAGS: dict[str, dict[str, str]] = {
     "communication:": {
         "local_pull": "(default: 0.1)",
         "global_pull": "(default: 0.1)",
-        "stale_local_pull": "(default: 0)",
-        "stale_global_pull": "(default: 0)",
+        "stale_local_pull": "(default: 0",
+        "stale_global_pull": "(default: 0",
         "local_period": "(default: 16)",
         "global_period": "(default: 64)",
         "leader_window": "(default: 10)",

@@ -134,6 +134,12 @@ def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communicatio
     return inside + everywhere
 
 
+def check_count(name: str, count: float) -> None:
+    """Raises ValueError unless `count` is a whole number of at least 1."""
+    if not count >= 1 or count % 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+
+
 def tree_bytes(tree: Any, wire_dtype: DTypeLike | None = None) -> int:
     """Bytes of a tree of arrays (or of their shapes) as it travels."""
     return sum(x.size * wire_dtype_of(x.dtype, wire_dtype).itemsize for x in jax.tree.leaves(tree))

@@ -19,6 +19,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     DistributedOptimizer,
     Outcome,
     broadcast_bytes,
+    check_count,
 )
 from lsgd_jax.optimizers.leader_pull import check_pull, leader_pull
 from lsgd_jax.optimizers.scoring import all_finite
@@ -103,9 +104,10 @@ def lsgd(
         ("stale_global_pull", stale_global_pull),
     ):
         check_pull(name, pull)
+        if callable(pull):
+            raise ValueError(f"{name} must be a number in [0, 1]; only leader_pull takes schedules")
     for name, count in (("local_period", local_period), ("global_period", global_period), ("window", window)):
-        if int(count) != count or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+        check_count(name, count)
     check_wire_dtype(wire_dtype)
 
     base = optax.with_extra_args_support(base)

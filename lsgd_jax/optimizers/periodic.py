@@ -103,5 +103,10 @@ def _communicate(
     """The updates that lead from `params` to where the communication leaves them."""
     worker_score = jnp.array(jnp.nan) if losses is None else score(losses)
     outcome = due.apply(optax.apply_updates(params, updates), inner, worker_score, axes.names(due.axes))
-    moved = jax.tree.map(lambda new, old, u: (new - old).astype(u.dtype), outcome.params, params, updates)
+
+    def led_to(new: jax.Array, old: jax.Array, update: jax.Array) -> jax.Array:
+        # A lost worker stays lost, even where the step that broke it could be undone: its losses are not renewed.
+        return jnp.where(outcome.restarted, update, (new - old).astype(update.dtype))
+
+    moved = jax.tree.map(led_to, outcome.params, params, updates)
     return moved, outcome.state

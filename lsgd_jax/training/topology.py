@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.optimizers.distributed_optimizer import Axes
+from lsgd_jax.optimizers.distributed_optimizer import Axes, check_count
 
 GROUP_LANE = "group_lane"
 WORKER_LANE = "worker_lane"
@@ -49,9 +49,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         for name in ("groups", "workers"):
-            count = getattr(self, name)
-            if int(count) != count or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+            check_count(name, getattr(self, name))
         devices = tuple(jax.devices() if self.devices is None else self.devices)
         if not devices:
             raise ValueError("devices is empty: name at least one device, or leave it out to use all")
