@@ -219,6 +219,17 @@ def test_a_wire_dtype_rounds_wider_floats_for_all_but_the_leader(way: str, wire_
         np.testing.assert_array_equal(received[name], reference, err_msg=name)
 
 
+@pytest.mark.parametrize("wire_dtype", ["float16", "bfloat16"])
+def test_what_is_too_large_for_the_wire_arrives_finite(wire_dtype: str) -> None:
+    def run(leaf: jax.Array, score: jax.Array) -> jax.Array:
+        return broadcast_from_leader(leaf, elect_leader(score, EVERYBODY), EVERYBODY, wire_dtype=wire_dtype)
+
+    largest = np.full(6, np.finfo(np.float32).max)
+    received = WAYS["lanes"](run)(largest, np.arange(6, dtype=np.float32))
+    assert received[0] == largest[0]
+    np.testing.assert_array_equal(received[1:], np.float32(jnp.finfo(wire_dtype).max))
+
+
 def sums_on_the_wire(dtype: Any, wire_dtype: str | None) -> list[str]:
     """Types of the arrays of seven numbers that the compiled program sums over devices."""
 
