@@ -67,9 +67,7 @@ def usage() -> str:
         lines.append(f"{group}:")
         for name, kind, default, text in members:
             shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
-            told = "" if default is None or kind == "boolean" else f" (default: {default:g})"
-            if isinstance(default, str):
-                told = f" (default: {default})"
+            told = "" if default is None or kind == "boolean" else f" (default: {default})"
             lines.append(f"  {shown:<20} {text}{told}")
         lines.append("")
     lines.append("  --flagfile=FILE      read flags from a file, one a line")

@@ -65,6 +65,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 # The arguments, and what the message must contain.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown algorithm": (["--algorithm=lsdg"], ["--algorithm=lsdg", "lsgd", "data_parallel"]),
+    "a name with a line break": (["--algorithm=ls\ngd"], ["--algorithm=ls gd"]),
     "unknown data set": (["--dataset=didgits"], ["'didgits'", "'digits'"]),
     "unknown model": (["--model=resnet"], ["'resnet'", "cnn3, cnn7, mlp"]),
     "unknown optimizer": (["--optimizer=lion"], ["--optimizer=lion", "adamw, sgd"]),

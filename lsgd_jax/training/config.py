@@ -10,6 +10,10 @@ from lsgd_jax.training.errors import InputError
 FREE_AT_RESUME = frozenset({"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every"})
 
 
+# What counts on the devices are 32-bit integers.
+LARGEST = 2**31 - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The settings of a run, named as the flags of `experiments/train.py`.
@@ -117,8 +121,10 @@ def check_resumable(saved: dict[str, Any], config: Config) -> None:
 
 def _check_at_least(config: Config, name: str, least: int) -> None:
     value = getattr(config, name)
-    if not (math.isfinite(value) and value >= least):
+    if not value >= least:
         raise InputError(f"--{name}={value}: must be at least {least}")
+    if value > LARGEST:
+        raise InputError(f"--{name}={value}: must be at most {LARGEST:,}")
 
 
 def _check_choice(config: Config, name: str, choices: tuple[str, ...]) -> None:

@@ -95,9 +95,9 @@ def find_dataset(name: str, *, data_dir: str | None = None, download: bool = Fal
     builder = _prepared_builder(name, data_dir, download)
     _check_features(name, builder)
     features, splits = builder.info.features, builder.info.splits
-    cifar = name in ("cifar10", "cifar100")  # the paper's augmentation
+    cifar = builder.name in ("cifar10", "cifar100")  # the paper's augmentation
     return Source(
-        name=name,
+        name=builder.name,
         image_shape=features["image"].shape,
         classes=features["label"].num_classes,
         samples=splits["train"].num_examples,
@@ -181,7 +181,9 @@ def _check_features(name: str, builder: Any) -> None:
     features, splits = builder.info.features, builder.info.splits
     if "image" not in features or "label" not in features or not hasattr(features["label"], "num_classes"):
         raise InputError(f"{name!r} is no image classification set: it needs the features 'image' and 'label'")
-    shape = features["image"].shape
+    shape, dtype = features["image"].shape, features["image"].dtype
+    if dtype != np.uint8:
+        raise InputError(f"{name!r} has images of {np.dtype(dtype)}: choose a set with 8-bit images")
     if None in shape:
         raise InputError(f"{name!r} has images of various sizes {shape}: choose a set with images of one size")
     if "train" not in splits or not ("test" in splits or "validation" in splits):
@@ -193,13 +195,21 @@ def _check_features(name: str, builder: Any) -> None:
 
 def _read(builder: Any, split: str) -> Images:
     try:
-        source = builder.as_data_source(split=split)
+        return _read_source(builder.as_data_source(split=split), builder.info.features["image"].shape)
     except NotImplementedError as error:
         raise InputError(
             f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
             "prepare it as array_record, or use --download with another --data_dir"
         ) from error
-    images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+    except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
+        raise InputError(
+            f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
+            f"({str(error).splitlines()[0]}): prepare the set again"
+        ) from error
+
+
+def _read_source(source: Any, shape: tuple[int, ...]) -> Images:
+    images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), 1000):
         rows = range(start, min(start + 1000, len(source)))

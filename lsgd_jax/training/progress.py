@@ -1,7 +1,9 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -22,13 +24,13 @@ class Progress:
         """Tells that a round has ended at `step`."""
         leads = "" if leader is None else f", leader {leader}"
         if self._bar is not None:
-            rate = self._bar.format_dict["rate"] or (step - self._from) / max(time.monotonic() - self._since, 1e-9)
+            rate = (step - self._from) / max(time.monotonic() - self._since, 1e-9)
             self._bar.set_postfix_str(f"{rate * self._images_per_step:,.0f} images/s, loss {loss:.4f}{leads}", False)
             self._bar.update(step - self._step)
         self._step = step
         now = time.monotonic()
         if self._bar is None and (now - self._told > SECONDS_BETWEEN_LINES or step == self._steps):
-            rate = (step - self._from) / (now - self._since)
+            rate = (step - self._from) / max(now - self._since, 1e-9)
             images = rate * self._images_per_step
             self.tell(f"step {step}/{self._steps}, {rate:.1f} steps/s, {images:,.0f} images/s, loss {loss:.4f}{leads}")
             self._told = self._since = now
@@ -41,6 +43,13 @@ class Progress:
         print(line, file=sys.stderr, flush=True)
         if self._bar is not None:
             self._bar.refresh()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile does not count as training."""
+        before = time.monotonic()
+        yield
+        self._since += time.monotonic() - before
 
     def __enter__(self) -> "Progress":
         return self

@@ -23,7 +23,7 @@ from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
 from lsgd_jax.training.stopping import stop_on_signals
 from lsgd_jax.training.traffic import bytes_sent
 from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
-from lsgd_jax.training.workdir import check_workdir, make_writable
+from lsgd_jax.training.workdir import check_workdir, make_writable, read_config, write_json
 
 
 class Position(NamedTuple):
@@ -61,7 +61,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
     run = build_run(config, source)
-    (workdir / "config.json").write_text(_json(dataclasses.asdict(config)))
+    write_json(workdir / "config.json", dataclasses.asdict(config))
 
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints)
@@ -85,7 +85,7 @@ def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> So
     make_method(config)
     check_workdir(workdir, resume=resume)
     if resume:
-        check_resumable(json.loads((workdir / "config.json").read_text()), config)
+        check_resumable(read_config(workdir), config)
     source = find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
     check_model(config.model_name, source.input_shape)
     samples_and_batch_size(config, source)
@@ -131,11 +131,12 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
             log.catch_up()
             jax.block_until_ready(state)
             seconds += time.monotonic() - started
-            if evaluating:
-                records.add_metrics(_metrics(run, Position(state, step, seconds), log.train_loss))
-            if saving:
-                records.flush()  # first: no checkpoint is newer than the records
-                checkpoints.save(step, state, {"seconds": seconds})
+            with progress.paused():
+                if evaluating:
+                    records.add_metrics(_metrics(run, Position(state, step, seconds), log.train_loss))
+                if saving:
+                    records.flush()  # first: no checkpoint is newer than the records
+                    checkpoints.save(step, state, {"seconds": seconds})
             started = time.monotonic()
     return Position(state, step, seconds)
 
@@ -188,7 +189,7 @@ def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> d
     for figures_of_worker in run.evaluate_workers(end.state):
         for split in ("validation", "test"):
             summary[f"worker_{split}_error"].append(figures_of_worker[f"{split}_error"])
-    (workdir / "summary.json").write_text(_json(summary))
+    write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -197,8 +198,3 @@ def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else None
     return summary if summary and summary["step"] >= config.steps else None
-
-
-def _json(tree: Any) -> str:
-    finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
-    return json.dumps(finite, indent=2) + "\n"

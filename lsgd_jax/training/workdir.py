@@ -1,5 +1,6 @@
 """A run's folder: whose it is, and the settings in it."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -48,7 +49,30 @@ def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
         return Config(**given)
     path = pathlib.Path(workdir).expanduser() / "config.json"
     check_workdir(path.parent, resume=True)
-    saved = json.loads(path.read_text())
-    config = Config(**{**saved, **given})
+    saved = read_config(path.parent)
+    config = Config(**saved | given)
     check_resumable(saved, config)
     return config
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The settings that the run in a workdir was started with.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    try:
+        saved = json.loads((workdir / "config.json").read_text())
+        return dataclasses.asdict(Config(**saved))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"--resume: {workdir / 'config.json'} is not of this program ({error}): use a new --workdir"
+        ) from error
+
+
+def write_json(path: pathlib.Path, tree: Any) -> None:
+    """Writes a file that is whole whenever the process dies; numbers that are not finite become null."""
+    finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(finite, indent=2) + "\n")
+    partial.replace(path)
