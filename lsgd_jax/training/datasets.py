@@ -181,7 +181,7 @@ def _check_features(name: str, builder: Any) -> None:
     features, splits = builder.info.features, builder.info.splits
     if "image" not in features or "label" not in features or not hasattr(features["label"], "num_classes"):
         raise InputError(f"{name!r} is no image classification set: it needs the features 'image' and 'label'")
-    shape, dtype = features["image"].shape, features["image"].dtype
+    shape, dtype = features["image"].shape, features["image"].np_dtype
     if dtype != np.uint8:
         raise InputError(f"{name!r} has images of {np.dtype(dtype)}: choose a set with 8-bit images")
     if None in shape:
