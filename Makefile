@@ -33,7 +33,7 @@ $(BIN)/python:
 	done; \
 	if [ -n "$$found" ]; then \
 		echo "making $(VENV) with $$found"; \
-		"$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+		"$$found" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }; \
 	elif [ -n "$$bare" ]; then \
 		version=$$("$$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 		echo "$$bare cannot make virtual environments: apt-get install python$$version-venv" >&2; exit 1; \
@@ -45,6 +45,9 @@ $(BIN)/python:
 ifneq ($(PYTHON),)
 ifneq ($(wildcard $(BIN)/python),)
 version = $(shell $(1) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+ifeq ($(call version,$(PYTHON)),)
+$(error $(PYTHON) does not run here: name another with PYTHON=..., or leave it out)
+endif
 ifneq ($(call version,$(PYTHON)),$(call version,$(BIN)/python))
 $(error $(VENV) is of Python $(call version,$(BIN)/python), not of $(PYTHON): remove it (rm -r $(VENV)) and call again)
 endif

@@ -4,6 +4,7 @@ Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this 
 """
 
 import datetime
+import os
 import pathlib
 import shlex
 import sys
@@ -95,8 +96,8 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.workdir import load_config
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    workdir: str = os.path.expanduser(str(FLAGS.workdir or _default_workdir()))
     try:
-        workdir = FLAGS.workdir or _default_workdir()
         config = load_config(workdir, _given_flags() | {"workdir": workdir}, resume=FLAGS.resume)
         summary = train(config, resume=FLAGS.resume)
     except InputError as error:
@@ -106,10 +107,11 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
+        if (pathlib.Path(workdir) / "config.json").exists():
+            print(_how_to_resume(argv[0], workdir), file=sys.stderr)
         return 130
     if summary is None:
-        program = [pathlib.Path(sys.executable).name, argv[0], f"--workdir={config.workdir}", "--resume"]
-        print(f"to go on: {shlex.join(program)}")
+        print(_how_to_resume(argv[0], workdir))
     else:
         print(table(summary, config.workdir))
     return 0
@@ -143,12 +145,19 @@ def table(summary: dict[str, Any], workdir: str) -> str:
 def _given_flags() -> dict[str, Any]:
     """The flags that the user set, by the command line or a flagfile."""
     names = [name for group in GROUPS.values() for name, *_ in group if name != "resume"]
-    return {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    if given.get("data_dir"):
+        given["data_dir"] = os.path.abspath(os.path.expanduser(str(given["data_dir"])))
+    return given
 
 
 def _default_workdir() -> str:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return str(pathlib.Path("runs") / f"{now}-{FLAGS.dataset}-{FLAGS.algorithm}")
+
+
+def _how_to_resume(program: str, workdir: str) -> str:
+    return f"to go on: {shlex.join([sys.executable, program, f'--workdir={workdir}', '--resume'])}"
 
 
 def _refuse(reason: str) -> int:

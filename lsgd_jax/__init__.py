@@ -27,7 +27,6 @@ __all__ = [
     "elect_leader",
     "init_state",
     "leader_pull",
-    "load_center",
     "lsgd",
     "make_train_step",
     "periodic",
@@ -36,7 +35,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "load_center":  # needs the extra `train`, which the rest does not
-        from lsgd_jax.training.checkpoints import load_center
+        try:
+            from lsgd_jax.training.checkpoints import load_center
+        except ImportError as error:
+            raise ImportError("load_center needs the extra 'train': pip install 'lsgd_jax[train]'") from error
 
         return load_center
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -81,14 +81,14 @@ def broadcast_from_leader(
       leader: what `elect_leader` returned over the same axes.
       axis_name: the axis or axes of that election.
       wire_dtype: a narrower floating-point dtype in which float leaves travel
-        (`jnp.bfloat16`). The leader keeps its exact tree; the others receive it
+        (`jnp.bfloat16` or `jnp.float16`). The leader keeps its exact tree; the others receive it
         rounded. Leaves that are no wider travel as they are.
 
     Returns:
       The leader's tree, with the dtypes of `tree`.
 
     Raises:
-      ValueError: if `wire_dtype` is no floating-point dtype.
+      ValueError: if `wire_dtype` is no floating-point dtype of 16 bits or more.
     """
     check_wire_dtype(wire_dtype)
 
@@ -128,9 +128,11 @@ def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
 
 
 def check_wire_dtype(wire_dtype: DTypeLike | None) -> None:
-    """Raises ValueError unless `wire_dtype` is None or a floating-point dtype."""
-    if wire_dtype is not None and not jnp.issubdtype(wire_dtype, jnp.floating):
-        raise ValueError(f"wire_dtype must be a floating-point dtype such as bfloat16, got {wire_dtype}")
+    """Raises ValueError unless `wire_dtype` is None or a floating-point dtype of 16 bits or more."""
+    if wire_dtype is None:
+        return
+    if not jnp.issubdtype(wire_dtype, jnp.floating) or jnp.dtype(wire_dtype).itemsize < 2:
+        raise ValueError(f"wire_dtype must be a floating-point dtype of 16 bits or more (bfloat16), got {wire_dtype}")
 
 
 def wire_dtype_of(leaf_dtype: DTypeLike, wire_dtype: DTypeLike | None) -> jnp.dtype:
@@ -151,7 +153,7 @@ def _narrowed(leaf: jax.Array, wire_dtype: DTypeLike | None) -> jax.Array:
 
 
 def _as_bits(leaf: jax.Array) -> jax.Array:
-    """Narrow floats as integers: compilers widen a sum of 8 or 16-bit floats on the wire.
+    """Narrow floats as integers: compilers widen a sum of 16-bit floats on the wire.
 
     A sum of integers with one non-zero term is exact, whatever they encode.
     """

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset, load_dataset
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
 from lsgd_jax.training.records import read_leaders, read_metrics
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.trainer import check_settings, train
 from lsgd_jax.training.workdir import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -197,9 +198,33 @@ def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_goes_on(undis
 
 @pytest.mark.parametrize("change", [{"learning_rate": 0.2}, {"groups": 1, "seed": 3}, {"local_pull": 0.3}])
 def test_a_change_of_the_algorithm_is_refused_at_resume(undisturbed: pathlib.Path, change: dict[str, Any]) -> None:
+    config = load_config(str(undisturbed), change, resume=True)
     with pytest.raises(InputError) as refused:
-        load_config(str(undisturbed), change, resume=True)
+        check_settings(config, undisturbed, resume=True)
     assert all(f"--{name}" in str(refused.value) for name in change)
+
+
+def test_fewer_steps_than_the_checkpoint_has_are_refused_and_nothing_is_changed(undisturbed: pathlib.Path) -> None:
+    before = (undisturbed / "config.json").read_bytes()
+    config = load_config(str(undisturbed), {"steps": 20}, resume=True)
+    (undisturbed / "summary.json").rename(undisturbed / "kept.json")  # as after a kill before the end
+    with pytest.raises(InputError, match="checkpoint at step 60"):
+        train(config, resume=True)
+    (undisturbed / "kept.json").rename(undisturbed / "summary.json")
+    assert (undisturbed / "config.json").read_bytes() == before
+
+
+def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    shutil.rmtree(workdir / "checkpoints/60")
+    (workdir / "summary.json").unlink()
+    summary = train(load_config(str(workdir), {"steps": 48}, resume=True), resume=True)
+    assert summary["step"] == 48
+    assert summary["train_loss"] is not None
+    assert [row["step"] for row in read_metrics(workdir)] == [10, 20, 30, 40, 48]
 
 
 def test_lost_workers_are_reported_and_the_run_goes_on(

@@ -25,11 +25,6 @@ def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
     """
     base = optax.with_extra_args_support(base)
 
-    def update(
-        grads: optax.Updates, state: Any, params: optax.Params, *, value: Any, **extra: Any
-    ) -> tuple[optax.Updates, Any]:
-        return base.update(grads, state, params, value=value, **extra)
-
     def center(params: optax.Params, state: Any, axes: Axes) -> optax.Params:
         """The mean, which is every worker's parameters."""
         del state
@@ -38,7 +33,7 @@ def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
     return DistributedOptimizer(
         init=base.init,
         reduce_gradients=lambda grads, axes: mean(grads, axes.all),
-        update=update,
+        update=base.update,
         communications=(),
         center=center,
         restart=lambda params, state: base.init(params),

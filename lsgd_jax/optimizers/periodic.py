@@ -102,11 +102,14 @@ def _communicate(
 ) -> tuple[optax.Updates, Any]:
     """The updates that lead from `params` to where the communication leaves them."""
     worker_score = jnp.array(jnp.nan) if losses is None else score(losses)
-    outcome = due.apply(optax.apply_updates(params, updates), inner, worker_score, axes.names(due.axes))
+    stepped = optax.apply_updates(params, updates)
+    outcome = due.apply(stepped, inner, worker_score, axes.names(due.axes))
 
-    def led_to(new: jax.Array, old: jax.Array, update: jax.Array) -> jax.Array:
-        # A lost worker stays lost, even where the step that broke it could be undone: its losses are not renewed.
-        return jnp.where(outcome.restarted, update, (new - old).astype(update.dtype))
+    def led_to(new: jax.Array, before: jax.Array, old: jax.Array, update: jax.Array) -> jax.Array:
+        # What has not moved, the leader for one, keeps its update without rounding. A lost worker stays lost, even
+        # where the step that broke it could be undone: its losses are not renewed.
+        kept = outcome.restarted | (new == before)
+        return jnp.where(kept, update, (new - old).astype(update.dtype))
 
-    moved = jax.tree.map(led_to, outcome.params, params, updates)
+    moved = jax.tree.map(led_to, outcome.params, stepped, params, updates)
     return moved, outcome.state

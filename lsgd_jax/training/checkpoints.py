@@ -12,6 +12,7 @@ from flax import nnx
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, Shape, make_model
 from lsgd_jax.training.train_step import TrainState
+from lsgd_jax.training.workdir import write_json
 
 KEPT = 2
 
@@ -85,8 +86,10 @@ def save_center(
     how: Preprocessing,
 ) -> None:
     """Saves the evaluated center, with all that `load_center` needs, in `center/`."""
+    center = workdir / "center"
+    (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
     with ocp.StandardCheckpointer() as checkpointer:
-        path = (workdir / "center" / "arrays").absolute()
+        path = (center / "arrays").absolute()
         checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
     description = {
         "model": model,
@@ -94,7 +97,7 @@ def save_center(
         "classes": classes,
         "preprocessing": dataclasses.asdict(how),
     }
-    (workdir / "center" / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_json(center / "model.json", description)
 
 
 def load_center(workdir: str | pathlib.Path) -> tuple[Classifier, Any]:
@@ -111,7 +114,7 @@ def load_center(workdir: str | pathlib.Path) -> tuple[Classifier, Any]:
     Raises:
       FileNotFoundError: if the run has saved no center (yet).
     """
-    center = pathlib.Path(workdir) / "center"
+    center = pathlib.Path(workdir).expanduser() / "center"
     if not (center / "model.json").exists():
         raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
     description = json.loads((center / "model.json").read_text())

@@ -12,6 +12,7 @@ FREE_AT_RESUME = frozenset({"steps", "workdir", "data_dir", "download", "eval_ev
 
 # What counts on the devices are 32-bit integers.
 LARGEST = 2**31 - 1
+LARGEST_WINDOW = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ def check_config(config: Config) -> None:
     """
     for name in ("groups", "workers", "steps", "leader_window", "global_period"):
         _check_at_least(config, name, 1)
+    if config.leader_window > LARGEST_WINDOW:
+        raise InputError(f"--leader_window={config.leader_window}: must be at most {LARGEST_WINDOW:,}")
     for name in ("batch_size", "eval_every", "checkpoint_every"):
         if getattr(config, name) is not None:
             _check_at_least(config, name, 1)
@@ -109,13 +112,16 @@ def check_resumable(saved: dict[str, Any], config: Config) -> None:
     Raises:
       InputError: naming the flags that differ.
     """
+    before, now = Config(**saved), config
     changed = {
-        name: (saved.get(name), value)
-        for name, value in dataclasses.asdict(config).items()
-        if name not in FREE_AT_RESUME and name in saved and saved[name] != value
+        name: (getattr(before, name), getattr(now, name))
+        for name in saved.keys() - FREE_AT_RESUME
+        if getattr(before, name) != getattr(now, name)
     }
+    if before.model_name == now.model_name:
+        changed.pop("model", None)
     if changed:
-        told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in changed.items())
+        told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
         raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir")
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -154,16 +153,18 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     """The TFDS builder of a set that is on disk."""
     import tensorflow_datasets as tfds
 
-    where = pathlib.Path(data_dir).expanduser() if data_dir else pathlib.Path.home() / "tensorflow_datasets"
+    where = data_dir or "the default TFDS folder"
     try:
-        builder = tfds.builder(name, data_dir=where)
+        builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = ["digits", *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS image set"
         raise InputError(f"unknown data set {name!r}: {hint}") from error
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        raise InputError(f"cannot open data set {name!r} in {where}: {str(error).splitlines()[0]}") from error
+        if isinstance(error, ImportError):
+            raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
+        raise InputError(f"cannot open data set {name!r} in {where}: {_first_line(error)}") from error
     if builder.is_prepared():
         return builder
     if not download:
@@ -173,14 +174,23 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError("--download needs TensorFlow to prepare data: pip install 'lsgd_jax[train,tensorflow]'")
-    builder.download_and_prepare(file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # no network, no space, a set that must be downloaded by hand
+        raise InputError(f"cannot download {name!r} to {where}: {_first_line(error)}") from error
     return builder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_features(name: str, builder: Any) -> None:
     features, splits = builder.info.features, builder.info.splits
-    if "image" not in features or "label" not in features or not hasattr(features["label"], "num_classes"):
-        raise InputError(f"{name!r} is no image classification set: it needs the features 'image' and 'label'")
+    is_image = "image" in features and len(features["image"].shape) == 3
+    is_label = "label" in features and features["label"].shape == () and hasattr(features["label"], "num_classes")
+    if not (is_image and is_label):
+        raise InputError(f"{name!r} is no image classification set: it needs an 'image' and a 'label' of one class")
     shape, dtype = features["image"].shape, features["image"].np_dtype
     if dtype != np.uint8:
         raise InputError(f"{name!r} has images of {np.dtype(dtype)}: choose a set with 8-bit images")
@@ -204,7 +214,7 @@ def _read(builder: Any, split: str) -> Images:
     except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
         raise InputError(
             f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
-            f"({str(error).splitlines()[0]}): prepare the set again"
+            f"({_first_line(error)}): prepare the set again"
         ) from error
 
 

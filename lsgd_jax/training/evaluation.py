@@ -45,11 +45,14 @@ def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Call
         everybody = topology.axes.all
         finite = all_finite(params)
         leader = elect_leader(jnp.where(finite, score(losses), jnp.inf), everybody)
+        # Where nobody can lead, worker 0 is shown, for all devices to hold the same.
+        first = jax.lax.axis_index(everybody) == 0
+        shown = leader._replace(is_leader=leader.is_leader | (~leader.valid & first), valid=jnp.array(True))
         center = optimizer.center(params, opt_state, topology.axes)
         center_state = mean(model_state, everybody, where=finite)
         return Candidates(
             center=(center, center_state),
-            leader=broadcast_from_leader((params, model_state), leader, everybody),
+            leader=broadcast_from_leader((params, model_state), shown, everybody),
             leader_rank=leader.rank,
         )
 

@@ -69,7 +69,6 @@ def make_method(config: Config) -> DistributedOptimizer:
 
 
 def _wire_dtype(name: str | None) -> jnp.dtype | None:
-    try:
-        return None if name is None else jnp.dtype(name)
-    except TypeError as error:
-        raise InputError(f"unknown --wire_dtype={name}: use bfloat16 or float16, or leave it out") from error
+    if name not in (None, "bfloat16", "float16"):
+        raise InputError(f"unknown --wire_dtype={name}: use bfloat16 or float16, or leave it out")
+    return None if name is None else jnp.dtype(name)

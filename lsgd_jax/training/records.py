@@ -25,12 +25,18 @@ class LeaderRow(NamedTuple):
 
 
 class Records:
-    """Appends to a run's records. `last_step` drops what was written after a checkpoint."""
+    """Appends to a run's records. `last_step` drops what was written after a checkpoint.
+
+    Attributes:
+      last_evaluation: the step of the last row of metrics.jsonl, or None.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, last_step: int) -> None:
         self._metrics_path = workdir / "metrics.jsonl"
         self._leaders_path = workdir / "leaders.csv"
-        _rewrite(self._metrics_path, "".join(map(_json_line, read_metrics(workdir, last_step))))
+        kept = read_metrics(workdir, last_step)
+        self.last_evaluation = kept[-1]["step"] if kept else None
+        _rewrite(self._metrics_path, "".join(map(_json_line, kept)))
         _rewrite(self._leaders_path, _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
         self._metrics = self._metrics_path.open("a")
         self._leaders = self._leaders_path.open("a", newline="")
@@ -43,6 +49,9 @@ class Records:
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends an evaluation to metrics.jsonl; a number that is not finite becomes null."""
         self._metrics.write(_json_line(row))
+        self.last_evaluation = row["step"]
+        self._metrics.flush()  # for those who watch
+        self._leaders.flush()
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 self._events.add_scalar(name, value, row["step"])

@@ -25,7 +25,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first SIGTERM or Ctrl-C into a request; a second one acts as usual."""
     request = StopRequest()
     signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in signals}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -1,6 +1,7 @@
 """Where workers live: axes of a device mesh times lanes on each device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Topology:
         """The number of workers of all groups."""
         return self.groups * self.workers
 
-    @property
+    @functools.cached_property
     def mesh(self) -> Mesh:
         """Devices with the axes (group, worker): as many as divide the shape.
 
@@ -77,11 +78,12 @@ class Topology:
         group, who talk more often, then share devices.
         """
         assert self.devices is not None
+        count = len(self.devices)
         sizes = [
             (g * w, g, w)
-            for g in range(1, self.groups + 1)
-            for w in range(1, self.workers + 1)
-            if self.groups % g == 0 and self.workers % w == 0 and g * w <= len(self.devices)
+            for g in range(1, count + 1)
+            for w in range(1, count // g + 1)
+            if self.groups % g == 0 and self.workers % w == 0
         ]
         used, mesh_groups, mesh_workers = max(sizes)
         return Mesh(np.array(self.devices[:used]).reshape(mesh_groups, mesh_workers), (GROUP, WORKER))

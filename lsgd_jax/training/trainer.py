@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from lsgd_jax.training.checkpoints import Checkpoints, save_center
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.datasets import Source, find_dataset
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.models import check_model
@@ -33,11 +35,13 @@ class Position(NamedTuple):
       state: all workers.
       step: local steps of each worker.
       seconds: wall-clock of training, without compilation, evaluation and checkpoints.
+      train_loss: the workers' mean training loss over their last minibatches.
     """
 
     state: TrainState
     step: int
     seconds: float
+    train_loss: float
 
 
 def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
@@ -55,16 +59,16 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
       InputError: if the settings cannot work; nothing has been changed then.
       AllWorkersLostError: if no worker has finite parameters left.
     """
-    workdir = pathlib.Path(config.workdir).expanduser()
+    workdir = pathlib.Path(config.workdir)
     source = check_settings(config, workdir, resume=resume)
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
     run = build_run(config, source)
-    write_json(workdir / "config.json", dataclasses.asdict(config))
 
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        start = _start(run, checkpoints)
+        start = _start(run, checkpoints, config.steps)
+        write_json(workdir / "config.json", dataclasses.asdict(config))
         if resume:
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
@@ -93,29 +97,33 @@ def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> So
     return source
 
 
-def _start(run: Run, checkpoints: Checkpoints) -> Position:
+def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
     """Where the newest checkpoint is, or the beginning."""
     step = checkpoints.latest_step()
     if step is None:
-        return Position(run.init_state(), 0, 0.0)
+        return Position(run.init_state(), 0, 0.0, math.nan)
+    if step > steps:
+        raise InputError(f"--steps={steps}: the run has a checkpoint at step {step} already, so use at least that")
     shapes = jax.eval_shape(run.init_state)
     state, progress = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
-    return Position(state, step, progress["seconds"])
+    return Position(state, step, progress["seconds"], progress["train_loss"])
 
 
 def _advance(config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints) -> Position:
     """Rounds, with evaluations and checkpoints between them, to the end or a signal."""
-    if at.step >= config.steps:
+    state, step, seconds, _ = at
+    if step == config.steps:  # stopped there by a signal, or killed before the summary
+        if records.last_evaluation != step:
+            records.add_metrics(_metrics(run, at))
         return at
-    state, step, seconds = at
-    print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
-    train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
     images_per_step = run.topology.size * run.batch_size
 
     with (
-        Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
         stop_on_signals() as stop,
+        Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
     ):
+        print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
+        train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
@@ -132,13 +140,14 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
             jax.block_until_ready(state)
             seconds += time.monotonic() - started
             with progress.paused():
+                at = Position(state, step, seconds, log.train_loss)
                 if evaluating:
-                    records.add_metrics(_metrics(run, Position(state, step, seconds), log.train_loss))
+                    records.add_metrics(_metrics(run, at))
                 if saving:
                     records.flush()  # first: no checkpoint is newer than the records
-                    checkpoints.save(step, state, {"seconds": seconds})
+                    checkpoints.save(step, state, {"seconds": seconds, "train_loss": log.train_loss})
             started = time.monotonic()
-    return Position(state, step, seconds)
+    return at
 
 
 def _call_end(step: int, config: Config, run: Run) -> int:
@@ -148,15 +157,15 @@ def _call_end(step: int, config: Config, run: Run) -> int:
     return min(config.steps, call_end(run.method, config.groups, step), *stops)
 
 
-def _metrics(run: Run, at: Position, train_loss: float) -> dict[str, Any]:
-    """A row of metrics.jsonl."""
+def _metrics(run: Run, at: Position) -> dict[str, Any]:
+    """A row of metrics.jsonl: figures of the center, but for the workers' train_loss and the leader's figures."""
     candidates = run.candidates(at.state)
     center, model_state = candidates.center
     return {
         "step": at.step,
         "seconds": round(at.seconds, 3),
         "bytes_communicated": bytes_sent(run.method, run.topology, center, at.step),
-        "train_loss": train_loss,
+        "train_loss": at.train_loss,
         **run.evaluate((center, model_state), ""),
         **run.evaluate(candidates.leader, "leader_"),
         "leader": int(candidates.leader_rank),

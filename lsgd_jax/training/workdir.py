@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from lsgd_jax.training.config import Config, check_resumable
+from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 
 
@@ -15,10 +15,14 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     Raises:
       InputError: what is wrong and what to do.
     """
-    started = (workdir / "config.json").is_file()
+    try:
+        started = (workdir / "config.json").is_file()
+        used = workdir.is_dir() and any(workdir.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder") from error
     if resume and not started:
         raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
-    if not resume and workdir.is_dir() and any(workdir.iterdir()):
+    if not resume and used:
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
 
@@ -42,17 +46,13 @@ def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
     """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
 
     Raises:
-      InputError: if a run is to be resumed and there is none, or the given settings
-        would change its model or algorithm.
+      InputError: if a run is to be resumed and there is none.
     """
     if not resume:
         return Config(**given)
-    path = pathlib.Path(workdir).expanduser() / "config.json"
-    check_workdir(path.parent, resume=True)
-    saved = read_config(path.parent)
-    config = Config(**saved | given)
-    check_resumable(saved, config)
-    return config
+    path = pathlib.Path(workdir)
+    check_workdir(path, resume=True)
+    return Config(**read_config(path) | given | {"workdir": workdir})
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
