@@ -123,7 +123,8 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
         Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
     ):
         print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
-        train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
+        with progress.paused():
+            train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
