@@ -40,8 +40,8 @@ def periodic(
     Put the scan over steps inside the `vmap`, or keep the counter unbatched
     (`in_axes=PeriodicState(step=None, losses=0, inner=0)`).
 
-    A worker whose parameters are no longer finite never leads and never spreads,
-    but it stays lost: optax only adds updates, and NaN plus anything is NaN. The
+    With `lsgd`, a worker whose parameters are no longer finite never leads and never
+    spreads, but it stays lost: optax only adds updates, and NaN plus anything is NaN. The
     train step of `lsgd_jax.make_train_step` restarts such a worker.
 
     Args:

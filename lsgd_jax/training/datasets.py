@@ -82,7 +82,7 @@ def find_dataset(name: str, *, data_dir: str | None = None, download: bool = Fal
 
     Args:
       name: "digits", or the name of an image classification set in TFDS.
-      data_dir: where prepared TFDS sets are; TFDS's own default if None.
+      data_dir: where prepared TFDS sets are; TFDS's own default (~/tensorflow_datasets) if None.
       download: whether TFDS may fetch and prepare what is missing (needs TensorFlow).
 
     Raises:
@@ -161,9 +161,9 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS image set"
         raise InputError(f"unknown data set {name!r}: {hint}") from error
+    except ImportError as error:
+        raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        if isinstance(error, ImportError):
-            raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
         raise InputError(f"cannot open data set {name!r} in {where}: {_first_line(error)}") from error
     if builder.is_prepared():
         return builder

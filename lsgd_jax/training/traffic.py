@@ -1,4 +1,8 @@
-"""How many bytes a run has sent, from the definition of its method."""
+"""How many bytes a run has sent, from the definition of its method.
+
+A broadcast counts as the leader's tree sent once to each of the others, a sum over
+workers as a ring: what the methods need, not what a compiler makes of it.
+"""
 
 from typing import Any
 
