@@ -197,6 +197,15 @@ def test_without_anybody_who_can_lead_the_rank_is_minus_one_and_the_leader_worke
     assert_same(candidates.center, jax.tree.map(lambda x: x.mean((0, 1)), workers))
 
 
+def test_every_device_holds_the_same_leader_even_without_anybody_who_can_lead() -> None:
+    topology, gather = on(4)
+    state = state_of(topology, METHOD, np.full((GROUPS, WORKERS), NAN))
+    for leaf in jax.tree.leaves(gather(state).leader):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == 4
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)
+
+
 def test_equal_scores_make_the_lowest_rank_the_leader() -> None:
     assert candidates_of(8, np.full((GROUPS, WORKERS), 2.0))[0].leader_rank == 0
     losses = LOSSES.copy()
