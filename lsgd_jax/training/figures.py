@@ -57,10 +57,7 @@ def _draw_errors(path: pathlib.Path, metrics: list[dict[str, Any]]) -> pathlib.P
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("error [%]")
-    if all(row[name] > 0 for row in metrics for name, *_ in CURVES):
-        panels[0].set_yscale("log")
-        panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panels[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
+    panels[0].set_ylim(bottom=0)
     panels[0].legend(fontsize=8)
     return _save(figure, path)
 

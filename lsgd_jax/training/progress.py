@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ class Progress:
 
     def __init__(self, *, step: int, steps: int, images_per_step: int) -> None:
         self._steps, self._images_per_step = steps, images_per_step
-        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._bar = _bar(step, steps) if sys.stderr.isatty() else None
         self._since = self._told = time.monotonic()
         self._from = self._step = step
 
@@ -57,3 +58,8 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _bar(step: int, steps: int) -> tqdm:
+    columns, rows = shutil.get_terminal_size()  # 80 × 24 where a terminal claims to have no size
+    return tqdm(total=steps, initial=step, unit="step", ncols=columns, nrows=rows)
