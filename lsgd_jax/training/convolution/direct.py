@@ -1,10 +1,10 @@
-"""Convolution whose gradients stay fast inside loops on CPU.
+"""XLA's convolution, with gradients that stay fast inside loops on CPU.
 
 XLA brings convolutions into its fast CPU layout only outside of loops and
 conditionals, and JAX writes the gradients in another layout than the forward
 pass (jax issue 12868). Here both gradients are themselves NHWC/HWIO
 convolutions, which are fast as they stand: the same numbers, 30 to 60 times
-sooner in a training loop on CPU. Elsewhere JAX's own gradients are used.
+sooner in a training loop on CPU.
 """
 
 import functools
@@ -17,46 +17,11 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pair = tuple[int, int]
 
 
-def conv_general_dilated(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Any,
-    padding: Any,
-    *,
-    rhs_dilation: Any = None,
-    dimension_numbers: Any = None,
-    **others: Any,
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for the hook of that name in `flax.nnx.Conv`."""
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    two_dimensional = lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-    if jax.default_backend() != "cpu" or not two_dimensional or not _plain(**others):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers,
-            **others,
-        )
-    dilation = tuple(rhs_dilation or (1, 1))
-    if isinstance(padding, str):
-        window = [(size - 1) * d + 1 for size, d in zip(rhs.shape[:2], dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
-    return _convolution(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), dilation)
-
-
-def _plain(lhs_dilation: Any = None, feature_group_count: int = 1, batch_group_count: int = 1, **others: Any) -> bool:
-    """Whether nothing but strides, padding and kernel dilation is asked for."""
-    ungrouped = feature_group_count == batch_group_count == 1
-    return ungrouped and set(lhs_dilation or (1,)) == {1} and all(value is None for value in others.values())
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolution(
+def convolve(
     images: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair
 ) -> jax.Array:
+    """Convolution of images [batch, height, width, in] with a kernel [height, width, in, out]."""
     return _nhwc(images, kernel, strides, padding, (1, 1), dilation)
 
 
@@ -65,7 +30,7 @@ def _nhwc(images: Any, kernel: Any, strides: Any, padding: Any, lhs_dilation: An
 
 
 def _forward(images: Any, kernel: Any, strides: Any, padding: Any, dilation: Any) -> Any:
-    return _convolution(images, kernel, strides, padding, dilation), (images, kernel)
+    return convolve(images, kernel, strides, padding, dilation), (images, kernel)
 
 
 def _backward(strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, saved: Any, grad: jax.Array) -> Any:
@@ -92,4 +57,4 @@ def _backward(strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, saved: 
     return images_grad, kernel_grad.transpose(1, 2, 0, 3)
 
 
-_convolution.defvjp(_forward, _backward)
+convolve.defvjp(_forward, _backward)
