@@ -172,7 +172,7 @@ def test_each_lane_equals_a_plain_double_loop(lanes: Any, shape: tuple[int, int]
     rng = np.random.default_rng(0)
     tree = {"matrix": rng.normal(size=(*shape, 4, 2)).astype(np.float32), "count": np.arange(np.prod(shape))}
     tree["count"] = tree["count"].reshape(shape)
-    vector = rng.normal(size=(*shape, 2)).astype(np.float32)
+    vector = rng.normal(size=2).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), shape)
 
     def function(tree: Any, vector: Any, key: jax.Array) -> Any:
@@ -180,22 +180,41 @@ def test_each_lane_equals_a_plain_double_loop(lanes: Any, shape: tuple[int, int]
         return {"product": tree["matrix"] @ vector + of_key, "scalars": (tree["count"] + 1, vector.sum())}
 
     topology = Topology(*shape, jax.devices()[:1], lanes=lanes)
-    got = jax.jit(topology.each_lane(function))(tree, vector, keys)
+    got = jax.jit(topology.each_lane(function, in_axes=(0, None, 0)))(tree, vector, keys)
     lane_by_lane = []
     for j in range(shape[0]):
         for i in range(shape[1]):
             mine = {name: leaf[j, i] for name, leaf in tree.items()}
-            lane_by_lane.append(function(mine, vector[j, i], keys[j, i]))
+            lane_by_lane.append(function(mine, vector, keys[j, i]))
     expected = jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *x[0].shape), *lane_by_lane)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, expected)
 
 
-@pytest.mark.parametrize(
-    ("lanes", "shape", "loops"),
-    [("vmap", (2, 3), 0), ("sequential", (2, 3), 1), ("sequential", (2, 1), 1), ("sequential", (1, 1), 0)],
-    ids=str,
-)
-def test_sequential_lanes_are_a_loop_and_an_only_lane_is_none(lanes: Any, shape: tuple[int, int], loops: int) -> None:
+@pytest.mark.parametrize("lanes", ["vmap", "sequential"])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1)], ids=str)
+def test_updated_lanes_are_those_of_a_plain_double_loop(lanes: Any, shape: tuple[int, int]) -> None:
+    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    state = {"key": jax.random.split(jax.random.key(0), shape), "x": numbers[..., None] + np.ones(4, np.float32)}
+
+    def function(state: Any, number: jax.Array, shared: jax.Array) -> Any:
+        drawn = jax.random.uniform(state["key"], (4,))
+        return {"key": jax.random.split(state["key"])[1], "x": state["x"] * number + drawn + shared}
+
     topology = Topology(*shape, jax.devices()[:1], lanes=lanes)
-    jaxpr = jax.make_jaxpr(topology.each_lane(lambda x: x @ x))(jnp.ones((*shape, 2, 2)))
-    assert [str(eqn.primitive) for eqn in jaxpr.eqns].count("scan") == loops
+    update = jax.jit(topology.update_lanes(function, in_axes=(0, None)))
+    got = update(state, numbers, np.float32(3))
+    for j, i in np.ndindex(shape):
+        expected = function(jax.tree.map(lambda x, at=(j, i): x[at], state), numbers[j, i], np.float32(3))
+        np.testing.assert_allclose(got["x"][j, i], expected["x"], rtol=1e-6)
+        assert got["key"][j, i] == expected["key"]
+
+
+@pytest.mark.parametrize(("lanes", "batched"), [("vmap", True), ("sequential", False)])
+def test_lanes_are_computed_as_the_topology_says(lanes: Any, batched: bool) -> None:
+    """At once, in one product with a batch dimension, or one after the other in a loop."""
+    topology = Topology(2, 3, jax.devices()[:1], lanes=lanes)
+    of_all = (topology.each_lane(lambda x: x @ x, (0,)), topology.update_lanes(lambda x: x @ x, ()))
+    for function in of_all:
+        jaxpr = str(jax.make_jaxpr(function)(jnp.ones((2, 3, 4, 4))))
+        assert ("f32[2,3,4,4] = dot_general" in jaxpr) == batched
+        assert ("scan[" in jaxpr or "while[" in jaxpr) != batched

@@ -88,7 +88,7 @@ class DistributedOptimizer(NamedTuple):
 
     Attributes:
       init: `params -> state`, of one worker.
-      reduce_gradients: `(grads, axes) -> grads`; the identity but for methods
+      reduce_gradients: `(grads, axes) -> grads`; `keep_gradients` but for methods
         that average gradients.
       update: one local step; never communicates.
       communications: those that happen now and then, in the order in which they
@@ -110,6 +110,12 @@ class DistributedOptimizer(NamedTuple):
     restart: Callable[[Any, Any], Any]
     gradient_bytes: Callable[[Any, int], int]
     window: int | None
+
+
+def keep_gradients(grads: Any, axes: Axes) -> Any:
+    """The `reduce_gradients` of methods whose workers step apart: the identity."""
+    del axes
+    return grads
 
 
 def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:

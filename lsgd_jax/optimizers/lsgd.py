@@ -20,6 +20,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     broadcast_bytes,
     check_count,
+    keep_gradients,
 )
 from lsgd_jax.optimizers.leader_pull import check_pull, leader_pull
 from lsgd_jax.optimizers.scoring import all_finite
@@ -165,7 +166,7 @@ def lsgd(
 
     return DistributedOptimizer(
         init=init,
-        reduce_gradients=lambda grads, axes: grads,
+        reduce_gradients=keep_gradients,
         update=update,
         communications=(
             Communication(int(local_period), (WORKER,), toward_leader("local", local_pull), bytes_sent),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -114,18 +115,50 @@ class Topology:
             jax.vmap(function, in_axes=in_axes, axis_name=WORKER_LANE), in_axes=in_axes, axis_name=GROUP_LANE
         )
 
-    def each_lane(self, function: Callable) -> Callable:
+    def each_lane(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
         """Maps a function that does not communicate over this device's lanes, as `lanes` says."""
         if self.lanes == "vmap":
-            return jax.vmap(jax.vmap(function))
+            return jax.vmap(jax.vmap(function, in_axes), in_axes)
 
         def one_after_the_other(*args: Any) -> Any:
-            shape = jax.tree.leaves(args)[0].shape[:2]
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), args)
-            if shape == (1, 1):  # no loop around the only lane
-                out = jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], flat)))
-            else:
-                out = lax.map(lambda lane: function(*lane), flat)
+            shape = _lanes_of(args[0])
+            out = lax.map(lambda lane: function(*_take(lane, args, in_axes)), _indices(shape))
             return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)
 
         return one_after_the_other
+
+    def update_lanes(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
+        """Like `each_lane`, of `function(lane, *args) -> lane`, in place: the lanes are not held twice."""
+        if self.lanes == "vmap":
+            return jax.vmap(jax.vmap(function, (0, *in_axes)), (0, *in_axes))
+
+        def one_after_the_other(lanes: Any, *args: Any) -> Any:
+            indices = _indices(_lanes_of(lanes))
+
+            def update(i: jax.Array, lanes: Any) -> Any:
+                lane = indices[0][i], indices[1][i]
+                new = function(*_take(lane, (lanes, *args), (0, *in_axes)))
+                return jax.tree.map(lambda x, of_lane: x.at[lane].set(of_lane), lanes, new)
+
+            return lax.fori_loop(0, len(indices[0]), update, lanes)
+
+        return one_after_the_other
+
+
+def _lanes_of(tree: Any) -> tuple[int, int]:
+    """(groups, workers) on this device."""
+    groups, workers = jax.tree.leaves(tree)[0].shape[:2]
+    return groups, workers
+
+
+def _indices(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """(group, worker) of each lane, row-major."""
+    groups, workers = np.indices(shape).reshape(2, -1)
+    return jnp.asarray(groups), jnp.asarray(workers)
+
+
+def _take(lane: tuple[jax.Array, jax.Array], args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
+    """The lane's part of the arguments whose axis is 0; the others as they are."""
+    return [
+        arg if axis is None else jax.tree.map(lambda x: x[lane], arg) for arg, axis in zip(args, in_axes, strict=True)
+    ]

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader
-from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, keep_gradients, schedule
 from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, record_loss, score
 from lsgd_jax.training.topology import Topology
 
@@ -39,6 +39,16 @@ class TrainState(NamedTuple):
     losses: LossWindow
     keys: jax.Array
     step: jax.Array
+
+
+class Worker(NamedTuple):
+    """What a `TrainState` holds of each worker: all but `step`, which is the same for all."""
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    losses: LossWindow
+    keys: jax.Array
 
 
 class Election(NamedTuple):
@@ -176,40 +186,58 @@ def make_train_step(
     """
     communications = schedule(optimizer, topology.groups)
     period = _shortest_period(optimizer, topology.groups)
-    gradient = topology.each_lane(jax.value_and_grad(loss, has_aux=True))
+    data_axis = 0 if batches.per_worker else None
 
     def plan(step: jax.Array, key: jax.Array) -> Any:
         return batches.plan(jax.random.fold_in(key, 0), step, min(period, LONGEST_CALL))
 
-    def draw(data: Any, planned: Any, step: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
-        return batches.draw(data, planned, draw_key), loss_key
+    def gradient(worker: Worker, planned: Any, step: jax.Array, data: Any) -> Any:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(worker.keys, 1), step))
+        batch = batches.draw(data, planned, draw_key)
+        return jax.value_and_grad(loss, has_aux=True)(worker.params, worker.model_state, batch, loss_key)
 
-    def update(grads: Any, value: jax.Array, params: Any, opt_state: Any, losses: LossWindow) -> Any:
-        grads = optimizer.reduce_gradients(grads, topology.axes)
-        updates, opt_state = optimizer.update(grads, opt_state, params, value=value)
-        return optax.apply_updates(params, updates), opt_state, record_loss(losses, value)
+    def update(worker: Worker, value: jax.Array, model_state: Any, grads: Any) -> Worker:
+        updates, opt_state = optimizer.update(grads, worker.opt_state, worker.params, value=value)
+        params, losses = optax.apply_updates(worker.params, updates), record_loss(worker.losses, value)
+        return Worker(params, model_state, opt_state, losses, worker.keys)
 
-    def local_steps(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
-        data_axis = 0 if batches.per_worker else None
-        to_draw = topology.over_lanes(plan, in_axes=(None, 0))(state.step, state.keys)
+    def apart(workers: Worker, to_draw: Any, step: jax.Array, steps: jax.Array, data: Any) -> Worker:
+        """All steps of a worker, then all of the next: only one gradient at a time takes memory."""
 
-        def local_step(i: jax.Array, state: TrainState) -> TrainState:
+        def all_steps(worker: Worker, to_draw: Any, data: Any) -> Worker:
+            def local_step(i: jax.Array, worker: Worker) -> Worker:
+                planned = jax.tree.map(lambda x: x[i], to_draw)
+                (value, model_state), grads = gradient(worker, planned, step + i, data)
+                return update(worker, value, model_state, grads)
+
+            return lax.fori_loop(0, steps, local_step, worker)
+
+        return topology.update_lanes(all_steps, in_axes=(0, data_axis))(workers, to_draw, data)
+
+    def in_step(workers: Worker, to_draw: Any, step: jax.Array, steps: jax.Array, data: Any) -> Worker:
+        """A step of all workers, then the next: their gradients meet in each."""
+
+        def reduce_and_update(worker: Worker, value: jax.Array, model_state: Any, grads: Any) -> Worker:
+            return update(worker, value, model_state, optimizer.reduce_gradients(grads, topology.axes))
+
+        def local_step(i: jax.Array, workers: Worker) -> Worker:
             planned = jax.tree.map(lambda x: x[:, :, i], to_draw)
-            batch, keys = topology.over_lanes(draw, in_axes=(data_axis, 0, None, 0))(
-                data, planned, state.step, state.keys
-            )
-            (values, model_state), grads = gradient(state.params, state.model_state, batch, keys)
-            params, opt_state, losses = topology.over_lanes(update)(
-                grads, values, state.params, state.opt_state, state.losses
-            )
-            return TrainState(params, model_state, opt_state, losses, state.keys, state.step + 1)
+            lanes = topology.each_lane(gradient, in_axes=(0, 0, None, data_axis))
+            (values, model_state), grads = lanes(workers, planned, step + i, data)
+            return topology.over_lanes(reduce_and_update)(workers, values, model_state, grads)
 
-        return lax.fori_loop(0, steps, local_step, state)
+        return lax.fori_loop(0, steps, local_step, workers)
+
+    local_steps = apart if optimizer.reduce_gradients is keep_gradients else in_step
+
+    def train(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
+        to_draw = topology.over_lanes(plan, in_axes=(None, 0))(state.step, state.keys)
+        workers = local_steps(Worker(*state[:-1]), to_draw, state.step, steps, data)
+        return TrainState(*workers, state.step + steps)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
-        state = local_steps(state, data, jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL)))
+        state = train(state, data, jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL)))
         scores = topology.over_lanes(score)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}
