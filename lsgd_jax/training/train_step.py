@@ -9,9 +9,10 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader
+from lsgd_jax.collectives import GROUP, WORKER, Leader
 from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
 from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, record_loss, score
+from lsgd_jax.training.communication import WorkerState, communicate
 from lsgd_jax.training.topology import Topology
 
 # How many losses make a score, for reports, where the method itself needs none.
@@ -242,34 +243,20 @@ def _communicate_if_due(
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
     names = topology.axes.names(communication.axes)
 
-    def communicate(state: TrainState) -> tuple[TrainState, Any]:
-        def worker(params: Any, model_state: Any, opt_state: Any, losses: LossWindow) -> Any:
-            outcome = communication.apply(params, opt_state, score(losses), names)
-            renewed = _restarted_model_state(model_state, outcome.leader, names)
-            fresh = (renewed, optimizer.restart(outcome.params, outcome.state), empty_window(params, _size(losses)))
-            kept = (model_state, outcome.state, losses)
-            model_state, opt_state, losses = jax.tree.map(
-                lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept
-            )
-            return (outcome.params, model_state, opt_state, losses), (outcome.leader, outcome.restarted)
+    def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
+        def worker(*state: Any) -> Any:
+            after, leader, restarted = communicate(communication, optimizer, names, WorkerState(*state))
+            return after, (leader, restarted)
 
-        workers = (state.params, state.model_state, state.opt_state, state.losses)
-        (params, model_state, opt_state, losses), news = topology.over_lanes(worker)(*workers)
+        before = (state.params, state.model_state, state.opt_state, state.losses)
+        after, news = topology.over_lanes(worker)(*before)
         news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
-        return TrainState(params, model_state, opt_state, losses, state.keys, state.step), news
+        return state._replace(**after._asdict()), news
 
     def nothing(state: TrainState) -> tuple[TrainState, Any]:
-        _, news = jax.eval_shape(communicate, state)
+        _, news = jax.eval_shape(communicate_all, state)
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
 
     due = state.step % communication.period == 0
-    state, (leader, restarted) = lax.cond(due, communicate, nothing, state)
+    state, (leader, restarted) = lax.cond(due, communicate_all, nothing, state)
     return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
-
-
-def _restarted_model_state(model_state: Any, leader: Leader | None, names: tuple[str, ...]) -> Any:
-    return model_state if leader is None else broadcast_from_leader(model_state, leader, names)
-
-
-def _size(losses: LossWindow) -> int:
-    return losses.losses.shape[0]
