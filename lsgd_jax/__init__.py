@@ -8,6 +8,7 @@ from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, Distr
 from lsgd_jax.optimizers.leader_pull import leader_pull
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.optimizers.periodic import periodic
+from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import Batches, TrainState, init_state, make_train_step
 
@@ -19,6 +20,7 @@ __all__ = [
     "Communication",
     "DistributedOptimizer",
     "Leader",
+    "Ledger",
     "Outcome",
     "Topology",
     "TrainState",
@@ -27,6 +29,7 @@ __all__ = [
     "elect_leader",
     "init_state",
     "leader_pull",
+    "ledger",
     "lsgd",
     "make_train_step",
     "periodic",
