@@ -185,7 +185,7 @@ def describe(argv: list[str], repeats: int) -> dict[str, Any]:
     import jax
     import jaxlib
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return {
         "command": shlex.join(["python", "benchmarks/network_model.py", *argv[1:]]),
         "commit": commit.stdout.strip(),
