@@ -15,7 +15,7 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 
 
 class Model(NamedTuple):
-    """A model to train. It travels as one float32 array: with n arrays, messages would be n times as many.
+    """A model to train. It travels as one float32 array, as XLA sends arrays of one dtype together where it can.
 
     Attributes:
       title: its name.
