@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     output = pathlib.Path(str(FLAGS.output)).expanduser()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
     except OSError as error:
         return _refuse(f"cannot write to --output={output} ({error.strerror}): choose another file")
     try:

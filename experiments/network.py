@@ -5,6 +5,7 @@ and bandwidth of networks. No device is needed. It is time for a number of sampl
 """
 
 import csv
+import itertools
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ WORKERS = tuple(2**exponent for exponent in range(2, 11))
 
 # Okabe and Ito's colours, and a marker each, told apart by colour-blind readers and in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*"  # as many as make a pair of its own for each of 56 methods
 
 flags.DEFINE_string("workdir", "runs/network", "folder for network.csv and network.png", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -168,7 +169,8 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
             alone = [row for row in here if row.method == methods[0]]
             panel.plot([row.workers for row in alone], [row.compute_hours for row in alone], "--", color="0.4",
                        linewidth=1.2, label="computation alone")  # fmt: skip
-            for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+            styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+            for method, (colour, marker) in zip(methods, styles, strict=False):
                 line = [row for row in here if row.method == method]
                 panel.plot([row.workers for row in line], [row.hours for row in line], color=colour, marker=marker,
                            markersize=4.5, label=method)  # fmt: skip
@@ -183,7 +185,7 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
     for panel in panels[-1]:
         panel.set_xlabel(f"workers, {workers_per_node} a node")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
     figure.savefig(path, dpi=150)
 
 

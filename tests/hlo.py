@@ -18,7 +18,10 @@ LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-DTYPES = {"f32": "float32", "s32": "int32", "u32": "uint32", "u16": "uint16", "s8": "int8", "u8": "uint8"}
+DTYPES = {
+    "pred": "bool", "s8": "int8", "u8": "uint8", "s16": "int16", "u16": "uint16", "s32": "int32", "u32": "uint32",
+    "f16": "float16", "f32": "float32", "f64": "float64",
+}  # fmt: skip
 
 
 class Sent(NamedTuple):

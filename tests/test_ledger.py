@@ -31,8 +31,10 @@ LSGD = partial(lsgd, SGD, local_period=2, global_period=4)
 METHODS: dict[str, tuple[DistributedOptimizer, int]] = {
     "lsgd, 2 groups": (LSGD(), 2),
     "lsgd, 1 group": (LSGD(), 1),
-    "lsgd, bfloat16": (LSGD(wire_dtype=jnp.bfloat16), 2),
-    "lsgd, stale pulls": (LSGD(stale_local_pull=0.1, stale_global_pull=0.1), 2),
+    "lsgd, bfloat16 and stale pulls": (
+        LSGD(wire_dtype=jnp.bfloat16, stale_local_pull=0.1, stale_global_pull=0.1),
+        2,
+    ),
     "data_parallel": (data_parallel(SGD), 2),
 }
 # Batch statistics, a count of them, and a flag.

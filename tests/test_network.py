@@ -123,16 +123,19 @@ def test_measurements_that_tell_too_little_are_refused(points: list[tuple[float,
         fit_link([Measurement(*point) for point in points])
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    """experiments/network.py, with fresh flags."""
-    path = Path(__file__).parents[1] / "experiments" / "network.py"
-    spec = importlib.util.spec_from_file_location("network_script", path)
+def load(path: str) -> ModuleType:
+    """A script as a module, with fresh flags."""
+    spec = importlib.util.spec_from_file_location("script", Path(__file__).parents[1] / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    return load("experiments/network.py")
 
 
 def test_the_command_writes_every_model_network_method_and_size(
@@ -179,3 +182,17 @@ def test_a_mistake_is_told_in_one_line(
     assert err.startswith("network.py: error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_the_benchmark_predicts_a_size_that_it_has_not_seen() -> None:
+    benchmark = load("benchmarks/network_model.py")
+    link = Link(latency=2e-3, bandwidth=1e8)
+    # Three arrays, the score, the rank and the model, in 2 (4 - 1) messages each.
+    seconds = {size: link_seconds(link, 18, 6 / 4 * (size * 1e6 + 8)) for size in (1, 4, 16)}
+    result = benchmark.compare({size: [time, time * (2 if size == 4 else 1), time] for size, time in seconds.items()})
+    assert result["latency_seconds"] == pytest.approx(link.latency)
+    assert result["bandwidth_bytes_per_second"] == pytest.approx(link.bandwidth)
+    assert [row["error"] for row in result["sizes"]] == pytest.approx([0, 0, 0], abs=1e-9)
+    late = benchmark.compare({size: [time * (2 if size == 4 else 1)] for size, time in seconds.items()})
+    assert [row["error"] for row in late["sizes"]] == pytest.approx([0, -0.5, 0], abs=1e-9)
+    assert "-50 %" in benchmark.table(late | {"device": "none"})

@@ -5,8 +5,9 @@ bytes / bandwidth``, where messages and bytes are those that one worker sends. A
 group is a node. A ring over several nodes goes through the workers of one node
 after those of another, so that one worker of a node sends to the next node and
 has its network card for itself; all links work at the same time, and the slowest
-sets the pace. Rings side by side over the same nodes share the card evenly.
-Communication and computation do not overlap, and no worker waits for a slow one.
+sets the pace. A permutation is taken to be one between neighbours of such a ring.
+Rings side by side over the same nodes share the card evenly. Communication and
+computation do not overlap, and no worker waits for a slow one.
 """
 
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def communication_seconds(sends: Ledger, network: Network) -> float:
 
 
 def run_seconds(sends: Ledger, network: Network, *, compute_seconds: float, steps: float) -> float:
-    """Wall-clock of a run.
+    """Wall-clock of a run, with communications at their average rate even where it is shorter than a period.
 
     Args:
       sends: the ledger of the method.
