@@ -8,8 +8,10 @@ from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, Distr
 from lsgd_jax.optimizers.leader_pull import leader_pull
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.optimizers.periodic import periodic
+from lsgd_jax.training.ledger import Ledger, ledger
+from lsgd_jax.training.local_steps import Batches
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import Batches, TrainState, init_state, make_train_step
+from lsgd_jax.training.train_step import TrainState, init_state, make_train_step
 
 __all__ = [
     "GROUP",
@@ -19,6 +21,7 @@ __all__ = [
     "Communication",
     "DistributedOptimizer",
     "Leader",
+    "Ledger",
     "Outcome",
     "Topology",
     "TrainState",
@@ -27,6 +30,7 @@ __all__ = [
     "elect_leader",
     "init_state",
     "leader_pull",
+    "ledger",
     "lsgd",
     "make_train_step",
     "periodic",

@@ -1,12 +1,43 @@
-"""Reading compiled programs: where do they communicate?"""
+"""Reading compiled programs: where do they communicate, and what?"""
 
+import math
 import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
 
 COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
 )
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|async_wrapped)=%?([\w.\-]+)|called_computations=\{([^}]*)\}")
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
+PAIR = re.compile(r"\{\d+,\d+\}")
+LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+DTYPES = {
+    "pred": "bool", "s8": "int8", "u8": "uint8", "s16": "int16", "u16": "uint16", "s32": "int32", "u32": "uint32",
+    "f16": "float16", "f32": "float32", "f64": "float64",
+}  # fmt: skip
+
+
+class Sent(NamedTuple):
+    """One array of a collective, as the compiler has it.
+
+    Attributes:
+      kind: as XLA calls it.
+      dtype: as JAX calls it.
+      bytes: of one device's operand.
+      devices: those that take part together; for a collective-permute, all that send.
+    """
+
+    kind: str
+    dtype: str
+    bytes: int
+    devices: int
 
 
 def computations(program: str) -> tuple[str, dict[str, list[str]]]:
@@ -44,3 +75,49 @@ def collectives_outside_conditionals(program: str) -> list[str]:
                 names = [one or several for one, several in CALLED.findall(line)]
                 waiting += [called.strip().lstrip("%") for group in names for called in group.split(",")]
     return found
+
+
+def sent(program: str) -> tuple[Counter[Sent], list[Counter[Sent]]]:
+    """What is sent outside of all conditionals, and in each of their branches that sends anything.
+
+    A loop counts as often as the compiler knows that it runs; one of unknown length counts once.
+    Collectives of several arrays, into which the compiler puts equal ones, count array by array.
+    """
+    entry, instructions = computations(program)
+    lists = [found[1] for lines in instructions.values() for line in lines if (found := BRANCHES.search(line))]
+    branches = [_sent_in(name.strip().lstrip("%"), instructions) for names in lists for name in names.split(",")]
+    return _sent_in(entry, instructions), [branch for branch in branches if branch]
+
+
+def _sent_in(computation: str, instructions: dict[str, list[str]]) -> Counter[Sent]:
+    found = Counter[Sent]()
+    for line in instructions[computation]:
+        if collective := COLLECTIVE.search(line):
+            found.update(_arrays(collective[1], line))
+        elif " conditional(" not in line:
+            trips = TRIP_COUNT.search(line)
+            for one, several in CALLED.findall(line):
+                for called in (one or several).split(","):
+                    for array, times in _sent_in(called.strip().lstrip("%"), instructions).items():
+                        found[array] += times * (int(trips[1]) if trips else 1)
+    return found
+
+
+def _arrays(kind: str, line: str) -> list[Sent]:
+    """Results stand before the name of the collective."""
+    devices = _devices(kind, line)
+    arrays = []
+    for dtype, shape in ARRAY.findall(COLLECTIVE.split(line)[0]):
+        elements = math.prod(int(size) for size in shape.split(",") if size)
+        operand = {"all-gather": elements // devices, "reduce-scatter": elements * devices}.get(kind, elements)
+        arrays.append(Sent(kind, DTYPES[dtype], operand * np.dtype(DTYPES[dtype]).itemsize, devices))
+    return arrays
+
+
+def _devices(kind: str, line: str) -> int:
+    if kind == "collective-permute":
+        return len(PAIR.findall(line.split("source_target_pairs=")[1].split("}}")[0] + "}"))
+    if listed := LISTED_GROUPS.search(line):
+        return len(listed[1].split(","))
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", MESH_GROUPS.search(line)[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", MESH_GROUPS.search(line)[2]))

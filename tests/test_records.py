@@ -1,4 +1,4 @@
-"""What a run writes down, the settings it refuses, the bytes it counts, and its figures."""
+"""What a run writes down, the settings it refuses, and its figures."""
 
 import dataclasses
 import json
@@ -7,20 +7,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from lsgd_jax import Topology, data_parallel, lsgd
 from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.records import LEADER_COLUMNS, LeaderRow, Records, read_leaders, read_metrics
-from lsgd_jax.training.traffic import bytes_sent
 
 NAN = float("nan")
 LEADERS = [
@@ -222,48 +217,6 @@ def test_all_that_differs_is_named_at_once() -> None:
     with pytest.raises(InputError, match=r"(?=.*--groups was 2, is 3)(?=.*--seed was 0, is 9)"):
         check_resumable(dataclasses.asdict(config()), config(groups=3, seed=9))
     assert FREE_AT_RESUME == FREE
-
-
-PARAMS = {"w": jnp.zeros((5, 2)), "b": jnp.zeros(2), "count": jnp.zeros(3, jnp.int32)}
-SHAPES = jax.eval_shape(lambda: PARAMS)
-BYTES = 4 * (10 + 2 + 3)
-
-
-def sent(method: Any, groups: int, workers: int, step: int) -> int:
-    arrays, shapes = (bytes_sent(method, Topology(groups, workers), tree, step) for tree in (PARAMS, SHAPES))
-    assert arrays == shapes
-    return shapes
-
-
-def election(workers: int) -> int:
-    """Two scalars of four bytes, reduced over the workers by a ring: 2 (workers - 1) messages each."""
-    return 2 * (workers - 1) * (4 + 4)
-
-
-def test_bytes_of_several_groups_are_those_of_every_local_and_global_communication() -> None:
-    method = lsgd(optax.sgd(0.1), local_period=4, global_period=8)
-    local, everywhere = election(3) + 2 * BYTES, election(6) + 5 * BYTES
-    for step, times in {0: (0, 0), 3: (0, 0), 4: (1, 0), 7: (1, 0), 8: (2, 1), 17: (4, 2), 800: (200, 100)}.items():
-        assert sent(method, 2, 3, step) == times[0] * 2 * local + times[1] * everywhere
-
-
-def test_bytes_of_one_group_are_those_of_global_communications_alone() -> None:
-    method = lsgd(optax.sgd(0.1), local_period=4, global_period=8)
-    assert [sent(method, 1, 6, step) for step in (7, 8, 17)] == [
-        times * (election(6) + 5 * BYTES) for times in (0, 1, 2)
-    ]
-    assert sent(method, 1, 1, 100) == 0
-
-
-def test_what_travels_narrower_counts_as_narrower_but_integers_as_they_are() -> None:
-    assert sent(lsgd(optax.sgd(0.1), global_period=8, wire_dtype=jnp.bfloat16), 1, 6, 8) == election(6) + 5 * (
-        2 * (10 + 2) + 4 * 3
-    )
-
-
-def test_data_parallel_sends_every_gradient_around_the_ring_twice() -> None:
-    assert sent(data_parallel(optax.sgd(0.1)), 2, 3, 17) == 17 * 2 * 5 * BYTES
-    assert sent(data_parallel(optax.sgd(0.1)), 1, 1, 17) == 0
 
 
 METRIC = {

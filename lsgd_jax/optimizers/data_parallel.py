@@ -11,7 +11,7 @@ from typing import Any
 import optax
 
 from lsgd_jax.collectives import mean
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, all_reduce_bytes
+from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
 
 
 def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
@@ -37,6 +37,5 @@ def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
         communications=(),
         center=center,
         restart=lambda params, state: base.init(params),
-        gradient_bytes=all_reduce_bytes,
         window=None,
     )

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
-from jax.typing import DTypeLike
 
-from lsgd_jax.collectives import GROUP, WORKER, Leader, wire_dtype_of
+from lsgd_jax.collectives import GROUP, WORKER, Leader
 
 
 class Axes(NamedTuple):
@@ -60,14 +59,11 @@ class Communication(NamedTuple):
         (GROUP, WORKER) among all workers.
       apply: `(params, state, score, axis_name) -> Outcome`, where `score` is the
         worker's float[] score and `axis_name` the bound names of `axes`.
-      bytes_sent: `(params, workers) -> int`, the bytes that `workers` workers
-        with such parameters send in it together.
     """
 
     period: int
     axes: tuple[str, ...]
     apply: Callable[[Any, Any, jax.Array, tuple[str, ...]], Outcome]
-    bytes_sent: Callable[[Any, int], int]
 
     @property
     def level(self) -> str:
@@ -97,8 +93,6 @@ class DistributedOptimizer(NamedTuple):
       restart: `(params, state) -> state`, of a worker that starts again from
         `params`: the base optimizer's state is fresh, what it has received from
         others stays.
-      gradient_bytes: `(params, workers) -> int`, the bytes that all workers
-        together send in one `reduce_gradients`.
       window: how many losses make a score, or None if the method needs no score.
     """
 
@@ -108,7 +102,6 @@ class DistributedOptimizer(NamedTuple):
     communications: tuple[Communication, ...]
     center: Callable[[Any, Any, Axes], Any]
     restart: Callable[[Any, Any], Any]
-    gradient_bytes: Callable[[Any, int], int]
     window: int | None
 
 
@@ -144,18 +137,3 @@ def check_count(name: str, count: float) -> None:
     """Raises ValueError unless `count` is a whole number of at least 1."""
     if not count >= 1 or count % 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-
-
-def tree_bytes(tree: Any, wire_dtype: DTypeLike | None = None) -> int:
-    """Bytes of a tree of arrays (or of their shapes) as it travels."""
-    return sum(x.size * wire_dtype_of(x.dtype, wire_dtype).itemsize for x in jax.tree.leaves(tree))
-
-
-def broadcast_bytes(tree: Any, workers: int, wire_dtype: DTypeLike | None = None) -> int:
-    """Bytes sent by all together when one of `workers` gives its tree to the others."""
-    return (workers - 1) * tree_bytes(tree, wire_dtype)
-
-
-def all_reduce_bytes(tree: Any, workers: int) -> int:
-    """Bytes sent by all together when a tree is summed over `workers` by a ring."""
-    return 2 * (workers - 1) * tree_bytes(tree)

@@ -18,7 +18,6 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Communication,
     DistributedOptimizer,
     Outcome,
-    broadcast_bytes,
     check_count,
     keep_gradients,
 )
@@ -154,11 +153,6 @@ def lsgd(
 
         return apply
 
-    def bytes_sent(params: Any, workers: int) -> int:
-        # Everybody's score and rank go round, then one model goes to all the others.
-        election = 2 * (workers - 1) * 8
-        return election + broadcast_bytes(params, workers, wire_dtype)
-
     def center(params: optax.Params, state: LsgdState, axes: Axes) -> optax.Params:
         """The mean of all workers whose parameters are finite."""
         del state
@@ -169,12 +163,11 @@ def lsgd(
         reduce_gradients=keep_gradients,
         update=update,
         communications=(
-            Communication(int(local_period), (WORKER,), toward_leader("local", local_pull), bytes_sent),
-            Communication(int(global_period), (GROUP, WORKER), toward_leader("global", global_pull), bytes_sent),
+            Communication(int(local_period), (WORKER,), toward_leader("local", local_pull)),
+            Communication(int(global_period), (GROUP, WORKER), toward_leader("global", global_pull)),
         ),
         center=center,
         restart=lambda params, state: state._replace(base=base.init(params)),
-        gradient_bytes=lambda params, workers: 0,
         window=int(window),
     )
 

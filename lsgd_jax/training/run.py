@@ -12,11 +12,13 @@ from lsgd_jax.training.datasets import Dataset, Source, load_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates, make_evaluate, put_evaluation_set
 from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.ledger import Ledger, ledger
+from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.models import FunctionalModel, Shape, make_model
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import Loss, TrainState, init_state, make_train_step
+from lsgd_jax.training.train_step import TrainState, init_state, make_train_step
 
 
 class Run(NamedTuple):
@@ -25,6 +27,7 @@ class Run(NamedTuple):
     Attributes:
       method: the distributed optimizer.
       topology: where its workers live.
+      ledger: what they send.
       init_state: makes the state of all workers before the first step.
       data: the training set on the devices.
       train_step: `(state, data, steps) -> (state, report)`, jitted.
@@ -39,6 +42,7 @@ class Run(NamedTuple):
 
     method: DistributedOptimizer
     topology: Topology
+    ledger: Ledger
     init_state: Callable[[], TrainState]
     data: Any
     train_step: Any
@@ -63,6 +67,7 @@ def build_run(config: Config, source: Source) -> Run:
     return Run(
         method=method,
         topology=topology,
+        ledger=ledger(method, *jax.eval_shape(model.init, key), groups=config.groups, workers=config.workers),
         init_state=lambda: init_state(method, topology, model.init, key, same_init=config.init == "same"),
         data=put_on_devices(dataset.train, topology, config.sampling, config.seed),
         train_step=make_train_step(method, topology, classification_loss(model), batches),

@@ -8,8 +8,8 @@ import numpy as np
 
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing, augment
+from lsgd_jax.training.local_steps import Batches
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import Batches
 
 
 class Batch(NamedTuple):

@@ -1,17 +1,18 @@
 """A round: local steps on every worker, then the communication that is due."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader
-from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, keep_gradients, schedule
-from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, record_loss, score
+from lsgd_jax.collectives import GROUP, WORKER, Leader
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, score
+from lsgd_jax.training.communication import WorkerState, communicate
+from lsgd_jax.training.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.training.topology import Topology
 
 # How many losses make a score, for reports, where the method itself needs none.
@@ -41,16 +42,6 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-class Worker(NamedTuple):
-    """What a `TrainState` holds of each worker: all but `step`, which is the same for all."""
-
-    params: Any
-    model_state: Any
-    opt_state: Any
-    losses: LossWindow
-    keys: jax.Array
-
-
 class Election(NamedTuple):
     """What one kind of communication did in a round; leaves [groups, workers].
 
@@ -77,28 +68,6 @@ class RoundReport(NamedTuple):
     score: jax.Array
     lost: jax.Array
     elections: dict[str, Election]
-
-
-class Loss(Protocol):
-    """`loss(params, model_state, batch, key) -> (loss, model_state)` of one worker."""
-
-    def __call__(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]: ...
-
-
-class Batches(NamedTuple):
-    """Where a worker's minibatches come from.
-
-    Attributes:
-      plan: `(key, first_step, steps) -> pytree` with a leading axis of `steps`:
-        what each of the steps is to draw; `steps` is a Python integer.
-      draw: `(data, planned, key) -> batch`, for one step.
-      per_worker: whether the leaves of `data` have the shape (groups, workers, ...),
-        each worker seeing its own part, or are the same for all.
-    """
-
-    plan: Callable[[jax.Array, jax.Array, int], Any]
-    draw: Callable[[Any, Any, jax.Array], Any]
-    per_worker: bool
 
 
 def init_state(
@@ -186,58 +155,13 @@ def make_train_step(
     """
     communications = schedule(optimizer, topology.groups)
     period = _shortest_period(optimizer, topology.groups)
-    data_axis = 0 if batches.per_worker else None
-
-    def plan(step: jax.Array, key: jax.Array) -> Any:
-        return batches.plan(jax.random.fold_in(key, 0), step, min(period, LONGEST_CALL))
-
-    def gradient(worker: Worker, planned: Any, step: jax.Array, data: Any) -> Any:
-        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(worker.keys, 1), step))
-        batch = batches.draw(data, planned, draw_key)
-        return jax.value_and_grad(loss, has_aux=True)(worker.params, worker.model_state, batch, loss_key)
-
-    def update(worker: Worker, value: jax.Array, model_state: Any, grads: Any) -> Worker:
-        updates, opt_state = optimizer.update(grads, worker.opt_state, worker.params, value=value)
-        params, losses = optax.apply_updates(worker.params, updates), record_loss(worker.losses, value)
-        return Worker(params, model_state, opt_state, losses, worker.keys)
-
-    def apart(workers: Worker, to_draw: Any, step: jax.Array, steps: jax.Array, data: Any) -> Worker:
-        """All steps of a worker, then all of the next: only one gradient at a time takes memory."""
-
-        def all_steps(worker: Worker, to_draw: Any, data: Any) -> Worker:
-            def local_step(i: jax.Array, worker: Worker) -> Worker:
-                planned = jax.tree.map(lambda x: x[i], to_draw)
-                (value, model_state), grads = gradient(worker, planned, step + i, data)
-                return update(worker, value, model_state, grads)
-
-            return lax.fori_loop(0, steps, local_step, worker)
-
-        return topology.update_lanes(all_steps, in_axes=(0, data_axis))(workers, to_draw, data)
-
-    def in_step(workers: Worker, to_draw: Any, step: jax.Array, steps: jax.Array, data: Any) -> Worker:
-        """A step of all workers, then the next: their gradients meet in each."""
-
-        def reduce_and_update(worker: Worker, value: jax.Array, model_state: Any, grads: Any) -> Worker:
-            return update(worker, value, model_state, optimizer.reduce_gradients(grads, topology.axes))
-
-        def local_step(i: jax.Array, workers: Worker) -> Worker:
-            planned = jax.tree.map(lambda x: x[:, :, i], to_draw)
-            lanes = topology.each_lane(gradient, in_axes=(0, 0, None, data_axis))
-            (values, model_state), grads = lanes(workers, planned, step + i, data)
-            return topology.over_lanes(reduce_and_update)(workers, values, model_state, grads)
-
-        return lax.fori_loop(0, steps, local_step, workers)
-
-    local_steps = apart if optimizer.reduce_gradients is keep_gradients else in_step
-
-    def train(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
-        to_draw = topology.over_lanes(plan, in_axes=(None, 0))(state.step, state.keys)
-        workers = local_steps(Worker(*state[:-1]), to_draw, state.step, steps, data)
-        return TrainState(*workers, state.step + steps)
+    local_steps = make_local_steps(optimizer, topology, loss, batches, longest=min(period, LONGEST_CALL))
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
-        state = train(state, data, jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL)))
+        steps = jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL))
+        workers = local_steps(_workers(state), state.keys, state.step, steps, data)
+        state = TrainState(*workers, keys=state.keys, step=state.step + steps)
         scores = topology.over_lanes(score)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}
@@ -270,34 +194,23 @@ def _communicate_if_due(
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
     names = topology.axes.names(communication.axes)
 
-    def communicate(state: TrainState) -> tuple[TrainState, Any]:
-        def worker(params: Any, model_state: Any, opt_state: Any, losses: LossWindow) -> Any:
-            outcome = communication.apply(params, opt_state, score(losses), names)
-            renewed = _restarted_model_state(model_state, outcome.leader, names)
-            fresh = (renewed, optimizer.restart(outcome.params, outcome.state), empty_window(params, _size(losses)))
-            kept = (model_state, outcome.state, losses)
-            model_state, opt_state, losses = jax.tree.map(
-                lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept
-            )
-            return (outcome.params, model_state, opt_state, losses), (outcome.leader, outcome.restarted)
+    def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
+        def worker(state: WorkerState) -> Any:
+            after, leader, restarted = communicate(communication, optimizer, names, state)
+            return after, (leader, restarted)
 
-        workers = (state.params, state.model_state, state.opt_state, state.losses)
-        (params, model_state, opt_state, losses), news = topology.over_lanes(worker)(*workers)
+        after, news = topology.over_lanes(worker)(_workers(state))
         news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
-        return TrainState(params, model_state, opt_state, losses, state.keys, state.step), news
+        return state._replace(**after._asdict()), news
 
     def nothing(state: TrainState) -> tuple[TrainState, Any]:
-        _, news = jax.eval_shape(communicate, state)
+        _, news = jax.eval_shape(communicate_all, state)
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
 
     due = state.step % communication.period == 0
-    state, (leader, restarted) = lax.cond(due, communicate, nothing, state)
+    state, (leader, restarted) = lax.cond(due, communicate_all, nothing, state)
     return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
 
 
-def _restarted_model_state(model_state: Any, leader: Leader | None, names: tuple[str, ...]) -> Any:
-    return model_state if leader is None else broadcast_from_leader(model_state, leader, names)
-
-
-def _size(losses: LossWindow) -> int:
-    return losses.losses.shape[0]
+def _workers(state: TrainState) -> WorkerState:
+    return WorkerState(state.params, state.model_state, state.opt_state, state.losses)

@@ -23,7 +23,6 @@ from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
 from lsgd_jax.training.stopping import stop_on_signals
-from lsgd_jax.training.traffic import bytes_sent
 from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
 from lsgd_jax.training.workdir import check_workdir, make_writable, read_config, write_json
 
@@ -161,13 +160,12 @@ def _call_end(step: int, config: Config, run: Run) -> int:
 def _metrics(run: Run, at: Position) -> dict[str, Any]:
     """A row of metrics.jsonl: figures of the center, but for the workers' train_loss and the leader's figures."""
     candidates = run.candidates(at.state)
-    center, model_state = candidates.center
     return {
         "step": at.step,
         "seconds": round(at.seconds, 3),
-        "bytes_communicated": bytes_sent(run.method, run.topology, center, at.step),
+        "bytes_communicated": run.ledger.bytes_sent(at.step),
         "train_loss": at.train_loss,
-        **run.evaluate((center, model_state), ""),
+        **run.evaluate(candidates.center, ""),
         **run.evaluate(candidates.leader, "leader_"),
         "leader": int(candidates.leader_rank),
     }

@@ -1,0 +1,216 @@
+"""How long training takes on 4 to 1,024 workers, by method, model and network.
+
+Predicted, not measured: from the ledger of each method, the compute seconds of a step, and the latency
+and bandwidth of networks. No device is needed. It is time for a number of samples, not for an accuracy.
+"""
+
+import csv
+import itertools
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+from absl import flags
+
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+
+
+class Model(NamedTuple):
+    """A model to train. It travels as one float32 array, as XLA sends arrays of one dtype together where it can.
+
+    Attributes:
+      title: its name.
+      parameters: their number.
+      batch_size: samples of a worker in a step.
+      samples: of the whole training.
+      compute_seconds: of a step of one worker, the default of its flag.
+      source: of these figures.
+    """
+
+    title: str
+    parameters: int
+    batch_size: int
+    samples: float
+    compute_seconds: float
+    source: str
+
+
+MODELS = {
+    "cnn7": Model(
+        "cnn7, CIFAR-10", 351_946, 128, 100 * 50_000, 0.003,
+        "the paper's net, as in lsgd_jax/training/models.py; 100 epochs; 12.4 GFLOP a step, at an assumed 4 TFLOP/s",
+    ),
+    "resnet50": Model(
+        "ResNet-50, ImageNet", 25_557_032, 128, 90 * 1_281_167, 0.05,
+        "He et al. 2016, parameters as torchvision counts them; 90 epochs; an assumed 2,560 images/s a worker",
+    ),
+    "lm1b": Model(
+        "1B-parameter language model", 10**9, 8, 20e9 / 2048, 0.8,
+        "a round number; sequences of 2,048 tokens, 20 tokens a parameter (Hoffmann et al. 2022); "
+        "6 FLOP a token and parameter, at an assumed 120 TFLOP/s",
+    ),
+}  # fmt: skip
+WORKERS = tuple(2**exponent for exponent in range(2, 11))
+
+# Okabe and Ito's colours, and a marker each, told apart by colour-blind readers and in grey.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vP*"  # as many as make a pair of its own for each of 56 methods
+
+flags.DEFINE_string("workdir", "runs/network", "folder for network.csv and network.png", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "workers_per_node", 4, "workers that share a node and its network card; a node is a group", flag_values=FLAGS
+)
+for _name, _model in MODELS.items():
+    _help = f"compute seconds of a step: {_model.title}"
+    flags.DEFINE_float(f"{_name}_seconds", _model.compute_seconds, _help, flag_values=FLAGS)
+
+
+class Row(NamedTuple):
+    """A line of network.csv; hours of wall-clock, and what one worker sends in a step, on average."""
+
+    model: str
+    network: str
+    method: str
+    workers: int
+    nodes: int
+    hours: float
+    compute_hours: float
+    messages_a_step: float
+    bytes_a_step: float
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
+        print(usage())
+        return 0
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        return _refuse(str(error))
+    if len(rest) > 1:
+        return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+    workers_per_node: Any = FLAGS.workers_per_node
+    if workers_per_node not in (1, 2, *WORKERS):
+        return _refuse(f"--workers_per_node={workers_per_node}: must be a power of 2, at most {WORKERS[-1]:,}")
+    compute_seconds: dict[str, Any] = {name: FLAGS[f"{name}_seconds"].value for name in MODELS}
+    for name, seconds in compute_seconds.items():
+        if not 0 < seconds < float("inf"):
+            return _refuse(f"--{name}_seconds={seconds}: must be more than 0")
+    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        rows = predict(compute_seconds, workers_per_node)
+        write(workdir / "network.csv", rows)
+        draw(workdir / "network.png", rows, workers_per_node)
+    except OSError as error:
+        return _refuse(f"cannot write to --workdir={FLAGS.workdir} ({error.strerror}): choose another folder")
+    print(table(rows, compute_seconds))
+    print(f"\nresults in {workdir}: network.csv, network.png")
+    return 0
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/network.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    for name in ("workdir", "workers_per_node", *(f"{model}_seconds" for model in MODELS)):
+        lines.append(f"  --{name:<18} {FLAGS[name].help} (default: {FLAGS[name].default})")
+    return "\n".join(lines)
+
+
+def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Row]:
+    """The time of each method, with the defaults of `experiments/train.py`, on each network."""
+    import jax
+    import jax.numpy as jnp
+
+    from lsgd_jax import ledger
+    from lsgd_jax.training.config import Config
+    from lsgd_jax.training.methods import METHODS, make_method
+    from lsgd_jax.training.network import NETWORKS, run_seconds
+
+    rows = []
+    for name, model in MODELS.items():
+        params = jax.ShapeDtypeStruct((model.parameters,), jnp.float32)
+        for method in METHODS:
+            for size in WORKERS:
+                nodes = max(1, size // workers_per_node)
+                config = Config(workdir="", algorithm=method, groups=nodes, workers=size // nodes)
+                sends = ledger(make_method(config), params, groups=nodes, workers=size // nodes)
+                messages = sum(entry.messages / entry.period for entry in sends.entries)
+                sent = sum(entry.sent / entry.period for entry in sends.entries)
+                steps, compute = model.samples / (model.batch_size * size), compute_seconds[name]
+                for title, network in NETWORKS.items():
+                    seconds = run_seconds(sends, network, compute_seconds=compute, steps=steps)
+                    hours = seconds / 3600, steps * compute / 3600
+                    rows.append(Row(name, title, method, size, nodes, *hours, messages, sent))
+    return rows
+
+
+def write(path: pathlib.Path, rows: list[Row]) -> None:
+    """Writes the rows as CSV."""
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(Row._fields)
+        lines.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+
+
+def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
+    """Draws a panel for each model and network: hours over workers, a line for each method."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    networks = list(dict.fromkeys(row.network for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
+    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    panels = figure.subplots(len(MODELS), len(networks), sharex=True, sharey="row", squeeze=False)
+    for panel_row, (name, model) in zip(panels, MODELS.items(), strict=True):
+        for panel, network in zip(panel_row, networks, strict=True):
+            here = [row for row in rows if (row.model, row.network) == (name, network)]
+            alone = [row for row in here if row.method == methods[0]]
+            panel.plot([row.workers for row in alone], [row.compute_hours for row in alone], "--", color="0.4",
+                       linewidth=1.2, label="computation alone")  # fmt: skip
+            styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+            for method, (colour, marker) in zip(methods, styles, strict=False):
+                line = [row for row in here if row.method == method]
+                panel.plot([row.workers for row in line], [row.hours for row in line], color=colour, marker=marker,
+                           markersize=4.5, label=method)  # fmt: skip
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_xticks(WORKERS[::2], [f"{size:,}" for size in WORKERS[::2]])
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.grid(alpha=0.3)
+            if name == next(iter(MODELS)):
+                panel.set_title(network, fontsize=11)
+        panel_row[0].set_ylabel(f"{model.title}\ntime for {model.samples / 1e6:.3g} million samples [h]")
+    for panel in panels[-1]:
+        panel.set_xlabel(f"workers, {workers_per_node} a node")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def table(rows: list[Row], compute_seconds: dict[str, float]) -> str:
+    """Hours by model, network and method, a column for each number of workers."""
+    lines, networks = ["hours, predicted"], list(dict.fromkeys(row.network for row in rows))
+    for name, model in MODELS.items():
+        batch = f"{compute_seconds[name]:g} s a step of {model.batch_size} a worker"
+        lines += ["", f"{model.title}: {model.parameters:,} parameters, {model.samples:,.0f} samples, {batch}"]
+        lines += [f"  {model.source}", f"{'workers':<36}" + "".join(f"{size:>9,}" for size in WORKERS)]
+        by_line: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if row.model == name:
+                by_line.setdefault((row.network, row.method), []).append(row.hours)
+        lines += [
+            f"{network:<21}{method:<15}" + "".join(f"{hours:>9.3g}" for hours in line)
+            for (network, method), line in sorted(by_line.items(), key=lambda item: networks.index(item[0][0]))
+        ]
+    return "\n".join(lines)
+
+
+def _refuse(reason: str) -> int:
+    print(f"network.py: error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,59 @@
+"""What one worker does in a communication of the train step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lsgd_jax.collectives import Leader, broadcast_from_leader
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer
+from lsgd_jax.optimizers.scoring import LossWindow, empty_window, score
+
+
+class WorkerState(NamedTuple):
+    """What a communication may change of a worker.
+
+    Attributes:
+      params: the parameters.
+      model_state: what else the model keeps (batch statistics); may be empty.
+      opt_state: the distributed optimizer's state.
+      losses: the last losses.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    losses: LossWindow
+
+
+def communicate(
+    communication: Communication, optimizer: DistributedOptimizer, axis_name: tuple[str, ...], worker: WorkerState
+) -> tuple[WorkerState, Leader | None, jax.Array]:
+    """Communicates, and starts a worker whose parameters are not finite again.
+
+    Such a worker gets the leader's parameters and model state, a fresh optimizer
+    state and no losses.
+
+    Args:
+      communication: the one that is due.
+      optimizer: the method it belongs to.
+      axis_name: the bound names of its axes.
+      worker: the worker after its local steps.
+
+    Returns:
+      The worker after it; who was elected, or None for a method without leaders;
+      bool[], whether the worker started again.
+    """
+    outcome = communication.apply(worker.params, worker.opt_state, score(worker.losses), axis_name)
+    renewed = worker.model_state
+    if outcome.leader is not None:
+        renewed = broadcast_from_leader(renewed, outcome.leader, axis_name)
+    fresh = WorkerState(
+        params=outcome.params,
+        model_state=renewed,
+        opt_state=optimizer.restart(outcome.params, outcome.state),
+        losses=empty_window(worker.params, worker.losses.losses.shape[0]),
+    )
+    kept = WorkerState(outcome.params, worker.model_state, outcome.state, worker.losses)
+    worker = jax.tree.map(lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept)
+    return worker, outcome.leader, outcome.restarted
