@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
         ("weight_decay", "float", 1e-4, "weight decay"),
         ("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
         ("steps", "integer", 640, "local steps of each worker"),
+        ("compute_dtype", "string", "float32", "float32 or bfloat16: of products; parameters and sums stay float32"),
     ),
     "communication": (
         ("local_pull", "float", 0.1, "pull toward the group's leader, in [0, 1]"),
@@ -53,8 +54,13 @@ GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
         ("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
         ("checkpoint_every", "integer", None, "steps between two checkpoints (default: a fifth of the run)"),
         ("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+        ("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
+        ("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
     ),
 }
+
+# What concerns this process, not the run: not kept in config.json.
+PROCESS_FLAGS = ("resume", "profile_dir", "compilation_cache")
 
 for _group in GROUPS.values():
     for _name, _type, _default, _help in _group:
@@ -99,7 +105,10 @@ def main(argv: list[str]) -> int:
     workdir: str = os.path.expanduser(str(FLAGS.workdir or _default_workdir()))
     try:
         config = load_config(workdir, _given_flags() | {"workdir": workdir}, resume=FLAGS.resume)
-        summary = train(config, resume=FLAGS.resume)
+        profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
+        if FLAGS.compilation_cache:
+            _use_compilation_cache()
+        summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
     except InputError as error:
         return _refuse(str(error))
     except AllWorkersLostError as error:
@@ -142,9 +151,19 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     return "\n".join(lines)
 
 
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs for later processes, unless JAX's own setting says where."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsgd_jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def _given_flags() -> dict[str, Any]:
     """The flags that the user set, by the command line or a flagfile."""
-    names = [name for group in GROUPS.values() for name, *_ in group if name != "resume"]
+    names = [name for group in GROUPS.values() for name, *_ in group if name not in PROCESS_FLAGS]
     given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
     if given.get("data_dir"):
         given["data_dir"] = os.path.abspath(os.path.expanduser(str(given["data_dir"])))

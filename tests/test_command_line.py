@@ -48,6 +48,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the mistake was not seen before the run was built")
 
     monkeypatch.setattr(trainer, "build_run", fail)
+    monkeypatch.setattr(train, "_use_compilation_cache", lambda: None)
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -69,6 +70,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown data set": (["--dataset=didgits"], ["'didgits'", "'digits'"]),
     "unknown model": (["--model=resnet"], ["'resnet'", "cnn3, cnn7, mlp"]),
     "unknown optimizer": (["--optimizer=lion"], ["--optimizer=lion", "adamw, sgd"]),
+    "unknown compute dtype": (["--compute_dtype=float8"], ["--compute_dtype=float8", "float32, bfloat16"]),
+    "a profile where no folder can be": (["--profile_dir=/dev/null/x"], ["--profile_dir=/dev/null/x", "choose"]),
     "unknown sampling": (["--sampling=random"], ["--sampling=random", "shard, iid"]),
     "unknown init": (["--init=equal"], ["--init=equal", "same, different"]),
     "unknown wire_dtype": (["--wire_dtype=float17"], ["wire_dtype", "float17"]),
@@ -233,6 +236,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "weight_decay": "(default: 0.0001)",
         "batch_size": "(default: 128, or the shard if it is smaller)",
         "steps": "(default: 640)",
+        "compute_dtype": "(default: float32)",
     },
     "communication:": {
         "local_pull": "(default: 0.1)",
@@ -249,6 +253,8 @@ FLAGS: dict[str, dict[str, str]] = {
         "eval_every": "(default: ",
         "checkpoint_every": "(default: ",
         "[no]resume": "",
+        "profile_dir": "(default: none)",
+        "[no]compilation_cache": "",
         "flagfile": "",
     },
 }  # fmt: skip
@@ -275,7 +281,7 @@ def test_help_shows_every_flag_in_its_group_with_its_default(capfd: pytest.Captu
 def test_defaults_of_the_flags_are_those_of_the_settings() -> None:
     for group in train.GROUPS.values():
         for name, _, default, _ in group:
-            if name not in ("workdir", "resume"):
+            if name != "workdir" and name not in train.PROCESS_FLAGS:
                 assert getattr(Config("runs/test"), name) == default, name
 
 

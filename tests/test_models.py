@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.models import MODELS, check_model, make_model, max_pool_2
+from lsgd_jax.training.models import MODELS, FunctionalModel, check_model, make_model, max_pool_2
 
 KEY = jax.random.key(0)
 
@@ -152,3 +152,24 @@ def test_the_module_gives_what_apply_gives(name: str, shape: tuple[int, int, int
     assert state == {}
     assert len({tuple(row) for row in np.asarray(logits).tolist()}) == 3
     np.testing.assert_allclose(module(images), logits, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (4, 4, 3)), ("cnn7", (24, 24, 3))])
+def test_bfloat16_products_leave_parameters_gradients_and_logits_in_float32(
+    name: str, shape: tuple[int, int, int]
+) -> None:
+    exact, rounded = make_model(name, shape, 10), make_model(name, shape, 10, jnp.bfloat16)
+    params, model_state = rounded.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (4, *shape))
+
+    def gradient(model: FunctionalModel) -> Any:
+        def loss(params: Any) -> Any:
+            logits = model.apply(params, model_state, images, None)[0]
+            return jax.nn.logsumexp(logits, axis=-1).sum(), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    (grads, logits), expected = gradient(rounded), gradient(exact)
+    assert {x.dtype for x in jax.tree.leaves((params, grads, logits))} == {jnp.dtype("float32")}
+    for got, right in zip(jax.tree.leaves((grads, logits)), jax.tree.leaves(expected), strict=True):
+        assert 0 < jnp.abs(got - right).max() < 3e-2 * jnp.abs(right).max()

@@ -272,3 +272,12 @@ def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
     assert (workdir / "checkpoints" / str(last)).exists()
     assert read_metrics(workdir)[-1]["step"] == last
     assert not (workdir / "center").exists()
+
+
+def test_the_first_rounds_are_traced_and_compiled_programs_kept_where_they_are_told_to(tmp_path: pathlib.Path) -> None:
+    compiled = tmp_path.parent / "compiled"
+    code, output = finish(start(tmp_path / "run", *flags(), f"--profile_dir={tmp_path / 'profile'}"))
+    assert code == 0, output
+    assert [path.name.split(".", 1)[1] for path in (tmp_path / "profile").rglob("*.xplane.pb")] == ["xplane.pb"]
+    assert any(compiled.iterdir())
+    assert "profile_dir" not in json.loads((tmp_path / "run" / "config.json").read_text())

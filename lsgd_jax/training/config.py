@@ -42,6 +42,7 @@ class Config:
     weight_decay: float = 1e-4
     batch_size: int | None = None
     steps: int = 640
+    compute_dtype: str = "float32"
     # Communication
     local_pull: float = 0.1
     global_pull: float = 0.1
@@ -90,6 +91,7 @@ def check_config(config: Config) -> None:
         raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
     _check_choice(config, "sampling", ("shard", "iid"))
     _check_choice(config, "init", ("same", "different"))
+    _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
     for level in ("local", "global"):
         if level == "local" and config.groups == 1:
             continue  # one group has no level of its own

@@ -2,6 +2,8 @@
 
 `model(images)` evaluates; `model(images, rngs=rngs)` trains, with dropout drawn
 from the stream `dropout`. Images are float32[batch, height, width, channels].
+Parameters are float32; `dtype` is that of the matrix products and convolutions,
+which sum in float32.
 """
 
 from collections.abc import Callable
@@ -10,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lsgd_jax.training.convolution import conv_general_dilated
 from lsgd_jax.training.errors import InputError
 
 Shape = tuple[int, int, int]
+Dtype = DTypeLike | None
 
 
 class Mlp(nnx.Module):
@@ -22,12 +26,12 @@ class Mlp(nnx.Module):
 
     min_side = 1
 
-    def __init__(self, input_shape: Shape, classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, input_shape: Shape, classes: int, dtype: Dtype = None, *, rngs: nnx.Rngs) -> None:
         height, width, channels = input_shape
-        self.hidden1 = nnx.Linear(height * width * channels, 256, rngs=rngs)
-        self.hidden2 = nnx.Linear(256, 256, rngs=rngs)
+        self.hidden1 = nnx.Linear(height * width * channels, 256, dtype=dtype, rngs=rngs)
+        self.hidden2 = nnx.Linear(256, 256, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.2)
-        self.logits = nnx.Linear(256, classes, rngs=rngs)
+        self.logits = nnx.Linear(256, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""
@@ -42,13 +46,13 @@ class Cnn3(nnx.Module):
 
     min_side = 6
 
-    def __init__(self, input_shape: Shape, classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, input_shape: Shape, classes: int, dtype: Dtype = None, *, rngs: nnx.Rngs) -> None:
         height, width, channels = input_shape
-        self.conv1 = _conv(channels, 32, 3, rngs)
-        self.conv2 = _conv(32, 64, 3, rngs)
-        self.dense = nnx.Linear((height - 4) // 2 * ((width - 4) // 2) * 64, 128, rngs=rngs)
+        self.conv1 = _conv(channels, 32, 3, dtype, rngs)
+        self.conv2 = _conv(32, 64, 3, dtype, rngs)
+        self.dense = nnx.Linear((height - 4) // 2 * ((width - 4) // 2) * 64, 128, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.5)
-        self.logits = nnx.Linear(128, classes, rngs=rngs)
+        self.logits = nnx.Linear(128, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""
@@ -67,14 +71,14 @@ class Cnn7(nnx.Module):
 
     min_side = 24
 
-    def __init__(self, input_shape: Shape, classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, input_shape: Shape, classes: int, dtype: Dtype = None, *, rngs: nnx.Rngs) -> None:
         height, width, channels = input_shape
-        self.conv1 = _conv(channels, 64, 5, rngs)
-        self.conv2 = _conv(64, 128, 5, rngs)
-        self.conv3 = _conv(128, 64, 3, rngs)
-        self.dense = nnx.Linear(_cnn7_side(height) * _cnn7_side(width) * 64, 256, rngs=rngs)
+        self.conv1 = _conv(channels, 64, 5, dtype, rngs)
+        self.conv2 = _conv(64, 128, 5, dtype, rngs)
+        self.conv3 = _conv(128, 64, 3, dtype, rngs)
+        self.dense = nnx.Linear(_cnn7_side(height) * _cnn7_side(width) * 64, 256, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.5)
-        self.logits = nnx.Linear(256, classes, rngs=rngs)
+        self.logits = nnx.Linear(256, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""
@@ -116,8 +120,14 @@ class FunctionalModel(NamedTuple):
     module: Callable[[Any, Any], nnx.Module]
 
 
-def make_model(name: str, input_shape: Shape, classes: int) -> FunctionalModel:
+def make_model(name: str, input_shape: Shape, classes: int, compute_dtype: Dtype = None) -> FunctionalModel:
     """Makes a model for images of a shape (height, width, channels).
+
+    Args:
+      name: one of `MODELS`.
+      input_shape: (height, width, channels).
+      classes: the number of classes.
+      compute_dtype: of matrix products and convolutions; None for that of the parameters, float32.
 
     Raises:
       InputError: if there is no such model, or it does not fit the image size.
@@ -125,9 +135,9 @@ def make_model(name: str, input_shape: Shape, classes: int) -> FunctionalModel:
     check_model(name, input_shape)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
-        return _split(MODELS[name](input_shape, classes, rngs=nnx.Rngs(key)))
+        return _split(MODELS[name](input_shape, classes, compute_dtype, rngs=nnx.Rngs(key)))
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: MODELS[name](input_shape, classes, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: MODELS[name](input_shape, classes, compute_dtype, rngs=nnx.Rngs(0))))
 
     def module(params: Any, model_state: Any) -> nnx.Module:
         return nnx.merge(graph, nnx.State(params), nnx.State(model_state))
@@ -159,13 +169,14 @@ def _split(model: nnx.Module) -> tuple[Any, Any]:
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
-def _conv(channels: int, features: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(channels: int, features: int, side: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         channels,
         features,
         (side, side),
         padding="VALID",
         conv_general_dilated=conv_general_dilated,
+        dtype=dtype,
         rngs=rngs,
     )
 

@@ -16,6 +16,7 @@ from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.models import FunctionalModel, Shape, make_model
+from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import TrainState, init_state, make_train_step
@@ -59,7 +60,8 @@ def build_run(config: Config, source: Source) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
     samples, batch_size = samples_and_batch_size(config, source)
     method, topology = make_method(config), Topology(config.groups, config.workers)
-    model = make_model(config.model_name, source.input_shape, source.classes)
+    model = make_model(config.model_name, source.input_shape, source.classes)  # to start from and to evaluate
+    trained = make_model(config.model_name, source.input_shape, source.classes, config.compute_dtype)
     dataset = load_dataset(source, seed=config.seed)
     batches = make_batches(config.sampling, samples, batch_size, dataset.preprocessing)
     key = jax.random.key(config.seed)
@@ -70,7 +72,13 @@ def build_run(config: Config, source: Source) -> Run:
         ledger=ledger(method, *jax.eval_shape(model.init, key), groups=config.groups, workers=config.workers),
         init_state=lambda: init_state(method, topology, model.init, key, same_init=config.init == "same"),
         data=put_on_devices(dataset.train, topology, config.sampling, config.seed),
-        train_step=make_train_step(method, topology, classification_loss(model), batches),
+        train_step=make_train_step(
+            method,
+            topology,
+            classification_loss(trained),
+            batches,
+            compiler_options=compiler_options(config.compute_dtype, topology),
+        ),
         candidates=make_candidates(method, topology),
         evaluate=evaluate,
         evaluate_workers=lambda state: [evaluate(worker, "") for worker in every_worker(state, topology)],

@@ -129,6 +129,8 @@ def make_train_step(
     topology: Topology,
     loss: Loss,
     batches: Batches,
+    *,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[TrainState, Any, jax.Array | int], tuple[TrainState, RoundReport]]:
     """Makes the function that trains all workers for up to a round, in one call.
 
@@ -145,6 +147,7 @@ def make_train_step(
       topology: where the workers live.
       loss: the loss of one worker on one minibatch.
       batches: where minibatches come from.
+      compiler_options: for `jax.jit`.
 
     Returns:
       `train_step(state, data, steps) -> (state, report)`, jitted. It consumes
@@ -175,7 +178,7 @@ def make_train_step(
         in_specs=(state_specs(), per_worker if batches.per_worker else same, same),
         out_specs=(state_specs(), per_worker),
     )
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
 
 def call_end(optimizer: DistributedOptimizer, groups: int, step: int) -> int:

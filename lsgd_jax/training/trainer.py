@@ -18,6 +18,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.models import check_model
+from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
@@ -43,12 +44,13 @@ class Position(NamedTuple):
     train_loss: float
 
 
-def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
+def train(config: Config, *, resume: bool = False, profile_dir: str | None = None) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
     Args:
       config: the settings.
       resume: whether to go on with the run that is in that workdir.
+      profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
 
     Returns:
       The summary that is also in summary.json; None if a signal stopped the run
@@ -59,6 +61,8 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
       AllWorkersLostError: if no worker has finite parameters left.
     """
     workdir = pathlib.Path(config.workdir)
+    if profile_dir is not None:
+        make_writable(pathlib.Path(profile_dir), "profile_dir")
     source = check_settings(config, workdir, resume=resume)
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
@@ -71,7 +75,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any] | None:
         if resume:
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
-            end = _advance(config, run, start, records, checkpoints)
+            end = _advance(config, run, start, records, checkpoints, profile_dir)
     if end.step < config.steps:
         print(f"stopped at step {end.step} of {config.steps}, after saving a checkpoint")
         return None
@@ -108,7 +112,9 @@ def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
     return Position(state, step, progress["seconds"], progress["train_loss"])
 
 
-def _advance(config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints) -> Position:
+def _advance(
+    config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints, profile_dir: str | None
+) -> Position:
     """Rounds, with evaluations and checkpoints between them, to the end or a signal."""
     state, step, seconds, _ = at
     if step == config.steps:  # stopped there by a signal, or killed before the summary
@@ -118,18 +124,21 @@ def _advance(config: Config, run: Run, at: Position, records: Records, checkpoin
     images_per_step = run.topology.size * run.batch_size
 
     with (
+        contextlib.ExitStack() as closed,
         stop_on_signals() as stop,
         Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
     ):
         print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
         with progress.paused():
             train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
+        profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
             begin, step = step, _call_end(step, config, run)
             state, report = train_step(state, run.data, jnp.int32(step - begin))
             log.add(step, report)
+            profile.called(state)
 
             stopping = bool(stop)
             evaluating = step % config.evaluation_period == 0 or step == config.steps

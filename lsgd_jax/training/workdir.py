@@ -27,19 +27,19 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
         raise InputError(f"--workdir={workdir} is already used: {todo}")
 
 
-def make_writable(workdir: pathlib.Path) -> None:
-    """Makes the workdir, and tries to write there.
+def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
+    """Makes the folder that a flag names, and tries to write there.
 
     Raises:
       InputError: if that fails.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder") from error
+        raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
