@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="(default: %(default)s)")
     parser.add_argument("--lanes", default="sequential,vmap", help="(default: %(default)s)")
     parser.add_argument("--period", type=int, default=16, help="local steps of a round (default: %(default)s)")
-    parser.add_argument("--rounds_of", type=int, default=64, help="worker steps to time at least (default: %(default)s)")
+    parser.add_argument(
+        "--rounds_of", type=int, default=64, help="worker steps to time at least (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--output", default=str(ROOT / "results/throughput/throughput.json"))
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
 `model(images)` evaluates; `model(images, rngs=rngs)` trains, with dropout drawn
 from the stream `dropout`. Images are float32[batch, height, width, channels].
-Parameters are float32; `dtype` is that of the matrix products and convolutions,
+Parameters and the last layer are float32; `dtype` is that of the other products,
 which sum in float32.
 """
 
@@ -31,7 +31,7 @@ class Mlp(nnx.Module):
         self.hidden1 = nnx.Linear(height * width * channels, 256, dtype=dtype, rngs=rngs)
         self.hidden2 = nnx.Linear(256, 256, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.2)
-        self.logits = nnx.Linear(256, classes, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(256, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""
@@ -52,7 +52,7 @@ class Cnn3(nnx.Module):
         self.conv2 = _conv(32, 64, 3, dtype, rngs)
         self.dense = nnx.Linear((height - 4) // 2 * ((width - 4) // 2) * 64, 128, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.5)
-        self.logits = nnx.Linear(128, classes, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(128, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""
@@ -78,7 +78,7 @@ class Cnn7(nnx.Module):
         self.conv3 = _conv(128, 64, 3, dtype, rngs)
         self.dense = nnx.Linear(_cnn7_side(height) * _cnn7_side(width) * 64, 256, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.5)
-        self.logits = nnx.Linear(256, classes, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(256, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, classes]."""

@@ -54,7 +54,7 @@ def conv_general_dilated(
 def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
     height, width, features, out = kernel.shape
     if images.dtype == jnp.bfloat16:
-        return direct.convolve(images, kernel, strides, padding, dilation).astype(jnp.float32)
+        return _in_bfloat16(images, kernel, strides, padding, dilation).astype(jnp.float32)
     if dilation != (1, 1):
         return direct.convolve(images, kernel, strides, padding, dilation)
     if features <= 4:
@@ -63,6 +63,15 @@ def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, di
         return patches.convolve(_padded(images, padding), kernel, strides)
     if height == width <= 5 and min(features, out) >= 32:
         return winograd.convolve(_padded(images, padding), kernel)
+    return direct.convolve(images, kernel, strides, padding, dilation)
+
+
+def _in_bfloat16(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
+    """Winograd's filtering would lose what few digits there are; oneDNN's convolution is fast, but for tiny images."""
+    if dilation == (1, 1) and kernel.shape[2] <= 4:
+        return banded.convolve(_padded(images, padding), kernel, strides)
+    if dilation == (1, 1) and max(images.shape[1:3]) <= 4:
+        return patches.convolve(_padded(images, padding), kernel, strides)
     return direct.convolve(images, kernel, strides, padding, dilation)
 
 
