@@ -118,7 +118,7 @@ COUNTS = ("local_period", "global_period", "window")
 BAD_ARGUMENTS = [
     *((name, value) for name in PULLS for value in (-0.1, 1.1, math.nan)),
     *((name, value) for name in COUNTS for value in (0, -1, 2.5, math.nan, math.inf)),
-    ("wire_dtype", jnp.int8),
+    ("wire_dtype", jnp.int16),
 ]
 
 
@@ -153,3 +153,6 @@ def test_bytes_count_each_leaf_as_it_travels() -> None:
     assert tree_bytes(tree) == 24 + 8 + 20
     assert tree_bytes(tree, jnp.bfloat16) == 12 + 8 + 20
     assert broadcast_bytes(tree, 4, jnp.bfloat16) == 3 * 40
+    scales = 4 + 4  # one of four bytes in each leaf of less than 1024 elements
+    assert tree_bytes(tree, jnp.int8) == 6 + 4 + 20 + scales
+    assert tree_bytes(jnp.zeros(2049), "int8") == 2049 + 3 * 4

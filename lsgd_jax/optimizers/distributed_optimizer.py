@@ -12,7 +12,7 @@ import jax
 import optax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives import GROUP, WORKER, Leader, wire_dtype_of
+from lsgd_jax.collectives import GROUP, WORKER, Leader, wire_bytes
 
 
 class Axes(NamedTuple):
@@ -142,7 +142,7 @@ def check_count(name: str, count: float) -> None:
 
 def tree_bytes(tree: Any, wire_dtype: DTypeLike | None = None) -> int:
     """Bytes of a tree of arrays (or of their shapes) as it travels."""
-    return sum(x.size * wire_dtype_of(x.dtype, wire_dtype).itemsize for x in jax.tree.leaves(tree))
+    return sum(wire_bytes(x, wire_dtype) for x in jax.tree.leaves(tree))
 
 
 def broadcast_bytes(tree: Any, workers: int, wire_dtype: DTypeLike | None = None) -> int:

@@ -87,14 +87,15 @@ def lsgd(
         communication (0.1/τ in the authors' runs). Keeps a copy of it.
       stale_global_pull: the same toward the global leader (0.1/τ_G).
       window: minibatches in a score.
-      wire_dtype: dtype in which a leader's parameters travel, or None for their own.
+      wire_dtype: dtype in which a leader's parameters travel (bfloat16, float16 or
+        int8, see `broadcast_from_leader`), or None for their own.
 
     Returns:
       A `DistributedOptimizer`.
 
     Raises:
       ValueError: if a pull is outside [0, 1], a period or the window less than 1,
-        or `wire_dtype` no floating-point dtype. That the periods fit together is
+        or `wire_dtype` is neither int8 nor a floating-point dtype. That the periods fit together is
         checked where the number of groups is known.
     """
     for name, pull in (
