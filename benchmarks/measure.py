@@ -1,0 +1,77 @@
+"""Timing alternatives side by side, and writing down what was measured where."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Timing(NamedTuple):
+    """Seconds of one alternative over the repeats."""
+
+    median: float
+    low: float
+    high: float
+
+
+def in_turn(alternatives: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
+    """Times functions in turn, so that all see the same moods of the machine.
+
+    Args:
+      alternatives: functions of no argument that return when their work is done,
+        or return arrays, which are waited for.
+      repeats: timed rounds through all of them.
+      warmup: rounds before those.
+    """
+    import jax
+
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for turn in range(warmup + repeats):
+        for name, run in alternatives.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(statistics.median(times), min(times), max(times)) for name, times in seconds.items()}
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the commit, the device and the versions."""
+    import jax
+    import jaxlib
+
+    def git(*arguments: str) -> str:
+        root = pathlib.Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    return {
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "commit": git("rev-parse", "--short", "HEAD") + (" dirty" if git("status", "--porcelain") else ""),
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
+    }
+
+
+def write_results(path: str | os.PathLike[str], results: Any) -> None:
+    """Writes JSON, with its `provenance`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**provenance(), "results": results}, indent=1) + "\n")
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints columns: the first to the left, the others to the right."""
+    cells = [list(map(str, row)) for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    for row in cells:
+        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
