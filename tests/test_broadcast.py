@@ -48,7 +48,7 @@ MORE_WAYS: dict[str, Mapping] = {
     "lanes of meshes": on_lanes_of_meshes,
 }
 every_way = pytest.mark.parametrize("way", WAYS)
-METHODS: tuple[broadcast.Method, ...] = ("psum", "ring")
+METHODS: tuple[broadcast.BroadcastMethod, ...] = ("psum", "ring")
 each_method = pytest.mark.parametrize("method", METHODS)
 
 DTYPES = {
@@ -73,7 +73,9 @@ def trees() -> dict[str, np.ndarray]:
 
 
 @cache
-def broadcasts(way: str, method: broadcast.Method, wire_dtype: str | None = None, axes: Any = EVERYBODY) -> Any:
+def broadcasts(
+    way: str, method: broadcast.BroadcastMethod, wire_dtype: str | None = None, axes: Any = EVERYBODY
+) -> Any:
     def run(tree: Any, score: jax.Array) -> Any:
         leader = elect_leader(score, axes)
         return broadcast_from_leader(tree, leader, axes, wire_dtype=wire_dtype, method=method)
@@ -88,7 +90,7 @@ def bits(leaf: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("way", [*WAYS, *MORE_WAYS])
 @each_method
-def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broadcast.Method) -> None:
+def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broadcast.BroadcastMethod) -> None:
     tree = trees()
     for rank in range(6):
         received = broadcasts(way, method)(tree, [float(rank != i) for i in range(6)])
@@ -99,7 +101,7 @@ def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broad
 
 @every_way
 @each_method
-def test_over_one_axis_each_group_gets_its_own_leaders_tree(way: str, method: broadcast.Method) -> None:
+def test_over_one_axis_each_group_gets_its_own_leaders_tree(way: str, method: broadcast.BroadcastMethod) -> None:
     tree = trees()
     received = broadcasts(way, method, axes=WORKER)(tree, [5, 4, 6, 2, 3, 6])
     for name, leaf in tree.items():
@@ -108,7 +110,7 @@ def test_over_one_axis_each_group_gets_its_own_leaders_tree(way: str, method: br
 
 @every_way
 @each_method
-def test_the_outermost_axis_may_be_any(way: str, method: broadcast.Method) -> None:
+def test_the_outermost_axis_may_be_any(way: str, method: broadcast.BroadcastMethod) -> None:
     tree = trees()
     received = broadcasts(way, method, axes=(WORKER, GROUP))(tree, [5, 4, 6, 2, 1, 6])
     for name, leaf in tree.items():
@@ -118,7 +120,7 @@ def test_the_outermost_axis_may_be_any(way: str, method: broadcast.Method) -> No
 @every_way
 @each_method
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_what_others_hold_never_enters(way: str, method: broadcast.Method, bad: float) -> None:
+def test_what_others_hold_never_enters(way: str, method: broadcast.BroadcastMethod, bad: float) -> None:
     tree = trees()
     for name in ("float32", "float16"):
         tree[name][[0, 1, 3, 4, 5]] = bad
@@ -202,7 +204,7 @@ def test_both_methods_bring_the_leaders_bits_however_workers_are_split(devices: 
             np.testing.assert_array_equal(received[2, method], np.broadcast_to(of_group, tree.shape))
 
 
-def on_the_wire(shapes: Any, wire_dtype: str | None, method: broadcast.Method = "psum") -> list[str]:
+def on_the_wire(shapes: Any, wire_dtype: str | None, method: broadcast.BroadcastMethod = "psum") -> list[str]:
     """Instructions of the compiled program that send what is no scalar."""
 
     def run(tree: Any, score: jax.Array) -> Any:
@@ -231,7 +233,7 @@ def test_narrow_numbers_share_words_that_nobody_widens(dtype: Any, wire_dtype: s
 
 
 @each_method
-def test_a_tree_travels_in_one_message(method: broadcast.Method) -> None:
+def test_a_tree_travels_in_one_message(method: broadcast.BroadcastMethod) -> None:
     tree = {name: jax.ShapeDtypeStruct((5, 9), dtype) for name, dtype in DTYPES.items()}
     (sent,) = on_the_wire(tree, None, method)
     assert ("collective-permute" in sent) == (method == "ring")
@@ -273,7 +275,7 @@ def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered() -> Non
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), (GROUP, WORKER, "model"))
     split = PartitionSpec(EVERYBODY)
 
-    def run(leaf: jax.Array, score: jax.Array, method: broadcast.Method = "psum") -> jax.Array:
+    def run(leaf: jax.Array, score: jax.Array, method: broadcast.BroadcastMethod = "psum") -> jax.Array:
         return broadcast_from_leader(leaf, elect_leader(score[0], EVERYBODY), EVERYBODY, method=method)
 
     def mapped(run: Callable[..., Any]) -> Any:

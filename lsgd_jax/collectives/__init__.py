@@ -6,7 +6,7 @@ must be called where the axes are bound.
 """
 
 from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName
-from lsgd_jax.collectives.broadcast import broadcast_from_leader
+from lsgd_jax.collectives.broadcast import BroadcastMethod, broadcast_from_leader, check_broadcast_method
 from lsgd_jax.collectives.election import Leader, elect_leader
 from lsgd_jax.collectives.mean import mean
 from lsgd_jax.collectives.wire import check_wire_dtype, wire_bytes
@@ -15,8 +15,10 @@ __all__ = [
     "GROUP",
     "WORKER",
     "AxisName",
+    "BroadcastMethod",
     "Leader",
     "broadcast_from_leader",
+    "check_broadcast_method",
     "check_wire_dtype",
     "elect_leader",
     "mean",

@@ -11,7 +11,7 @@ from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes
 from lsgd_jax.collectives.election import Leader
 from lsgd_jax.collectives.wire import as_bits, check_wire_dtype, decode, encode, from_bits, pack, unpack
 
-Method = Literal["psum", "ring"]
+BroadcastMethod = Literal["psum", "ring"]
 
 # A smaller chunk costs more in waiting than it saves.
 LEAST_CHUNK = 2**14  # words of 4 bytes
@@ -23,7 +23,7 @@ def broadcast_from_leader(
     axis_name: AxisName,
     *,
     wire_dtype: DTypeLike | None = None,
-    method: Method = "psum",
+    method: BroadcastMethod = "psum",
 ) -> Any:
     """Gives every worker the leader's tree.
 
@@ -37,7 +37,8 @@ def broadcast_from_leader(
       is known only at run time. It sends (c + n - 2) / c models over each link,
       with c chunks: at most 1.05 where the message has 64 KiB for each of
       20 (n - 2) chunks; a smaller one is cut into chunks of 64 KiB. It waits
-      c + n - 2 times, so it pays only where links are slow.
+      c + n - 2 times, so it pays where links are slow and n is more than 2
+      (benchmarks/communication.py).
 
     Args:
       tree: pytree of arrays, of any float, integer or boolean dtypes.
@@ -60,8 +61,7 @@ def broadcast_from_leader(
         splits a worker over devices.
     """
     check_wire_dtype(wire_dtype)
-    if method not in ("psum", "ring"):
-        raise ValueError(f'method must be "psum" or "ring", got {method!r}')
+    check_broadcast_method("method", method)
     leaves, structure = jax.tree.flatten(tree)
     own = [jnp.asarray(leaf) for leaf in leaves]
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
@@ -79,6 +79,12 @@ def broadcast_from_leader(
     return jax.tree.unflatten(structure, leaves)
 
 
+def check_broadcast_method(name: str, method: str) -> None:
+    """Raises ValueError, which names the argument, unless `method` is "psum" or "ring"."""
+    if method not in ("psum", "ring"):
+        raise ValueError(f'{name} must be "psum" or "ring", got {method!r}')
+
+
 def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.Array:
     """The leader's leaf on all lanes of its device, zeros on other devices."""
     bits = as_bits(leaf)
@@ -87,7 +93,9 @@ def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.A
     return from_bits(lax.psum(bits, lanes) if lanes else bits, leaf.dtype)
 
 
-def _of_all(arrays: list[jax.Array], leader: Leader, names: tuple[str, ...], method: Method) -> list[jax.Array]:
+def _of_all(
+    arrays: list[jax.Array], leader: Leader, names: tuple[str, ...], method: BroadcastMethod
+) -> list[jax.Array]:
     """The arrays of the one device where they are not zeros, everywhere."""
     devices = device_axes(names)
     if lax.axis_size(devices) == 1 or not arrays:
