@@ -21,4 +21,4 @@ def device_axes(axis_name: AxisName) -> tuple[str, ...]:
 def compiler_axes() -> tuple[str, ...]:
     """Axes of the mesh that are left to the compiler: a worker then spans several devices."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
+    return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1)

