@@ -7,15 +7,16 @@ model on the batch of all workers together (what having many different models co
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from measure import in_turn, print_table, write_results
+from workload import BATCH_SIZE, Runner, bare_gradients, train_step
 
-from benchmarks.measure import in_turn, print_table, write_results
-from benchmarks.training import BATCH_SIZE, Runner, bare_gradients, train_step
 from lsgd_jax.training.models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def measure(model: str, dtype: str, workers: list[int], args: argparse.Namespace
 
     gradients = bare_gradients(model, compute_dtype=dtype)
     steps = max(4, args.rounds_of // 4)
-    add("bare gradients", "bare gradients", 1, lambda: gradients(steps), steps * BATCH_SIZE)
+    add("bare gradients", "bare gradients", 1, functools.partial(gradients, steps), steps * BATCH_SIZE)
     for count in workers:
         for lanes in args.lanes.split(","):
             if count == 1 and lanes == "vmap":
@@ -69,12 +70,12 @@ def measure(model: str, dtype: str, workers: list[int], args: argparse.Namespace
                 f"{count} workers, {lanes}",
                 lanes,
                 count,
-                lambda runner=runner: runner(args.period),
+                functools.partial(runner, args.period),
                 args.period * count * BATCH_SIZE,
             )
         if count > 1:
             large = bare_gradients(model, batch_size=count * BATCH_SIZE, compute_dtype=dtype)
-            add(f"one model, {count} × the batch", "one model", count, lambda large=large: large(1), count * BATCH_SIZE)
+            add(f"one model, {count} × the batch", "one model", count, functools.partial(large, 1), count * BATCH_SIZE)
     timings = in_turn(runs, repeats=args.repeats)
     return [
         {

@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
         ("local_period", "integer", 16, "steps between two communications inside a group"),
         ("global_period", "integer", 64, "steps between two communications of all, a multiple of the local period"),
         ("leader_window", "integer", 10, "batches in a worker's score, its mean training loss"),
-        ("wire_dtype", "string", None, "bfloat16 or float16: how a leader's parameters travel (default: as they are)"),
+        ("wire_dtype", "string", None, "bfloat16, float16 or int8: how a leader's model travels (default: as it is)"),
     ),
     "run": (
         ("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),

@@ -1,6 +1,5 @@
-"""Layer 1, over devices, lanes and both: elections, broadcasts, means."""
+"""Elections and means, over devices, lanes and both."""
 
-import re
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from regression import GROUPS, WORKERS, in_lanes, on_mesh, on_mesh_of_lanes
 
-from lsgd_jax import GROUP, WORKER, broadcast_from_leader, elect_leader
+from lsgd_jax import GROUP, WORKER, elect_leader
 from lsgd_jax.collectives import Leader, mean
 
 NAN, INF = np.nan, np.inf
@@ -138,127 +137,6 @@ def test_scores_of_other_dtypes_are_compared_as_float32(dtype: Any) -> None:
     assert leader.score.dtype == jnp.float32
 
 
-DTYPES = {
-    "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16,
-    "int32": jnp.int32, "uint8": jnp.uint8, "int8": jnp.int8, "bool": jnp.bool_,
-}  # fmt: skip
-
-
-def trees() -> dict[str, np.ndarray]:
-    """What six workers hold: [6, 7] of every dtype."""
-    rng = np.random.default_rng(0)
-    numbers = rng.normal(scale=40, size=(6, 7))
-    return {
-        name: np.array(jnp.asarray(numbers if name != "bool" else numbers > 0, dtype)) for name, dtype in DTYPES.items()
-    }
-
-
-@cache
-def broadcasts(way: str, wire_dtype: str | None = None, axes: Any = EVERYBODY) -> Any:
-    def run(tree: Any, score: jax.Array) -> Any:
-        return broadcast_from_leader(tree, elect_leader(score, axes), axes, wire_dtype=wire_dtype)
-
-    compiled = WAYS[way](run)
-    return lambda tree, score: jax.device_get(compiled(tree, np.asarray(score, np.float32)))
-
-
-def bits(leaf: Any) -> np.ndarray:
-    return np.asarray(leaf).view(np.uint8)
-
-
-@every_way
-def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str) -> None:
-    tree = trees()
-    received = broadcasts(way)(tree, [5, 4, 3, 2, 1, 6])
-    for name, leaf in tree.items():
-        assert received[name].dtype == leaf.dtype
-        np.testing.assert_array_equal(bits(received[name]), bits(np.tile(leaf[4], (6, 1))), err_msg=name)
-
-
-@every_way
-def test_over_one_axis_each_group_gets_its_own_leaders_tree(way: str) -> None:
-    tree = trees()
-    received = broadcasts(way, axes=WORKER)(tree, [5, 4, 6, 2, 3, 6])
-    for name, leaf in tree.items():
-        np.testing.assert_array_equal(received[name], leaf[[1, 1, 1, 3, 3, 3]], err_msg=name)
-
-
-@every_way
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_what_others_hold_never_enters(way: str, bad: float) -> None:
-    tree = trees()
-    for name in ("float32", "bfloat16", "float16"):
-        tree[name][[0, 1, 3, 4, 5]] = bad
-    received = broadcasts(way)(tree, [5, 4, 3, 5, 5, 6])
-    for name, leaf in tree.items():
-        np.testing.assert_array_equal(received[name], np.tile(leaf[2], (6, 1)), err_msg=name)
-
-
-@every_way
-def test_without_a_leader_each_keeps_its_own_tree(way: str) -> None:
-    tree = trees()
-    for wire_dtype in (None, "bfloat16"):
-        kept = broadcasts(way, wire_dtype)(tree, [NAN] * 6)
-        for name, leaf in tree.items():
-            np.testing.assert_array_equal(bits(kept[name]), bits(leaf), err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("way", "wire_dtype"), [*((way, "bfloat16") for way in WAYS), ("mesh", "float16"), ("lanes", "float32")]
-)
-def test_a_wire_dtype_rounds_wider_floats_for_all_but_the_leader(way: str, wire_dtype: str) -> None:
-    tree = trees()
-    received = broadcasts(way, wire_dtype)(tree, [5, 4, 3, 0, 1, 6])
-    for name, leaf in tree.items():
-        wider = name == "float32" and wire_dtype != "float32"
-        rounded = leaf[3].astype(jnp.dtype(wire_dtype)).astype(leaf.dtype) if wider else leaf[3]
-        assert wider != np.array_equal(rounded, leaf[3]), "the rounding must show"
-        reference = np.tile(rounded, (6, 1))
-        reference[3] = leaf[3]
-        assert received[name].dtype == leaf.dtype
-        np.testing.assert_array_equal(received[name], reference, err_msg=name)
-
-
-@pytest.mark.parametrize("wire_dtype", ["float16", "bfloat16"])
-def test_what_is_too_large_for_the_wire_arrives_finite(wire_dtype: str) -> None:
-    def run(leaf: jax.Array, score: jax.Array) -> jax.Array:
-        return broadcast_from_leader(leaf, elect_leader(score, EVERYBODY), EVERYBODY, wire_dtype=wire_dtype)
-
-    largest = np.full(6, np.finfo(np.float32).max)
-    received = WAYS["lanes"](run)(largest, np.arange(6, dtype=np.float32))
-    assert received[0] == largest[0]
-    np.testing.assert_array_equal(received[1:], np.float32(jnp.finfo(wire_dtype).max))
-
-
-def sums_on_the_wire(dtype: Any, wire_dtype: str | None) -> list[str]:
-    """Types of the arrays of seven numbers that the compiled program sums over devices."""
-
-    def run(leaf: jax.Array, score: jax.Array) -> jax.Array:
-        return broadcast_from_leader(leaf, elect_leader(score, EVERYBODY), EVERYBODY, wire_dtype=wire_dtype)
-
-    program = WAYS["mesh"](run).lower(jnp.zeros((6, 7), dtype), jnp.zeros(6)).compile().as_text()
-    lines = [line for line in program.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
-    return [kind for line in lines for kind in re.findall(r"(\w+)\[(?:1,)?7\]", line.split(" all-reduce")[0])]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "wire_dtype", "travels"),
-    [
-        (jnp.bfloat16, None, "u16"),
-        (jnp.float16, None, "u16"),
-        (jnp.float32, "bfloat16", "u16"),
-        (jnp.float32, "float16", "u16"),
-        (jnp.bfloat16, "float16", "u16"),
-        (jnp.float32, None, "f32"),
-        (jnp.int32, "bfloat16", "s32"),
-        (jnp.int8, None, "s8"),
-        (jnp.bool_, "bfloat16", "u8"),
-    ],
-)
-def test_narrow_floats_travel_as_integers_of_their_size(dtype: Any, wire_dtype: str | None, travels: str) -> None:
-    assert sums_on_the_wire(dtype, wire_dtype) == [travels]
-
-
 @cache
 def means(way: str) -> Any:
     """Over those who take part: of all workers and in each group. And over all, and over nobody."""
@@ -293,10 +171,6 @@ def test_a_mean_of_all_keeps_dtypes_and_one_of_nobody_is_nan(way: str) -> None:
         assert np.isnan(nobody[name].astype(jnp.float32)).all()
 
 
-def test_bad_arguments_are_refused_by_name() -> None:
+def test_a_score_that_is_no_scalar_is_refused() -> None:
     with pytest.raises(ValueError, match=r"score must be a scalar.*\(3,\)"):
         jax.vmap(lambda score: elect_leader(score, WORKER), axis_name=WORKER)(jnp.zeros((2, 3)))
-    leader = Leader(jnp.array(0), jnp.array(0.0), jnp.array(True), jnp.array(True))
-    for wire_dtype in (jnp.int8, jnp.bool_, "uint16", jnp.complex64):
-        with pytest.raises(ValueError, match="wire_dtype"):
-            broadcast_from_leader({"x": jnp.zeros(2)}, leader, WORKER, wire_dtype=wire_dtype)

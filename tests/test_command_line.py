@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown sampling": (["--sampling=random"], ["--sampling=random", "shard, iid"]),
     "unknown init": (["--init=equal"], ["--init=equal", "same, different"]),
     "unknown wire_dtype": (["--wire_dtype=float17"], ["wire_dtype", "float17"]),
-    "integers on the wire": (["--wire_dtype=int8"], ["wire_dtype", "int8"]),
+    "integers on the wire": (["--wire_dtype=int16"], ["wire_dtype", "int16"]),
     "no groups": (["--groups=0"], ["--groups=0"]),
     "negative groups": (["--groups=-2"], ["--groups=-2"]),
     "no workers": (["--workers=0"], ["--workers=0"]),

@@ -23,7 +23,7 @@ from lsgd_jax import (
     make_train_step,
     periodic,
 )
-from lsgd_jax.traffic import Collective
+from lsgd_jax.collectives.traffic import Collective
 
 STEPS = 12
 SGD = optax.sgd(0.05, momentum=0.9)

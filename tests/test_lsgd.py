@@ -122,7 +122,8 @@ COUNTS = ("local_period", "global_period", "window")
 BAD_ARGUMENTS = [
     *((name, value) for name in PULLS for value in (-0.1, 1.1, math.nan)),
     *((name, value) for name in COUNTS for value in (0, -1, 2.5, math.nan, math.inf)),
-    ("wire_dtype", jnp.int8),
+    ("wire_dtype", jnp.int16),
+    ("broadcast", "tree"),
 ]
 
 

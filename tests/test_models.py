@@ -172,5 +172,5 @@ def test_bfloat16_products_leave_parameters_gradients_and_logits_in_float32(
     (grads, logits), expected = gradient(rounded), gradient(exact)
     assert {x.dtype for x in jax.tree.leaves((params, grads, logits))} == {jnp.dtype("float32")}
     for got, right in zip(jax.tree.leaves((grads, logits)), jax.tree.leaves(expected), strict=True):
-        assert jnp.linalg.norm(got - right) < 5e-2 * jnp.linalg.norm(right)
-    assert not jnp.array_equal(logits, expected[1])
+        assert jnp.linalg.norm(got - right) < 0.15 * jnp.linalg.norm(right)
+    assert 1e-4 < jnp.linalg.norm(logits - expected[1]) / jnp.linalg.norm(expected[1]) < 2e-2

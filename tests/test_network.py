@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lsgd_jax import GROUP, WORKER, data_parallel, ledger, lsgd
-from lsgd_jax.traffic import Collective
+from lsgd_jax.collectives.traffic import Collective
 from lsgd_jax.training.ledger import Entry, Ledger
 from lsgd_jax.training.methods import METHODS
 from lsgd_jax.training.network import (

@@ -66,6 +66,14 @@ def test_without_stale_pulls_a_mesh_takes_the_same_course() -> None:
     assert_same(run_scanned(MESH, periodic(method(PLAIN)), make_problem()), reference(PLAIN))
 
 
+def test_leaders_that_go_around_a_ring_lead_the_same_course() -> None:
+    by_sum, by_ring = (
+        run_scanned(MESH, periodic(method(PLAIN, broadcast=way)), make_problem()) for way in ("psum", "ring")
+    )
+    for name in by_sum:
+        np.testing.assert_array_equal(by_ring[name], by_sum[name])
+
+
 def test_the_workers_of_a_flat_pmap_are_one_group() -> None:
     one_group = replace(STALE, groups=1, workers=6)
     transform = periodic(method(one_group), group_axis=None)

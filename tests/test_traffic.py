@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from regression import mesh_of
 
 from lsgd_jax import GROUP, WORKER
-from lsgd_jax.traffic import Collective, collectives_of
+from lsgd_jax.collectives.traffic import Collective, collectives_of
 
 EVERYWHERE = (GROUP, WORKER)
 RING = [(rank, (rank + 1) % 8) for rank in range(8)]

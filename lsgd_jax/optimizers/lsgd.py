@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, check_wire_dtype, elect_leader, mean
+from lsgd_jax.collectives import (
+    GROUP,
+    WORKER,
+    BroadcastMethod,
+    broadcast_from_leader,
+    check_broadcast_method,
+    check_wire_dtype,
+    elect_leader,
+    mean,
+)
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -62,6 +71,7 @@ def lsgd(
     stale_global_pull: float = 0.0,
     window: int = 10,
     wire_dtype: DTypeLike | None = None,
+    broadcast: BroadcastMethod = "psum",
 ) -> DistributedOptimizer:
     r"""Workers take steps of their own and are pulled toward the best of them.
 
@@ -87,15 +97,20 @@ def lsgd(
         communication (0.1/τ in the authors' runs). Keeps a copy of it.
       stale_global_pull: the same toward the global leader (0.1/τ_G).
       window: minibatches in a score.
-      wire_dtype: dtype in which a leader's parameters travel, or None for their own.
+      wire_dtype: dtype in which a leader's parameters travel (bfloat16, float16 or
+        int8, see `broadcast_from_leader`), or None for their own.
+      broadcast: how a leader's parameters get to the others: "psum", or "ring",
+        which sends up to half the bytes over each link and waits more often. The
+        parameters are the same.
 
     Returns:
       A `DistributedOptimizer`.
 
     Raises:
       ValueError: if a pull is outside [0, 1], a period or the window less than 1,
-        or `wire_dtype` no floating-point dtype. That the periods fit together is
-        checked where the number of groups is known.
+        `wire_dtype` is neither int8 nor a floating-point dtype, or `broadcast` is
+        unknown. That the periods fit together is checked where the number of
+        groups is known.
     """
     for name, pull in (
         ("local_pull", local_pull),
@@ -109,6 +124,7 @@ def lsgd(
     for name, count in (("local_period", local_period), ("global_period", global_period), ("window", window)):
         check_count(name, count)
     check_wire_dtype(wire_dtype)
+    check_broadcast_method("broadcast", broadcast)
 
     base = optax.with_extra_args_support(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
@@ -142,7 +158,7 @@ def lsgd(
         def apply(params: optax.Params, state: LsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
             finite = all_finite(params)
             leader = elect_leader(jnp.where(finite, score, jnp.inf), axis_name)
-            leader_params = broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype)
+            leader_params = broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype, method=broadcast)
             pulled = optax.incremental_update(leader_params, params, pull)
 
             restarted = leader.valid & ~finite

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
+from lsgd_jax.collectives.traffic import Collective, collectives_of
 from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, schedule
 from lsgd_jax.optimizers.scoring import empty_window
-from lsgd_jax.traffic import Collective, collectives_of
 from lsgd_jax.training.communication import WorkerState, communicate
 
 
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """What a method sends. `lsgd_jax.traffic` says how each collective is counted.
+    """What a method sends. `lsgd_jax.collectives.traffic` says how each collective is counted.
 
     Attributes:
       groups: the number of groups.

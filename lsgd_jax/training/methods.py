@@ -69,6 +69,6 @@ def make_method(config: Config) -> DistributedOptimizer:
 
 
 def _wire_dtype(name: str | None) -> jnp.dtype | None:
-    if name not in (None, "bfloat16", "float16"):
-        raise InputError(f"unknown --wire_dtype={name}: use bfloat16 or float16, or leave it out")
+    if name not in (None, "bfloat16", "float16", "int8"):
+        raise InputError(f"unknown --wire_dtype={name}: use bfloat16, float16 or int8, or leave it out")
     return None if name is None else jnp.dtype(name)

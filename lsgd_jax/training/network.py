@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lsgd_jax.collectives import GROUP
-from lsgd_jax.traffic import Collective
+from lsgd_jax.collectives.traffic import Collective
 from lsgd_jax.training.ledger import Ledger
 
 

@@ -1,0 +1,257 @@
+"""Wall-clock of every communication: processes over Gloo on loopback, and devices of one process.
+
+    python benchmarks/communication.py --sizes=351946,4000000 --processes=4,8
+
+Each process is one worker with one CPU device. Alternatives run in turn, and the
+process that times them is the last that a ring reaches. The last setting is always
+one process with eight devices, between which nothing has a wire.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import measure
+
+AXIS = "worker"
+LEAVES = 14  # as many arrays as cnn7 has
+LEADER = 1  # rank 0 measures: the last of the ring
+
+
+def main() -> int:
+    """Parses the command line and runs the settings one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=_counts, default=[351_946, 4_000_000], help="float32 parameters of the model")
+    parser.add_argument("--processes", type=_counts, default=[4, 8], help="numbers of processes over Gloo")
+    parser.add_argument("--devices", type=int, default=8, help="devices of the one process; 0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each alternative")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds that one setting may take")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/communication/communication.json"))
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # of a process that this program has started
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.repeats < 1 or options.devices < 0 or options.timeout <= 0 or 1 in [*options.processes, options.devices]:
+        parser.error("--repeats and --timeout must be positive, --processes and --devices at least 2")
+    if options.rank is not None:
+        return _work(options)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends the processes
+    rows = []
+    for processes in options.processes:
+        rows += _run(options, processes, over_gloo=True)
+    if options.devices:
+        rows += _run(options, options.devices, over_gloo=False)
+    measure.write_results(options.output, rows)
+    print(f"results in {options.output}")
+    return 0
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError(text)
+    return counts
+
+
+def _run(options: argparse.Namespace, workers: int, *, over_gloo: bool) -> list[dict[str, Any]]:
+    """One setting: starts its processes, waits, and leaves none behind."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        found = pathlib.Path(folder) / "rows.json"
+        sizes = ",".join(map(str, options.sizes))
+        command = [
+            *(sys.executable, __file__, f"--sizes={sizes}", f"--repeats={options.repeats}"),
+            *(f"--processes={workers}", f"--output={found}", f"--port={port if over_gloo else 0}"),
+        ]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        if not over_gloo:
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={workers}"
+        processes: list[subprocess.Popen] = []
+        try:
+            for rank in range(workers if over_gloo else 1):
+                processes.append(subprocess.Popen([*command, f"--rank={rank}"], env=environment))
+            _wait(processes, options.timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        rows = json.loads(found.read_text())
+    where = f"{workers} processes, Gloo" if over_gloo else f"{workers} devices of one process"
+    print(f"\n{where}")
+    measure.print_table(
+        ("communication", "parameters", "median ms", "min", "max", "MB a link"),
+        [
+            (
+                row["communication"],
+                f"{row['parameters']:,}",
+                *(f"{1e3 * row[key]:.2f}" for key in ("median", "low", "high")),
+                f"{row['bytes_a_link'] / 1e6:.3f}",
+            )
+            for row in rows
+        ],
+    )
+    return [{"workers": workers, "over": "gloo" if over_gloo else "one process", **row} for row in rows]
+
+
+def _wait(processes: list[subprocess.Popen], timeout: float) -> None:
+    """Returns when all have ended well; raises as soon as one has not, or the time is over."""
+    end = time.monotonic() + timeout
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes) or time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    codes = [process.poll() for process in processes]
+    if any(code != 0 for code in codes):
+        raise SystemExit(f"communication.py: processes ended with {codes} (None: not within {timeout:.0f} s)")
+
+
+def _work(options: argparse.Namespace) -> int:
+    """What each of the processes does; rank 0 writes what it measured."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    (workers,) = options.processes
+    if options.port:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{options.port}", workers, options.rank)
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    rows = []
+    for size in options.sizes:
+        alternatives, bytes_a_link = _alternatives(mesh, size)
+        # Processes end a communication at different times: before each, all wait for the last, untimed.
+        wait = alternatives["election: two pmin"]
+        in_turn = {
+            key: run for name, own in alternatives.items() for key, run in ((f"wait, {name}", wait), (name, own))
+        }
+        timings = measure.in_turn(in_turn, repeats=options.repeats)
+        for name in alternatives:
+            timing = timings[name]
+            row = {"communication": name, "parameters": size, **timing._asdict(), "bytes_a_link": bytes_a_link[name]}
+            rows.append(row)
+    if options.rank == 0:
+        options.output.write_text(json.dumps(rows))
+    return 0
+
+
+def _alternatives(mesh: Any, size: int) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """What is compared, ready to run, and the bytes that a link carries in each."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from lsgd_jax.collectives import wire_bytes
+    from lsgd_jax.collectives.broadcast import ring_chunks
+
+    n, split = mesh.size, PartitionSpec(AXIS)
+
+    def on_devices(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(rows.shape, NamedSharding(mesh, split), lambda place: rows[place])
+
+    # Leaves of many sizes; each holds 1.5 times the next.
+    shares = 1.5 ** -np.arange(LEAVES)
+    counts = np.floor(size * shares / shares.sum()).astype(int).tolist()
+    counts[0] += size - sum(counts)
+    rng = np.random.default_rng(0)
+    tree = [on_devices(rng.normal(size=(n, count)).astype(np.float32)) for count in counts]
+    scores = on_devices(np.where(np.arange(n) == LEADER, 0, 1).astype(np.float32))
+
+    def words(wire_dtype: str | None) -> int:
+        return -(-sum(wire_bytes(jax.ShapeDtypeStruct((count,), np.float32), wire_dtype) for count in counts) // 4)
+
+    def by_sum(words: float) -> float:
+        return 2 * (n - 1) / n * 4 * words
+
+    def around(words: int) -> float:
+        chunks = ring_chunks(words, n)
+        return (chunks + n - 2) * -(-words // chunks) * 4
+
+    alternatives: dict[str, tuple[Callable[..., Any], float]] = {
+        "election: two pmin": (_elect, 2 * by_sum(1)),
+        "election: one psum": (_elect_by_scores, by_sum(n)),
+        "broadcast: psum of each leaf": (_broadcast_leafwise, by_sum(size)),
+    }
+    for wire_dtype in (None, "bfloat16", "int8"):
+        for method, link in (("psum", by_sum), ("ring", around)):
+            name = f"broadcast: {method}" + (f", {wire_dtype}" if wire_dtype else "")
+            run = functools.partial(_broadcast, method=method, wire_dtype=wire_dtype)
+            alternatives[name] = (run, link(words(wire_dtype)))
+    alternatives["mean"] = (_mean, by_sum(size))
+
+    runs = {}
+    for name, (run, _) in alternatives.items():
+        mapped = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))
+        runs[name] = functools.partial(mapped, tree, scores)
+    return runs, {name: link for name, (_, link) in alternatives.items()}
+
+
+def _leader() -> Any:
+    """As an election would give it, without one."""
+    import jax.numpy as jnp
+    from jax import lax
+
+    from lsgd_jax import Leader
+
+    mine = lax.axis_index(AXIS) == LEADER
+    return Leader(jnp.array(LEADER), jnp.array(0.0), mine, jnp.array(True))
+
+
+def _elect(tree: Any, scores: Any) -> Any:
+    from lsgd_jax import elect_leader
+
+    del tree
+    return elect_leader(scores[0], AXIS).is_leader[None]
+
+
+def _elect_by_scores(tree: Any, scores: Any) -> Any:
+    """Everybody's score in one masked sum, and an argmin at home."""
+    import jax.numpy as jnp
+    from jax import lax
+
+    del tree
+    rank = lax.axis_index(AXIS)
+    score = jnp.where(jnp.isfinite(scores[0]), scores[0], jnp.inf)
+    table = lax.psum(jnp.where(jnp.arange(lax.axis_size(AXIS)) == rank, score, 0), AXIS)
+    return (jnp.isfinite(table.min()) & (table.argmin() == rank))[None]
+
+
+def _broadcast(tree: Any, scores: Any, method: Any, wire_dtype: str | None) -> Any:
+    from lsgd_jax import broadcast_from_leader
+
+    del scores
+    return broadcast_from_leader(tree, _leader(), AXIS, method=method, wire_dtype=wire_dtype)
+
+
+def _broadcast_leafwise(tree: Any, scores: Any) -> Any:
+    """A message for each leaf, instead of one for the tree."""
+    import jax.numpy as jnp
+    from jax import lax
+
+    del scores
+    mine = _leader().is_leader
+    return [jnp.where(mine, leaf, lax.psum(jnp.where(mine, leaf, 0), AXIS)) for leaf in tree]
+
+
+def _mean(tree: Any, scores: Any) -> Any:
+    from jax import lax
+
+    from lsgd_jax.collectives import mean
+
+    del scores
+    return lax.pcast(mean(tree, AXIS), AXIS, to="varying")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

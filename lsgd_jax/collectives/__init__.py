@@ -1,0 +1,26 @@
+"""Layer 1: what workers say to each other, over named axes.
+
+An axis may be an axis of a device mesh (`jax.shard_map`, `jax.pmap`), a lane
+axis of `jax.vmap`, or a tuple that mixes both, outermost first. Every function
+must be called where the axes are bound.
+"""
+
+from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName
+from lsgd_jax.collectives.broadcast import BroadcastMethod, broadcast_from_leader, check_broadcast_method
+from lsgd_jax.collectives.election import Leader, elect_leader
+from lsgd_jax.collectives.mean import mean
+from lsgd_jax.collectives.wire import check_wire_dtype, wire_bytes
+
+__all__ = [
+    "GROUP",
+    "WORKER",
+    "AxisName",
+    "BroadcastMethod",
+    "Leader",
+    "broadcast_from_leader",
+    "check_broadcast_method",
+    "check_wire_dtype",
+    "elect_leader",
+    "mean",
+    "wire_bytes",
+]
