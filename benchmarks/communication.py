@@ -152,8 +152,7 @@ def _alternatives(mesh: Any, size: int) -> tuple[dict[str, Callable[[], Any]], d
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from lsgd_jax.collectives import wire_bytes
-    from lsgd_jax.collectives.broadcast import ring_chunks
+    from lsgd_jax.collectives.traffic import collectives_of
 
     n, split = mesh.size, PartitionSpec(AXIS)
 
@@ -168,33 +167,26 @@ def _alternatives(mesh: Any, size: int) -> tuple[dict[str, Callable[[], Any]], d
     tree = [on_devices(rng.normal(size=(n, count)).astype(np.float32)) for count in counts]
     scores = on_devices(np.where(np.arange(n) == LEADER, 0, 1).astype(np.float32))
 
-    def words(wire_dtype: str | None) -> int:
-        return -(-sum(wire_bytes(jax.ShapeDtypeStruct((count,), np.float32), wire_dtype) for count in counts) // 4)
-
-    def by_sum(words: float) -> float:
-        return 2 * (n - 1) / n * 4 * words
-
-    def around(words: int) -> float:
-        chunks = ring_chunks(words, n)
-        return (chunks + n - 2) * -(-words // chunks) * 4
-
-    alternatives: dict[str, tuple[Callable[..., Any], float]] = {
-        "election: two pmin": (_elect, 2 * by_sum(1)),
-        "election: one psum": (_elect_by_scores, by_sum(n)),
-        "broadcast: psum of each leaf": (_broadcast_leafwise, by_sum(size)),
+    alternatives: dict[str, Callable[..., Any]] = {
+        "election: two pmin": _elect,
+        "election: one psum": _elect_by_scores,
+        "broadcast: psum of each leaf": _broadcast_leafwise,
     }
     for wire_dtype in (None, "bfloat16", "int8"):
-        for method, link in (("psum", by_sum), ("ring", around)):
+        for method in ("psum", "ring"):
             name = f"broadcast: {method}" + (f", {wire_dtype}" if wire_dtype else "")
-            run = functools.partial(_broadcast, method=method, wire_dtype=wire_dtype)
-            alternatives[name] = (run, link(words(wire_dtype)))
-    alternatives["mean"] = (_mean, by_sum(size))
+            alternatives[name] = functools.partial(_broadcast, method=method, wire_dtype=wire_dtype)
+    alternatives["mean"] = _mean
 
-    runs = {}
-    for name, (run, _) in alternatives.items():
+    shapes = [jax.ShapeDtypeStruct((1, count), np.float32) for count in counts]
+    score = jax.ShapeDtypeStruct((1,), np.float32)
+    runs: dict[str, Callable[[], Any]] = {}
+    bytes_a_link: dict[str, float] = {}
+    for name, run in alternatives.items():
         mapped = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))
         runs[name] = functools.partial(mapped, tree, scores)
-    return runs, {name: link for name, (_, link) in alternatives.items()}
+        bytes_a_link[name] = sum(each.sent for each in collectives_of(run, shapes, score, groups=1, workers=n))
+    return runs, bytes_a_link
 
 
 def _leader() -> Any:

@@ -110,7 +110,10 @@ def serve(rank: int, workers: int, port: int, pipe: Any, batch_size: int, memory
     )
     pipe.send("ready")
     while True:
-        steps = pipe.recv()
+        try:
+            steps = pipe.recv()
+        except EOFError:  # the parent has ended
+            return
         for _ in range(steps):
             worker.step()
         with torch.no_grad():

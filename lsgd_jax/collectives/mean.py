@@ -4,31 +4,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from lsgd_jax.collectives.axes import AxisName
+from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes
 
 
 def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
     """Averages a tree of float arrays over the workers for which `where` holds.
 
+    Lanes of a device are summed first; then one message for each dtype goes around
+    the devices.
+
     Args:
       tree: pytree of floating-point arrays.
       axis_name: the axis or axes to average over.
       where: bool[], whether this worker takes part. What the others hold, NaN
-        included, does not enter.
+        included, does not enter. True for all.
 
     Returns:
       The mean, of the dtypes of `tree`; NaN where nobody takes part.
     """
-    taking_part = jnp.asarray(where)
-    # Counted from an array that varies over the axes even where `where` is a constant.
-    index = lax.axis_index(axis_name)
-    count = lax.psum(jnp.where(taking_part, jnp.ones_like(index), 0), axis_name)
+    leaves, structure = jax.tree.flatten(tree)
+    if where is True:
+        count: Any = lax.axis_size(axis_name)
+        totals = _sums([jnp.asarray(leaf) for leaf in leaves], axis_name)
+    else:
+        # Counted from an array that varies over the axes even where `where` is a constant.
+        varying = jnp.ones_like(lax.axis_index(axis_name))
+        parts = [jnp.asarray(leaf) for leaf in leaves]
+        *totals, count = _sums([jnp.where(where, part, jnp.zeros_like(part)) for part in (*parts, varying)], axis_name)
+    means = [total / jnp.asarray(count, total.dtype) for total in totals]
+    return jax.tree.unflatten(structure, means)
 
-    def average(leaf: jax.Array) -> jax.Array:
-        total = lax.psum(jnp.where(taking_part, leaf, jnp.zeros_like(leaf)), axis_name)
-        return total / count.astype(leaf.dtype)
 
-    return jax.tree.map(average, tree)
+def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:
+    """Each array's sum over the axes."""
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    devices = device_axes(names)
+    if lanes := tuple(name for name in names if name not in devices):
+        arrays = [lax.psum(array, lanes) for array in arrays]
+    if not devices:
+        return arrays
+    if compiler_axes():  # to flatten what is split over them would gather it
+        return [lax.psum(array, devices) for array in arrays]
+    sums = dict[int, jax.Array]()
+    for dtype in dict.fromkeys(array.dtype for array in arrays):
+        same = [i for i, array in enumerate(arrays) if array.dtype == dtype]
+        message = lax.psum(jnp.concatenate([arrays[i].reshape(-1) for i in same]), devices)
+        ends = np.cumsum([arrays[i].size for i in same])
+        sums |= dict(zip(same, jnp.split(message, ends[:-1]), strict=True))
+    return [sums[i].reshape(array.shape) for i, array in enumerate(arrays)]

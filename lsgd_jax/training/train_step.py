@@ -131,7 +131,7 @@ def make_train_step(
     batches: Batches,
     *,
     compiler_options: dict[str, Any] | None = None,
-) -> Callable[[TrainState, Any, jax.Array | int], tuple[TrainState, RoundReport]]:
+) -> jax.stages.Wrapped:
     """Makes the function that trains all workers for up to a round, in one call.
 
     A call ends at `call_end`, where a communication may be due, or earlier if it is
