@@ -75,9 +75,11 @@ def _run(options: argparse.Namespace, workers: int, *, over_gloo: bool) -> list[
             *(sys.executable, __file__, f"--sizes={sizes}", f"--repeats={options.repeats}"),
             *(f"--processes={workers}", f"--output={found}", f"--port={port if over_gloo else 0}"),
         ]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        if not over_gloo:
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={workers}"
+        devices = 1 if over_gloo else workers
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
         processes: list[subprocess.Popen] = []
         try:
             for rank in range(workers if over_gloo else 1):

@@ -53,8 +53,12 @@ def provenance() -> dict[str, Any]:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
     return {
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": git("rev-parse", "--short", "HEAD") + (" dirty" if git("status", "--porcelain") else ""),
+        # Without where things lie on this machine.
+        "command": shlex.join(
+            ["python", os.path.relpath(sys.argv[0]), *(each for each in sys.argv[1:] if "/" not in each)]
+        ),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + (" dirty" if git("status", "--porcelain", "--", ":/", ":(top,exclude)results") else ""),
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),

@@ -9,9 +9,9 @@ parameters, optimizer states and score windows, beyond the data, and beyond what
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
-import time
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cnn7", help="(default: %(default)s)")
     parser.add_argument("--workers", default="1,4,16,64,256", help="separated by commas (default: %(default)s)")
-    parser.add_argument("--timed_up_to", type=int, default=64, help="workers; more are only compiled")
+    parser.add_argument("--timed_up_to", type=int, default=256, help="workers; more are only compiled")
     parser.add_argument("--periods", default="1,4,16,64", help="of 4 workers (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--output", default=str(ROOT / "results/scaling/scaling.json"))
@@ -42,32 +42,33 @@ def over_workers(
     model: str, counts: list[int], timed_up_to: int, repeats: int, period: int = 4
 ) -> list[dict[str, Any]]:
     """Rows of one count each; rounds of `period` steps."""
-    compiled = {count: timed_compilation(model, count, period) for count in counts}
-    runners = {count: Runner(training) for count, (_, training) in compiled.items() if count <= timed_up_to}
+    compiled = {count: train_step(model, 1, count, period=period) for count in sorted({1, *counts})}
+    runners = {count: Runner(training) for count, training in compiled.items() if count <= timed_up_to}
     timings = in_turn(
         {str(count): functools.partial(runner, period) for count, runner in runners.items()}, repeats=repeats
     )
-    alone = beyond_workers(compiled[counts[0]][1], counts[0])
+    alone = beyond_workers(compiled[1])
     rows = []
-    for count, (seconds, training) in compiled.items():
+    for count, training in compiled.items():
         timing = timings.get(str(count))
         rows.append(
             {
                 "workers": count,
-                "compile_seconds": seconds,
+                "compile_seconds": training.compile_seconds,
+                "seconds_a_step": timing and timing.median / period,
                 "images_per_second": timing and images_per_second(timing, count * period),
-                "models_beyond": (beyond_workers(training, count) - alone) / (count * model_bytes(training, count)),
+                "models_beyond": (beyond_workers(training) - alone) / (count * model_bytes(training, count)),
             }
         )
     print(f"{model}, batches of {BATCH_SIZE}, rounds of {period} steps, on {jax.devices()[0].device_kind}")
-    columns = ("workers", "compile s", "images/s", "memory beyond, models a worker")
+    columns = ("workers", "compile s", "s a step", "images/s", "memory beyond, models a worker")
     print_table(columns, [[r["workers"], f"{r['compile_seconds']:.1f}", *_shown(r)] for r in rows])
     return rows
 
 
 def over_periods(model: str, periods: list[int], repeats: int, workers: int = 4) -> list[dict[str, Any]]:
     """Rows of one period each; the same number of steps for all."""
-    most = max(periods)
+    most = math.lcm(*periods)
     runners = {period: Runner(train_step(model, 1, workers, period=period)) for period in periods}
 
     def train(period: int) -> None:
@@ -91,20 +92,11 @@ def over_periods(model: str, periods: list[int], repeats: int, workers: int = 4)
     return rows
 
 
-def timed_compilation(model: str, workers: int, period: int) -> tuple[float, Training]:
-    """(seconds to trace and compile the train step, the training)."""
-    training = train_step(model, 1, workers, period=period)  # warms up what all share
-    start = time.perf_counter()
-    training = train_step(model, 1, workers, period=period)
-    return time.perf_counter() - start, training
-
-
-def beyond_workers(training: Training, workers: int) -> float:
+def beyond_workers(training: Training) -> float:
     """Bytes that the step needs beyond its own workers' state and the data."""
     memory = training.step.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     state = jax.tree.leaves((training.state.params, training.state.opt_state, training.state.losses))
-    del workers
     return peak + memory.temp_size_in_bytes - sum(x.nbytes for x in (*state, *jax.tree.leaves(training.data)))
 
 
@@ -119,10 +111,10 @@ def images_per_second(timing: Timing, worker_steps: int) -> dict[str, float]:
     return {"median": images / timing.median, "slowest": images / timing.high, "fastest": images / timing.low}
 
 
-def _shown(row: dict[str, Any]) -> tuple[str, str]:
-    rate = row["images_per_second"]
+def _shown(row: dict[str, Any]) -> tuple[str, str, str]:
+    rate, seconds = row["images_per_second"], row["seconds_a_step"]
     told = "" if rate is None else f"{rate['median']:,.0f} ({rate['slowest']:,.0f} to {rate['fastest']:,.0f})"
-    return told, f"{row['models_beyond']:.2f}"
+    return "" if seconds is None else f"{seconds:.3f}", told, f"{row['models_beyond']:.2f}"
 
 
 if __name__ == "__main__":

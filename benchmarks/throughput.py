@@ -15,24 +15,23 @@ from typing import Any
 
 import jax
 from measure import in_turn, print_table, write_results
-from workload import BATCH_SIZE, Runner, bare_gradients, train_step
+from workload import BATCH_SIZE, CROP, Runner, bare_gradients, train_step
 
 from lsgd_jax.training.models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
+FIT = [name for name, model in MODELS.items() if model.min_side <= CROP]
 
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="cnn7", help="separated by commas (default: %(default)s)")
+    parser.add_argument("--models", default=",".join(FIT), help="separated by commas (default: %(default)s)")
     parser.add_argument("--workers", default="1,4,16,64", help="separated by commas (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="(default: %(default)s)")
     parser.add_argument("--lanes", default="sequential,vmap", help="(default: %(default)s)")
     parser.add_argument("--period", type=int, default=16, help="local steps of a round (default: %(default)s)")
-    parser.add_argument(
-        "--rounds_of", type=int, default=64, help="worker steps to time at least (default: %(default)s)"
-    )
+    parser.add_argument("--gradients", type=int, default=16, help="bare gradients in a call (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--output", default=str(ROOT / "results/throughput/throughput.json"))
     args = parser.parse_args()
@@ -59,7 +58,7 @@ def measure(model: str, dtype: str, workers: list[int], args: argparse.Namespace
         runs[name], images[name], kinds[name] = run, images_a_call, (kind, count)
 
     gradients = bare_gradients(model, compute_dtype=dtype)
-    steps = max(4, args.rounds_of // 4)
+    steps = args.gradients
     add("bare gradients", "bare gradients", 1, functools.partial(gradients, steps), steps * BATCH_SIZE)
     for count in workers:
         for lanes in args.lanes.split(","):

@@ -1,5 +1,6 @@
 """What the benchmarks train: a model on images of CIFAR-10's shape, which are random."""
 
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.run import classification_loss
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices
 from lsgd_jax.training.topology import Lanes, Topology
-from lsgd_jax.training.train_step import TrainState, init_state, make_train_step
+from lsgd_jax.training.train_step import LONGEST_CALL, TrainState, init_state, make_train_step
 
 BATCH_SIZE = 128
 CROP = 28
@@ -29,13 +30,13 @@ class Training(NamedTuple):
       step: the compiled `(state, data, steps) -> (state, report)`.
       state: the state of all workers before the first step; the step consumes it.
       data: the training set on the devices.
-      batch_size: a worker's.
+      compile_seconds: what compiling the step, already traced, took.
     """
 
     step: Any
     state: TrainState
     data: Any
-    batch_size: int
+    compile_seconds: float
 
 
 def base_optimizer() -> optax.GradientTransformation:
@@ -53,8 +54,14 @@ def train_step(
     period: int = 16,
     samples: int = 4096,
 ) -> Training:
-    """Compiles the train step of LSGD for a model on random images."""
-    topology = Topology(groups, workers, lanes=lanes)
+    """Compiles the train step of LSGD for a model on random images, on one device.
+
+    Raises:
+      ValueError: if a round is longer than one call of the step.
+    """
+    if not 1 <= period <= LONGEST_CALL:
+        raise ValueError(f"a round of {period} steps is no single call: use 1 to {LONGEST_CALL}")
+    topology = Topology(groups, workers, jax.devices()[:1], lanes=lanes)
     method = lsgd_jax.lsgd(base_optimizer(), local_period=period, global_period=4 * period if groups > 1 else period)
     functional = make_model(model, (CROP, CROP, 3), 10, compute_dtype)
     step = make_train_step(
@@ -66,7 +73,9 @@ def train_step(
     )
     state = init_state(method, topology, functional.init, jax.random.key(0))
     data = put_on_devices(random_images(samples), topology, "iid", seed=0)
-    return Training(step.lower(state, data, jnp.int32(1)).compile(), state, data, BATCH_SIZE)
+    lowered = step.lower(state, data, jnp.int32(1))
+    start = time.perf_counter()
+    return Training(lowered.compile(), state, data, time.perf_counter() - start)
 
 
 def bare_gradients(model: str, *, batch_size: int = BATCH_SIZE, compute_dtype: str = "float32") -> Any:

@@ -106,8 +106,7 @@ def main(argv: list[str]) -> int:
     try:
         config = load_config(workdir, _given_flags() | {"workdir": workdir}, resume=FLAGS.resume)
         profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
-        if FLAGS.compilation_cache:
-            _use_compilation_cache()
+        _use_compilation_cache(FLAGS.compilation_cache)
         summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
     except InputError as error:
         return _refuse(str(error))
@@ -151,11 +150,12 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     return "\n".join(lines)
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs for later processes, unless JAX's own setting says where."""
+def _use_compilation_cache(wanted: bool) -> None:
+    """Keeps compiled programs for later processes: where JAX's own setting says, or in a folder of ours."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_enable_compilation_cache", wanted)
+    if wanted and not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsgd_jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

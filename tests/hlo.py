@@ -3,9 +3,12 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+from lsgd_jax.collectives.traffic import Collective
 
 COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
@@ -38,6 +41,15 @@ class Sent(NamedTuple):
     dtype: str
     bytes: int
     devices: int
+
+
+def as_compiled(sent: Iterable[Collective], times: int = 1) -> Counter[Sent]:
+    """What the ledger has traced, as often, as it would stand in a program for 8 devices."""
+    found = Counter[Sent]()
+    for one in sent:
+        devices = one.senders * 8 // one.workers if one.kind == "collective-permute" else one.workers
+        found[Sent(one.kind, one.dtype, one.bytes, devices)] += one.times * times
+    return found
 
 
 def computations(program: str) -> tuple[str, dict[str, list[str]]]:

@@ -146,12 +146,16 @@ def quantized(leaf: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("way", "wire_dtype"),
-    [*((way, dtype) for way in WAYS for dtype in ("bfloat16", "int8")), ("lanes", "float16"), ("lanes", "float32")],
+    ("way", "method", "wire_dtype"),
+    [
+        *((way, "ring", dtype) for way in WAYS for dtype in ("bfloat16", "int8")),
+        *(("mesh of lanes", "psum", dtype) for dtype in ("bfloat16", "int8")),
+        *(("lanes", "psum", dtype) for dtype in ("float16", "float32")),
+    ],
 )
-def test_a_wire_dtype_rounds_wider_floats_for_all_but_the_leader(way: str, wire_dtype: str) -> None:
+def test_a_wire_dtype_rounds_wider_floats_for_all_but_the_leader(way: str, method: Any, wire_dtype: str) -> None:
     tree = trees()
-    received = broadcasts(way, "ring", wire_dtype)(tree, [5, 4, 3, 0, 1, 6])
+    received = broadcasts(way, method, wire_dtype)(tree, [5, 4, 3, 0, 1, 6])
     for name, leaf in tree.items():
         wider = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize > jnp.dtype(wire_dtype).itemsize
         rounded = leaf[3]
@@ -275,8 +279,8 @@ def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered() -> Non
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), (GROUP, WORKER, "model"))
     split = PartitionSpec(EVERYBODY)
 
-    def run(leaf: jax.Array, score: jax.Array, method: broadcast.BroadcastMethod = "psum") -> jax.Array:
-        return broadcast_from_leader(leaf, elect_leader(score[0], EVERYBODY), EVERYBODY, method=method)
+    def run(leaf: jax.Array, score: jax.Array, **how: Any) -> jax.Array:
+        return broadcast_from_leader(leaf, elect_leader(score[0], EVERYBODY), EVERYBODY, **how)
 
     def mapped(run: Callable[..., Any]) -> Any:
         names = set(EVERYBODY)
@@ -290,6 +294,8 @@ def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered() -> Non
     assert any("[1,4]" in line for line in collectives(program))
     with pytest.raises(ValueError, match=r"'model'.*psum"):
         mapped(partial(run, method="ring"))(leaf, score)
+    with pytest.raises(ValueError, match=r"'model'.*bfloat16"):
+        mapped(partial(run, wire_dtype="int8"))(leaf, score)
 
 
 def test_bad_arguments_are_refused_by_name() -> None:

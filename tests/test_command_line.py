@@ -48,7 +48,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the mistake was not seen before the run was built")
 
     monkeypatch.setattr(trainer, "build_run", fail)
-    monkeypatch.setattr(train, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(train, "_use_compilation_cache", lambda wanted: None)
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -1,6 +1,7 @@
 """Our convolutions against JAX's own."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -103,41 +104,38 @@ def test_in_float32_rounding_is_all_that_differs() -> None:
 
 
 WORKERS = 3
-IMAGES = random(WORKERS, 2, 6, 7, 3, dtype=np.float32)
-KERNELS = random(WORKERS, 3, 2, 3, 4, dtype=np.float32)
+# Channels in and out, strides: a band matrix, patches, XLA's, and Winograd's filtering.
+LAYERS: dict[str, Any] = {
+    "band": (3, 4, (2, 1)), "patches": (8, 4, (2, 1)), "direct": (8, 4, (1, 1)), "Winograd": (32, 32, (1, 1)),
+}  # fmt: skip
 
 
-def of_one_worker(convolution: Any, images: jax.Array, kernel: jax.Array) -> Any:
-    """(value, both gradients) of a strided, padded convolution."""
-    out, pull_back = jax.vjp(lambda x, k: convolution(x, k, (2, 1), "SAME", dimension_numbers=LAYOUT), images, kernel)
+def of_one_worker(convolution: Any, strides: Any, images: jax.Array, kernel: jax.Array) -> Any:
+    """(value, both gradients) of a padded convolution."""
+    out, pull_back = jax.vjp(lambda x, k: convolution(x, k, strides, "SAME", **NHWC), images, kernel)
     return out, pull_back(jnp.sin(out))
 
 
-def in_scan(convolution: Any, images: jax.Array, kernels: jax.Array) -> Any:
-    return lax.scan(lambda carry, x: (carry, of_one_worker(convolution, *x)), 0, (images, kernels))[1]
-
-
 LOOPS: dict[str, Any] = {
-    "vmap": lambda convolution, *args: jax.vmap(lambda *x: of_one_worker(convolution, *x))(*args),
-    "vmap of vmap": lambda convolution, *args: jax.tree.map(
-        lambda x: x[:, 0],
-        jax.vmap(jax.vmap(lambda *x: of_one_worker(convolution, *x)))(*jax.tree.map(lambda x: x[:, None], args)),
+    "vmap": jax.vmap,
+    "vmap of vmap": lambda run: (
+        lambda *args: jax.tree.map(
+            lambda x: x[:, 0], jax.vmap(jax.vmap(run))(*jax.tree.map(lambda x: x[:, None], args))
+        )
     ),
-    "map": lambda convolution, *args: lax.map(lambda x: of_one_worker(convolution, *x), args),
-    "scan": in_scan,
+    "map": lambda run: lambda *args: lax.map(lambda x: run(*x), args),
 }
 
 
-@pytest.fixture(scope="module")
-def one_by_one() -> Any:
-    """What JAX's own convolution gives for each of the kernels."""
-    alone = jax.jit(lambda *x: of_one_worker(lax.conv_general_dilated, *x))
-    return jax.tree.map(lambda *x: jnp.stack(x), *map(alone, IMAGES, KERNELS))
-
-
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
-def test_many_kernels_give_what_they_give_one_by_one(loop: Any, one_by_one: Any) -> None:
-    assert_same(jax.jit(lambda *args: loop(conv_general_dilated, *args))(IMAGES, KERNELS), one_by_one, rtol=1e-5)
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_many_kernels_give_what_they_give_one_by_one(layer: Any, loop: Any) -> None:
+    features, out, strides = layer
+    arrays = random(WORKERS, 2, 6, 7, features, dtype=np.float32), random(WORKERS, 3, 3, features, out) * 0.1
+    arrays = arrays[0], arrays[1].astype(np.float32)
+    alone = jax.jit(partial(of_one_worker, lax.conv_general_dilated, strides))
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *map(alone, *arrays))
+    assert_same(jax.jit(loop(partial(of_one_worker, conv_general_dilated, strides)))(*arrays), expected, rtol=3e-5)
 
 
 # Shapes of images and kernel, positional arguments and options of what is not written anew.
@@ -151,6 +149,7 @@ UNUSUAL: dict[str, Any] = {
         {"preferred_element_type": jnp.float32, "dimension_numbers": LAYOUT},
     ),
     "a precision": ((2, 6, 5, 3), (3, 3, 3, 4), {"precision": lax.Precision.HIGHEST, "dimension_numbers": LAYOUT}),
+    "half precision": ((2, 6, 5, 32), (3, 3, 32, 32), {"dimension_numbers": LAYOUT, "dtype": np.float16}),
     "channels first": ((2, 3, 6, 5), (4, 3, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
     "channels first by default": ((2, 3, 6, 5), (4, 3, 3, 3), {}),
 }  # fmt: skip
@@ -171,7 +170,9 @@ def primitives_of(function: Any, *args: Any) -> list[str]:
 
 @pytest.mark.parametrize(("images", "kernel", "options"), UNUSUAL.values(), ids=UNUSUAL)
 def test_unusual_convolutions_are_left_to_jax(images: Any, kernel: Any, options: Any) -> None:
-    arrays = random(*images, dtype=np.float32), random(*kernel, dtype=np.float32)
+    options = dict(options)
+    dtype = options.pop("dtype", np.float32)
+    arrays = random(*images, dtype=dtype), random(*kernel, dtype=dtype)
     padding = ((1, 0), (2, 1))
     assert_same(*ours_and_theirs(*arrays, (1, 1), padding, **options), rtol=1e-6)
     function = lambda *x: conv_general_dilated(*x, (1, 1), padding, **options)  # noqa: E731
@@ -256,12 +257,29 @@ def test_the_choice_falls_by_shape_and_keeps_the_numbers(
     assert ("dot_general" in found) != by_xla
 
 
-def test_bfloat16_gives_float32_on_cpu() -> None:
-    arrays = random(2, 12, 12, 64, dtype=np.float32), random(5, 5, 64, 8, dtype=np.float32)
-    exact = lax.conv_general_dilated(*arrays, (1, 1), "SAME", **NHWC)
-    rounded = conv_general_dilated(*(jnp.asarray(x, jnp.bfloat16) for x in arrays), (1, 1), "SAME", **NHWC)
-    assert rounded.dtype == jnp.float32
-    np.testing.assert_allclose(rounded, exact, rtol=0, atol=1e-2 * np.abs(exact).max())
+@pytest.mark.parametrize(("side", "features"), [(12, 64), (12, 3), (4, 64)], ids=["direct", "band", "patches"])
+def test_bfloat16_gives_float32_on_cpu(side: int, features: int) -> None:
+    arrays = random(2, side, side, features, dtype=np.float32), random(5, 5, features, 8, dtype=np.float32)
+
+    def of(convolution: Any, dtype: Any) -> Any:
+        def run(*x: jax.Array) -> jax.Array:
+            return convolution(*(each.astype(dtype) for each in x), (1, 1), "SAME", **NHWC)
+
+        out, pull_back = jax.vjp(run, *map(jnp.asarray, arrays))
+        return out, pull_back(jnp.ones_like(out))
+
+    rounded, exact = of(conv_general_dilated, jnp.bfloat16), of(lax.conv_general_dilated, jnp.float32)
+    for got, right in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, right, rtol=0, atol=2e-2 * np.abs(right).max())
+
+
+def test_what_no_window_fits_into_and_what_holds_no_image_give_what_jax_gives() -> None:
+    for images in ((2, 2, 2, 32), (0, 6, 6, 32), (0, 6, 6, 3)):
+        for strides in ((1, 1), (2, 2)):
+            arrays = random(*images, dtype=np.float32), random(3, 3, images[-1], 32, dtype=np.float32)
+            ours = conv_general_dilated(*arrays, strides, "VALID", **NHWC)
+            assert ours.shape == lax.conv_general_dilated(*arrays, strides, "VALID", **NHWC).shape
 
 
 @pytest.mark.parametrize("case", ["16 channels", "dilation"])

@@ -278,6 +278,6 @@ def test_the_first_rounds_are_traced_and_compiled_programs_kept_where_they_are_t
     compiled = tmp_path.parent / "compiled"
     code, output = finish(start(tmp_path / "run", *flags(), f"--profile_dir={tmp_path / 'profile'}"))
     assert code == 0, output
-    assert [path.name.split(".", 1)[1] for path in (tmp_path / "profile").rglob("*.xplane.pb")] == ["xplane.pb"]
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
     assert any(compiled.iterdir())
     assert "profile_dir" not in json.loads((tmp_path / "run" / "config.json").read_text())

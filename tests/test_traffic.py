@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from regression import mesh_of
 
 from lsgd_jax import GROUP, WORKER
-from lsgd_jax.collectives.traffic import Collective, collectives_of
+from lsgd_jax.collectives.traffic import collectives_of
 
 EVERYWHERE = (GROUP, WORKER)
 RING = [(rank, (rank + 1) % 8) for rank in range(8)]
@@ -46,19 +46,10 @@ FUNCTIONS = {
 }
 
 
-def as_compiled(sent: tuple[Collective, ...]) -> Counter[hlo.Sent]:
-    """The same in the terms of `hlo.sent`, on 8 devices."""
-    found = Counter[hlo.Sent]()
-    for one in sent:
-        devices = one.senders * 8 // one.workers if one.kind == "collective-permute" else one.workers
-        found[hlo.Sent(one.kind, one.dtype, one.bytes, devices)] += one.times
-    return found
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_kinds_sizes_and_counts_are_those_of_the_compiled_program(name: str) -> None:
     function = FUNCTIONS[name]
-    traced = as_compiled(collectives_of(function, *ARGUMENTS, groups=2, workers=4))
+    traced = hlo.as_compiled(collectives_of(function, *ARGUMENTS, groups=2, workers=4))
 
     def of_device(*args: jax.Array) -> Any:
         # The argument differs on each device, or the compiler would compute on one for all.

@@ -57,11 +57,13 @@ def broadcast_from_leader(
 
     Raises:
       ValueError: if `wire_dtype` is neither int8 nor a floating-point dtype of 16
-        bits or more, `method` is unknown, or it is "ring" where the compiler
-        splits a worker over devices.
+        bits or more, `method` is unknown, or they are int8 or "ring" where the
+        compiler splits a worker over devices.
     """
     check_wire_dtype(wire_dtype)
     check_broadcast_method("method", method)
+    if compiler_axes() and wire_dtype is not None and jnp.dtype(wire_dtype) == jnp.int8:
+        raise ValueError(f"the mesh leaves {compiler_axes()} to the compiler, which would gather blocks: use bfloat16")
     leaves, structure = jax.tree.flatten(tree)
     own = [jnp.asarray(leaf) for leaf in leaves]
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)

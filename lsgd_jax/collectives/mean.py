@@ -47,7 +47,8 @@ def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:
         arrays = [lax.psum(array, lanes) for array in arrays]
     if not devices:
         return arrays
-    if compiler_axes():  # to flatten what is split over them would gather it
+    # To flatten what the compiler splits over further axes would gather it; one device has nobody to tell.
+    if compiler_axes() or lax.axis_size(devices) == 1:
         return [lax.psum(array, devices) for array in arrays]
     sums = dict[int, jax.Array]()
     for dtype in dict.fromkeys(array.dtype for array in arrays):

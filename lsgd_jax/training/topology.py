@@ -35,8 +35,9 @@ class Topology:
       groups: n, the number of groups.
       workers: l, the number of workers in each group.
       devices: the devices to use; all of them by default.
-      lanes: how the gradients of a device's lanes are computed: "vmap" all at
-        once, "sequential" one after the other. By default sequential on CPU,
+      lanes: how a device's lanes take their steps: "vmap" all at once,
+        "sequential" one after the other (gradient by gradient, for methods that
+        reduce gradients). By default sequential on CPU,
         where batched kernels are slow, and vmap elsewhere.
 
     Raises:

@@ -61,9 +61,7 @@ def train(config: Config, *, resume: bool = False, profile_dir: str | None = Non
       AllWorkersLostError: if no worker has finite parameters left.
     """
     workdir = pathlib.Path(config.workdir)
-    if profile_dir is not None:
-        make_writable(pathlib.Path(profile_dir), "profile_dir")
-    source = check_settings(config, workdir, resume=resume)
+    source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir)
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
@@ -82,7 +80,7 @@ def train(config: Config, *, resume: bool = False, profile_dir: str | None = Non
     return _finish(config, run, end, workdir)
 
 
-def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> Source:
+def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None = None) -> Source:
     """Finds the data set, after checking all that can be wrong before its images are read.
 
     Raises:
@@ -96,6 +94,8 @@ def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool) -> So
     source = find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
     check_model(config.model_name, source.input_shape)
     samples_and_batch_size(config, source)
+    if profile_dir is not None:
+        make_writable(pathlib.Path(profile_dir), "profile_dir")
     make_writable(workdir)
     return source
 

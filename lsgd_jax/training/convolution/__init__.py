@@ -1,7 +1,7 @@
 """Which convolution is computed how: the one place that chooses.
 
 On CPU, XLA's own convolution is slow in training (see `direct.py`), so each shape
-gets what measured fastest there (results/convolution.md): fewer multiplications by
+gets what measured fastest there (benchmarks/convolution.py): fewer multiplications by
 Winograd's filtering, a band matrix for few channels, patches where it strides, and
 else XLA's convolution in the layout that it is fast in. The numbers are those of
 `jax.lax.conv_general_dilated` to 1e-5 of the largest. Elsewhere JAX's own is used.
@@ -34,7 +34,8 @@ def conv_general_dilated(
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     two_dimensional = lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-    if jax.default_backend() != "cpu" or not two_dimensional or not _plain(**others):
+    known = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.bfloat16, jnp.float32, jnp.float64)
+    if jax.default_backend() != "cpu" or not (two_dimensional and known and _plain(**others)):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -53,6 +54,9 @@ def conv_general_dilated(
 
 def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
     height, width, features, out = kernel.shape
+    room = [side + sum(pad) for side, pad in zip(images.shape[1:3], padding, strict=True)]
+    if 0 in images.shape or height > room[0] or width > room[1]:  # the result is empty
+        return direct.convolve(images, kernel, strides, padding, dilation)
     if images.dtype == jnp.bfloat16:
         return _in_bfloat16(images, kernel, strides, padding, dilation).astype(jnp.float32)
     if dilation != (1, 1):

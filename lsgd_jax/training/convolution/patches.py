@@ -15,7 +15,7 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> 
     Returns:
       float[batch, rows, columns, out].
     """
-    batch, height, width, _ = images.shape
+    batch, height, width, features = images.shape
     taps_down, taps_across, _, out = kernel.shape
     down, across = strides
     rows, columns = (height - taps_down) // down + 1, (width - taps_across) // across + 1
@@ -25,5 +25,6 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> 
         for j in range(taps_across)
     ]
     together = jnp.concatenate(patches, axis=-1)  # [batch, rows, columns, taps · in]
-    outputs = jnp.dot(together.reshape(batch * rows * columns, -1), kernel.reshape(-1, out))
+    depth = taps_down * taps_across * features
+    outputs = jnp.dot(together.reshape(-1, depth), kernel.reshape(depth, out))
     return outputs.reshape(batch, rows, columns, out)
