@@ -16,7 +16,7 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 
 
 class Model(NamedTuple):
-    """A model to train. It travels as one float32 array, as XLA sends arrays of one dtype together where it can.
+    """A model to train. It travels as one message of float32.
 
     Attributes:
       title: its name.

@@ -9,7 +9,7 @@ from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName
 from lsgd_jax.collectives.broadcast import BroadcastMethod, broadcast_from_leader, check_broadcast_method
 from lsgd_jax.collectives.election import Leader, elect_leader
 from lsgd_jax.collectives.mean import mean
-from lsgd_jax.collectives.wire import check_wire_dtype, wire_bytes
+from lsgd_jax.collectives.wire import check_wire_dtype
 
 __all__ = [
     "GROUP",
@@ -22,5 +22,4 @@ __all__ = [
     "check_wire_dtype",
     "elect_leader",
     "mean",
-    "wire_bytes",
 ]

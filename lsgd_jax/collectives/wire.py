@@ -8,7 +8,6 @@ encode; and narrow integers are packed into words of 32 bits, which nobody widen
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +26,6 @@ def check_wire_dtype(wire_dtype: DTypeLike | None) -> None:
         raise ValueError(
             f"wire_dtype must be int8 or a floating-point dtype of 16 bits or more (bfloat16), got {wire_dtype}"
         )
-
-
-def wire_bytes(leaf: Any, wire_dtype: DTypeLike | None) -> int:
-    """Bytes of a leaf (or of its shape) as it travels: int8 adds a scale of 4 bytes for every 1024 elements."""
-    travels = _travels_as(leaf.dtype, wire_dtype)
-    scales = -(-leaf.size // BLOCK) if travels == jnp.int8 != leaf.dtype else 0
-    return leaf.size * travels.itemsize + 4 * scales
 
 
 def as_bits(leaf: jax.Array) -> jax.Array:
