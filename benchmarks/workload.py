@@ -1,6 +1,7 @@
 """What the benchmarks train: a model on images of CIFAR-10's shape, which are random."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,17 +52,18 @@ def train_step(
     *,
     compute_dtype: str = "float32",
     lanes: Lanes | None = None,
+    devices: Sequence[jax.Device] | None = None,
     period: int = 16,
     samples: int = 4096,
 ) -> Training:
-    """Compiles the train step of LSGD for a model on random images, on one device.
+    """Compiles the train step of LSGD for a model on random images, by default on one device.
 
     Raises:
       ValueError: if a round is longer than one call of the step.
     """
     if not 1 <= period <= LONGEST_CALL:
         raise ValueError(f"a round of {period} steps is no single call: use 1 to {LONGEST_CALL}")
-    topology = Topology(groups, workers, jax.devices()[:1], lanes=lanes)
+    topology = Topology(groups, workers, devices or jax.devices()[:1], lanes=lanes)
     method = lsgd_jax.lsgd(base_optimizer(), local_period=period, global_period=4 * period if groups > 1 else period)
     functional = make_model(model, (CROP, CROP, 3), 10, compute_dtype)
     step = make_train_step(
@@ -114,6 +116,11 @@ class Runner:
 
     def __init__(self, training: Training) -> None:
         self._training, self._state = training, training.state
+
+    @property
+    def state(self) -> TrainState:
+        """All workers now."""
+        return self._state
 
     def __call__(self, steps: int) -> Any:
         self._state, report = self._training.step(self._state, self._training.data, jnp.int32(steps))
