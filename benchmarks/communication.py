@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=8, help="devices of the one process; 0 leaves it out")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs of each alternative")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that one setting may take")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results/communication/communication.json"))
+    parser.add_argument("--output", type=measure.writable, default="results/communication/communication.json")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # of a process that this program has started
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from measure import in_turn, print_table, write_results
+from measure import in_turn, print_table, writable, write_results
 
 from lsgd_jax.training.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--output", default=str(ROOT / "results/convolution/convolution.json"))
+    parser.add_argument("--output", type=writable, default=str(ROOT / "results/convolution/convolution.json"))
     args = parser.parse_args()
     if unknown := set(args.shapes.split(",")) - set(SHAPES):
         parser.error(f"unknown shape {', '.join(sorted(unknown))}: choose of {', '.join(SHAPES)}")

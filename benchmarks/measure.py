@@ -1,5 +1,6 @@
 """Timing alternatives side by side, and writing down what was measured where."""
 
+import argparse
 import datetime
 import json
 import os
@@ -66,16 +67,32 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_results(path: str | os.PathLike[str], results: Any) -> None:
+def write_results(path: pathlib.Path, results: Any) -> None:
     """Writes JSON, with its `provenance`."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**provenance(), "results": results}, indent=1) + "\n")
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints columns: the first to the left, the others to the right."""
+def as_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns as text: the first to the left, the others to the right."""
     cells = [list(map(str, row)) for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    for row in cells:
-        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    )
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints columns."""
+    print(as_table(headers, rows))
+
+
+def writable(text: str) -> pathlib.Path:
+    """A type for `--output`: a file that can be written, which is told before anything is measured."""
+    path = pathlib.Path(text).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write to {text} ({error.strerror}): choose another file") from error
+    return path

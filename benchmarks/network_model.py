@@ -4,66 +4,41 @@ The global communication of LSGD over Gloo on loopback, with models of three siz
 are fitted on the smallest and the largest; the model then predicts the one in between.
 """
 
-import json
+import argparse
 import multiprocessing
 import os
 import pathlib
-import platform
 import queue
-import shlex
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from absl import flags
+from measure import as_table, writable, write_results
 
 PROCESSES = 4
 MEGABYTES = (1, 4, 16)
 TIMEOUT_SECONDS = 300
 ROOT = pathlib.Path(__file__).parents[1]
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "output", str(ROOT / "results/network_model/network_model.json"), "where to write the results", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "repeats", 30, "measured communications of each size; their median counts", lower_bound=1, flag_values=FLAGS
-)
 
-
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs the command line and returns its exit code."""
-    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        print(
-            __doc__, *(f"  --{name}: {FLAGS[name].help} (default: {FLAGS[name].default})" for name in FLAGS), sep="\n"
-        )
-        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=30, help="of each size; their median counts (%(default)s)")
+    parser.add_argument("--output", type=writable, default=str(ROOT / "results/network_model/network_model.json"))
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
     try:
-        rest = FLAGS(argv)
-    except flags.Error as error:
-        return _refuse(str(error))
-    if len(rest) > 1:
-        return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
-    repeats: Any = FLAGS.repeats
-    output = pathlib.Path(str(FLAGS.output)).expanduser()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.open("a").close()
-    except OSError as error:
-        return _refuse(f"cannot write to --output={output} ({error.strerror}): choose another file")
-    try:
-        seconds = measure(repeats)
+        result = compare(measure(args.repeats))
     except (TimeoutError, RuntimeError) as error:
         print(f"network_model.py: {error}", file=sys.stderr)
         return 1
-    result = compare(seconds) | describe(argv, repeats)
-    output.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
-    print(f"\nresults in {output}")
+    write_results(args.output, result)
     return 0
 
 
@@ -181,36 +156,21 @@ def compare(seconds: dict[int, list[float]]) -> dict[str, Any]:
     return {"latency_seconds": link.latency, "bandwidth_bytes_per_second": link.bandwidth, "sizes": rows}
 
 
-def describe(argv: list[str], repeats: int) -> dict[str, Any]:
-    """Where the figures come from."""
-    import jax
-    import jaxlib
-
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": shlex.join(["python", "benchmarks/network_model.py", *argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "device": f"{PROCESSES} processes on {os.cpu_count()} cores, {platform.machine()}, Gloo on loopback",
-        "repeats": repeats,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-    }
-
-
 def table(result: dict[str, Any]) -> str:
     """The results for people."""
     latency, bandwidth = 1e3 * result["latency_seconds"], result["bandwidth_bytes_per_second"] / 1e6
-    lines = [
-        f"global communication of lsgd: {result['device']}",
-        f"fitted: {latency:.3g} ms a message, {bandwidth:,.0f} MB/s",
-        f"{'model':>8}{'measured':>12}{'predicted':>12}{'error':>9}",
-    ]
+    rows = []
     for row in result["sizes"]:
         measured, predicted = 1e3 * row["measured_seconds"], 1e3 * row["predicted_seconds"]
-        told = "   fitted" if row["fitted"] else f"{100 * row['error']:>+7.0f} %"
-        lines.append(f"{row['megabytes']:>5} MB{measured:>9.2f} ms{predicted:>9.2f} ms{told:>9}")
-    return "\n".join(lines)
+        told = "fitted" if row["fitted"] else f"{100 * row['error']:+.0f} %"
+        rows.append((f"{row['megabytes']} MB", f"{measured:.2f} ms", f"{predicted:.2f} ms", told))
+    return "\n".join(
+        [
+            f"global communication of lsgd, {PROCESSES} processes on {os.cpu_count()} cores, Gloo on loopback",
+            f"fitted: {latency:.3g} ms a message, {bandwidth:,.0f} MB/s",
+            as_table(("model", "measured", "predicted", "error"), rows),
+        ]
+    )
 
 
 def _method() -> Any:
@@ -221,10 +181,5 @@ def _method() -> Any:
     return lsgd(optax.sgd(0.1))
 
 
-def _refuse(reason: str) -> int:
-    print(f"network_model.py: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from measure import in_turn, print_table, write_results
+from measure import in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--period", type=int, default=16, help="local steps of a round (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--torch_python", default=sys.executable, help="an interpreter that has torch")
-    parser.add_argument("--output", default=str(ROOT / "results/peer_torch/peer_torch.json"))
+    parser.add_argument("--output", type=writable, default=str(ROOT / "results/peer_torch/peer_torch.json"))
     args = parser.parse_args()
     if subprocess.run([args.torch_python, "-c", "import torch"], capture_output=True, check=False).returncode:
         parser.error(

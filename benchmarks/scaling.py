@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import jax
-from measure import Timing, in_turn, print_table, write_results
+from measure import Timing, in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, Training, train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--timed_up_to", type=int, default=256, help="workers; more are only compiled")
     parser.add_argument("--periods", default="1,4,16,64", help="of 4 workers (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--output", default=str(ROOT / "results/scaling/scaling.json"))
+    parser.add_argument("--output", type=writable, default=str(ROOT / "results/scaling/scaling.json"))
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     by_workers = over_workers(args.model, [int(w) for w in args.workers.split(",")], args.timed_up_to, args.repeats)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from measure import in_turn, print_table, write_results
+from measure import in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, CROP, Runner, bare_gradients, train_step
 
 from lsgd_jax.training.models import MODELS
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--period", type=int, default=16, help="local steps of a round (default: %(default)s)")
     parser.add_argument("--gradients", type=int, default=16, help="bare gradients in a call (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--output", default=str(ROOT / "results/throughput/throughput.json"))
+    parser.add_argument("--output", type=writable, default=str(ROOT / "results/throughput/throughput.json"))
     args = parser.parse_args()
     unknown = set(args.models.split(",")) - set(MODELS)
     if unknown:

@@ -11,6 +11,7 @@ import sys
 from typing import Any, NamedTuple
 
 from absl import flags
+from command_line import parse, refuse
 
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 
@@ -81,22 +82,16 @@ class Row(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
-    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        print(usage())
-        return 0
-    try:
-        rest = FLAGS(argv)
-    except flags.Error as error:
-        return _refuse(str(error))
-    if len(rest) > 1:
-        return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
     workers_per_node: Any = FLAGS.workers_per_node
     if workers_per_node not in (1, 2, *WORKERS):
-        return _refuse(f"--workers_per_node={workers_per_node}: must be a power of 2, at most {WORKERS[-1]:,}")
+        return refuse(argv, f"--workers_per_node={workers_per_node}: must be a power of 2, at most {WORKERS[-1]:,}")
     compute_seconds: dict[str, Any] = {name: FLAGS[f"{name}_seconds"].value for name in MODELS}
     for name, seconds in compute_seconds.items():
         if not 0 < seconds < float("inf"):
-            return _refuse(f"--{name}_seconds={seconds}: must be more than 0")
+            return refuse(argv, f"--{name}_seconds={seconds}: must be more than 0")
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -104,7 +99,7 @@ def main(argv: list[str]) -> int:
         write(workdir / "network.csv", rows)
         draw(workdir / "network.png", rows, workers_per_node)
     except OSError as error:
-        return _refuse(f"cannot write to --workdir={FLAGS.workdir} ({error.strerror}): choose another folder")
+        return refuse(argv, f"cannot write to --workdir={FLAGS.workdir} ({error.strerror}): choose another folder")
     print(table(rows, compute_seconds))
     print(f"\nresults in {workdir}: network.csv, network.png")
     return 0
@@ -205,11 +200,6 @@ def table(rows: list[Row], compute_seconds: dict[str, float]) -> str:
             for (network, method), line in sorted(by_line.items(), key=lambda item: networks.index(item[0][0]))
         ]
     return "\n".join(lines)
-
-
-def _refuse(reason: str) -> int:
-    print(f"network.py: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from absl import flags, logging
+from command_line import parse, refuse
 
 FLAGS = flags.FLAGS
 
@@ -83,18 +84,12 @@ def usage() -> str:
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
-    if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        print(usage())
-        return 0
-    try:
-        rest = FLAGS(argv)
-    except flags.Error as error:
-        return _refuse(str(error))
-    if len(rest) > 1:
-        return _refuse(f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
 
     if FLAGS.resume and FLAGS.workdir is None:
-        return _refuse("--resume needs to know the run: add its --workdir")
+        return refuse(argv, "--resume needs to know the run: add its --workdir")
 
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training.errors import AllWorkersLostError, InputError
@@ -109,7 +104,7 @@ def main(argv: list[str]) -> int:
         _use_compilation_cache(FLAGS.compilation_cache)
         summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
     except InputError as error:
-        return _refuse(str(error))
+        return refuse(argv, str(error))
     except AllWorkersLostError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
@@ -155,7 +150,7 @@ def _use_compilation_cache(wanted: bool) -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", wanted)
-    if wanted and not jax.config.jax_compilation_cache_dir:
+    if wanted and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsgd_jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -177,11 +172,6 @@ def _default_workdir() -> str:
 
 def _how_to_resume(program: str, workdir: str) -> str:
     return f"to go on: {shlex.join([sys.executable, program, f'--workdir={workdir}', '--resume'])}"
-
-
-def _refuse(reason: str) -> int:
-    print(f"train.py: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -72,21 +72,7 @@ def collectives(program: str) -> list[str]:
 
 def collectives_outside_conditionals(program: str) -> list[str]:
     """Those that run whatever the predicates: reached from the entry without entering a branch."""
-    entry, instructions = computations(program)
-    seen: set[str] = set()
-    waiting, found = [entry], []
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for line in instructions[name]:
-            if COLLECTIVE.search(line):
-                found.append(line)
-            if " conditional(" not in line:
-                names = [one or several for one, several in CALLED.findall(line)]
-                waiting += [called.strip().lstrip("%") for group in names for called in group.split(",")]
-    return found
+    return [line for line, _ in _unconditional(*computations(program))]
 
 
 def sent(program: str) -> tuple[Counter[Sent], list[Counter[Sent]]]:
@@ -103,16 +89,23 @@ def sent(program: str) -> tuple[Counter[Sent], list[Counter[Sent]]]:
 
 def _sent_in(computation: str, instructions: dict[str, list[str]]) -> Counter[Sent]:
     found = Counter[Sent]()
+    for line, times in _unconditional(computation, instructions):
+        for array in _arrays(COLLECTIVE.search(line)[1], line):
+            found[array] += times
+    return found
+
+
+def _unconditional(computation: str, instructions: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+    """The collectives that are reached without entering a branch, and how often each runs."""
     for line in instructions[computation]:
-        if collective := COLLECTIVE.search(line):
-            found.update(_arrays(collective[1], line))
+        if COLLECTIVE.search(line):
+            yield line, 1
         elif " conditional(" not in line:
             trips = TRIP_COUNT.search(line)
             for one, several in CALLED.findall(line):
                 for called in (one or several).split(","):
-                    for array, times in _sent_in(called.strip().lstrip("%"), instructions).items():
-                        found[array] += times * (int(trips[1]) if trips else 1)
-    return found
+                    for inner, times in _unconditional(called.strip().lstrip("%"), instructions):
+                        yield inner, times * (int(trips[1]) if trips else 1)
 
 
 def _arrays(kind: str, line: str) -> list[Sent]:

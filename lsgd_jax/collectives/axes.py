@@ -8,12 +8,23 @@ WORKER = "worker"
 AxisName = str | tuple[str, ...]
 
 
+def names_of(axis_name: AxisName) -> tuple[str, ...]:
+    """The names as a tuple, outermost first."""
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def lane_axes(axis_name: AxisName) -> tuple[str, ...]:
+    """Those of the axes that are lanes of `jax.vmap`."""
+    devices = device_axes(axis_name)
+    return tuple(name for name in names_of(axis_name) if name not in devices)
+
+
 def device_axes(axis_name: AxisName) -> tuple[str, ...]:
     """Those of the axes that lie over devices, in the order of the mesh; the others are lanes of `jax.vmap`.
 
     Tracing knows the mesh, inside `jax.pmap` too.
     """
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    names = names_of(axis_name)
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(name for name in mesh.axis_names if name in names and name in mesh.manual_axes)
 

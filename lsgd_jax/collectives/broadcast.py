@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes
+from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes, lane_axes, names_of
 from lsgd_jax.collectives.election import Leader
 from lsgd_jax.collectives.wire import as_bits, check_wire_dtype, decode, encode, from_bits, pack, unpack
 
@@ -66,7 +66,7 @@ def broadcast_from_leader(
         raise ValueError(f"the mesh leaves {compiler_axes()} to the compiler, which would gather blocks: use bfloat16")
     leaves, structure = jax.tree.flatten(tree)
     own = [jnp.asarray(leaf) for leaf in leaves]
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    names = names_of(axis_name)
 
     messages = [encode(_of_device(leaf, leader, names), wire_dtype) for leaf in own]
     # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
@@ -91,7 +91,7 @@ def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.A
     """The leader's leaf on all lanes of its device, zeros on other devices."""
     bits = as_bits(leaf)
     bits = jnp.where(leader.is_leader, bits, jnp.zeros_like(bits))
-    lanes = tuple(name for name in names if name not in device_axes(names))
+    lanes = lane_axes(names)
     return from_bits(lax.psum(bits, lanes) if lanes else bits, leaf.dtype)
 
 

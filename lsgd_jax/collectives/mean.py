@@ -8,7 +8,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes
+from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes, lane_axes
+from lsgd_jax.collectives.wire import by_dtype
 
 
 def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
@@ -41,9 +42,8 @@ def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
 
 def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:
     """Each array's sum over the axes."""
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    devices = device_axes(names)
-    if lanes := tuple(name for name in names if name not in devices):
+    devices = device_axes(axis_name)
+    if lanes := lane_axes(axis_name):
         arrays = [lax.psum(array, lanes) for array in arrays]
     if not devices:
         return arrays
@@ -51,8 +51,7 @@ def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:
     if compiler_axes() or lax.axis_size(devices) == 1:
         return [lax.psum(array, devices) for array in arrays]
     sums = dict[int, jax.Array]()
-    for dtype in dict.fromkeys(array.dtype for array in arrays):
-        same = [i for i, array in enumerate(arrays) if array.dtype == dtype]
+    for same in by_dtype(arrays):
         message = lax.psum(jnp.concatenate([arrays[i].reshape(-1) for i in same]), devices)
         ends = np.cumsum([arrays[i].size for i in same])
         sums |= dict(zip(same, jnp.split(message, ends[:-1]), strict=True))

@@ -67,14 +67,14 @@ def decode(message: Sequence[jax.Array], like: jax.Array, wire_dtype: DTypeLike 
 
 def pack(arrays: Sequence[jax.Array]) -> jax.Array:
     """Arrays of unsigned integers as one message, uint32[words], without gaps but for some bytes a dtype."""
-    flat = ([arrays[i].ravel() for i in places] for places in _by_dtype(arrays))
+    flat = ([arrays[i].ravel() for i in places] for places in by_dtype(arrays))
     return jnp.concatenate([_folded(jnp.concatenate(parts)) for parts in flat])
 
 
 def unpack(words: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
     """Arrays of the shapes and dtypes of `like` from what `pack` made of such."""
     unpacked = list(like)
-    for places in _by_dtype(like):
+    for places in by_dtype(like):
         dtype, size = like[places[0]].dtype, sum(like[i].size for i in places)
         count = -(-size * dtype.itemsize // 4)
         flat, words = _unfolded(words[:count], dtype), words[count:]
@@ -97,7 +97,7 @@ def _cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     return jnp.clip(x, jnp.finfo(dtype).min, jnp.finfo(dtype).max).astype(dtype)
 
 
-def _by_dtype(arrays: Sequence[jax.Array]) -> list[list[int]]:
+def by_dtype(arrays: Sequence[jax.Array]) -> list[list[int]]:
     """The places of the arrays of each dtype."""
     places: dict[jnp.dtype, list[int]] = {}
     for i, array in enumerate(arrays):

@@ -55,28 +55,22 @@ def conv_general_dilated(
 def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
     height, width, features, out = kernel.shape
     room = [side + sum(pad) for side, pad in zip(images.shape[1:3], padding, strict=True)]
-    if 0 in images.shape or height > room[0] or width > room[1]:  # the result is empty
-        return direct.convolve(images, kernel, strides, padding, dilation)
-    if images.dtype == jnp.bfloat16:
-        return _in_bfloat16(images, kernel, strides, padding, dilation).astype(jnp.float32)
-    if dilation != (1, 1):
-        return direct.convolve(images, kernel, strides, padding, dilation)
-    if features <= 4:
-        return banded.convolve(_padded(images, padding), kernel, strides)
-    if strides != (1, 1) or (height, width) == (1, 1):
-        return patches.convolve(_padded(images, padding), kernel, strides)
-    if height == width <= 5 and min(features, out) >= 32:
-        return winograd.convolve(_padded(images, padding), kernel)
-    return direct.convolve(images, kernel, strides, padding, dilation)
-
-
-def _in_bfloat16(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
-    """Winograd's filtering would lose what few digits there are; oneDNN's convolution is fast, but for tiny images."""
-    if dilation == (1, 1) and kernel.shape[2] <= 4:
-        return banded.convolve(_padded(images, padding), kernel, strides)
-    if dilation == (1, 1) and max(images.shape[1:3]) <= 4:
-        return patches.convolve(_padded(images, padding), kernel, strides)
-    return direct.convolve(images, kernel, strides, padding, dilation)
+    empty = 0 in images.shape or height > room[0] or width > room[1]
+    # In bfloat16 oneDNN's convolution is fast, but for tiny images, and Winograd's filtering would lose what few
+    # digits there are.
+    exact = images.dtype != jnp.bfloat16
+    by_patches = strides != (1, 1) or (height, width) == (1, 1) if exact else max(images.shape[1:3]) <= 4
+    if empty or dilation != (1, 1):
+        outputs = direct.convolve(images, kernel, strides, padding, dilation)
+    elif features <= 4:
+        outputs = banded.convolve(_padded(images, padding), kernel, strides)
+    elif by_patches:
+        outputs = patches.convolve(_padded(images, padding), kernel, strides)
+    elif exact and height == width <= 5 and min(features, out) >= 32:
+        outputs = winograd.convolve(_padded(images, padding), kernel)
+    else:
+        outputs = direct.convolve(images, kernel, strides, padding, dilation)
+    return outputs if exact else outputs.astype(jnp.float32)
 
 
 def _padded(images: jax.Array, padding: Any) -> jax.Array:
