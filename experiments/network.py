@@ -5,13 +5,13 @@ and bandwidth of networks. No device is needed. It is time for a number of sampl
 """
 
 import csv
-import itertools
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
 from absl import flags
 from command_line import parse, refuse
+from palette import line_of
 
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 
@@ -52,10 +52,6 @@ MODELS = {
     ),
 }  # fmt: skip
 WORKERS = tuple(2**exponent for exponent in range(2, 11))
-
-# Okabe and Ito's colours, and a marker each, told apart by colour-blind readers and in grey.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vP*"  # as many as make a pair of its own for each of 56 methods
 
 flags.DEFINE_string("workdir", "runs/network", "folder for network.csv and network.png", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -164,11 +160,9 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
             alone = [row for row in here if row.method == methods[0]]
             panel.plot([row.workers for row in alone], [row.compute_hours for row in alone], "--", color="0.4",
                        linewidth=1.2, label="computation alone")  # fmt: skip
-            styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-            for method, (colour, marker) in zip(methods, styles, strict=False):
+            for method in methods:
                 line = [row for row in here if row.method == method]
-                panel.plot([row.workers for row in line], [row.hours for row in line], color=colour, marker=marker,
-                           markersize=4.5, label=method)  # fmt: skip
+                panel.plot([row.workers for row in line], [row.hours for row in line], **line_of(method))
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(WORKERS[::2], [f"{size:,}" for size in WORKERS[::2]])

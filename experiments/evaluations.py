@@ -1,0 +1,184 @@
+"""What the runs of a comparison come to: errors of the deployed model, samples, bytes and predicted seconds."""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from trials import Outcome, Trial
+
+from lsgd_jax import ledger
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.datasets import find_dataset
+from lsgd_jax.training.ledger import Ledger
+from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.models import make_model
+from lsgd_jax.training.network import Network, run_seconds
+from lsgd_jax.training.run import samples_and_batch_size
+
+
+class Errors(NamedTuple):
+    """Shares of wrong predictions, in [0, 1]; 1 for a model that is not finite.
+
+    Attributes:
+      center: of the center.
+      leader: of the worker with the lowest training loss.
+      deployed: of the one of the two with the lower validation error, the center if they are equal.
+    """
+
+    center: float
+    leader: float
+    deployed: float
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of a run, or one that it did not reach since it had diverged: then all errors are 1.
+
+    Attributes:
+      step: local steps of each worker.
+      samples: that all workers together have trained on.
+      bytes: that all workers together have sent.
+      predicted_seconds: on the network of the report.
+      seconds: measured; None where it had diverged.
+      diverged: whether all workers had been lost.
+      deployed: "center" or "leader".
+      validation: errors on the validation split.
+      test: errors on the test split; None in the search, where nobody may look at them.
+    """
+
+    step: int
+    samples: int
+    bytes: int
+    predicted_seconds: float
+    seconds: float | None
+    diverged: bool
+    deployed: str
+    validation: Errors
+    test: Errors | None
+
+
+class Run(NamedTuple):
+    """A trial and its evaluations, the last of them at its last step."""
+
+    trial: Trial
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def end(self) -> Evaluation:
+        """The last evaluation."""
+        return self.evaluations[-1]
+
+
+class Cost(NamedTuple):
+    """What the steps of a run take.
+
+    Attributes:
+      samples: of all workers in one local step of each.
+      sends: what they send.
+      seconds: predicted, of one local step.
+    """
+
+    samples: int
+    sends: Ledger
+    seconds: float
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (n - 1; NaN for one value) over seeds."""
+
+    mean: float
+    deviation: float
+
+
+def evaluate_all(outcomes: Iterable[Outcome], network: Network, compute_seconds: float) -> list[Run]:
+    """Evaluates every outcome.
+
+    Args:
+      outcomes: what came of the trials.
+      network: what connects the workers.
+      compute_seconds: of one local step of one worker.
+    """
+    cost = functools.cache(functools.partial(cost_of, network=network, compute_seconds=compute_seconds))
+    neutral: dict[str, Any] = {"workdir": "", "seed": 0, "learning_rate": 0.0}  # what costs nothing
+    return [evaluate(outcome, cost(dataclasses.replace(outcome.trial.config, **neutral))) for outcome in outcomes]
+
+
+def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost:
+    """What the steps of a run with these settings take; nothing is computed for it.
+
+    Raises:
+      InputError: if its data set is no longer there.
+    """
+    source = find_dataset(config.dataset, data_dir=config.data_dir)
+    model = make_model(config.model_name, source.input_shape, source.classes)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    sends = ledger(make_method(config), *shapes, groups=config.groups, workers=config.workers)
+    _, batch_size = samples_and_batch_size(config, source)
+    seconds = run_seconds(sends, network, compute_seconds=compute_seconds, steps=1)
+    return Cost(batch_size * config.groups * config.workers, sends, seconds)
+
+
+def evaluate(outcome: Outcome, cost: Cost) -> Run:
+    """The evaluations of a run; those that it missed after it had diverged are there too, with errors of 1."""
+    trial, steps = outcome.trial, outcome.trial.config.steps
+    diverged = outcome.summary is None
+    rows = [row for row in outcome.curve if not diverged or row["step"] < steps]
+    evaluations = [_evaluation(row, cost, reveal_test=trial.phase == "test") for row in rows]
+    if diverged:
+        reached = rows[-1]["step"] if rows else 0
+        period = trial.config.evaluation_period
+        lost = Errors(1.0, 1.0, 1.0)
+        test = lost if trial.phase == "test" else None
+        for step in [*range((reached // period + 1) * period, steps, period), steps]:
+            sent = cost.sends.bytes_sent(step)
+            evaluations.append(
+                Evaluation(step, step * cost.samples, sent, step * cost.seconds, None, True, "center", lost, test)
+            )
+    return Run(trial, tuple(evaluations))
+
+
+def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evaluation:
+    """One row of metrics.jsonl."""
+    step, deployed = row["step"], deployed_model(row)
+
+    def errors(split: str) -> Errors:
+        center, leader = _error(row, "center", split), _error(row, "leader", split)
+        return Errors(center, leader, _error(row, deployed, split))
+
+    return Evaluation(
+        step=step,
+        samples=step * cost.samples,
+        bytes=row["bytes_communicated"],
+        predicted_seconds=step * cost.seconds,
+        seconds=row["seconds"],
+        diverged=False,
+        deployed=deployed,
+        validation=errors("validation"),
+        test=errors("test") if reveal_test else None,
+    )
+
+
+def deployed_model(row: dict[str, Any]) -> str:
+    """ "leader" if it has the lower validation error in a row of metrics.jsonl, else "center"."""
+    return "leader" if _error(row, "leader", "validation") < _error(row, "center", "validation") else "center"
+
+
+def final_validation_error(outcome: Outcome) -> float:
+    """Of the deployed model at the end of a run, by which settings are chosen; 1 if the run diverged."""
+    if outcome.summary is None:
+        return 1.0
+    row = outcome.curve[-1]
+    return _error(row, deployed_model(row), "validation")
+
+
+def _error(row: dict[str, Any], model: str, split: str) -> float:
+    error = row[f"{'leader_' if model == 'leader' else ''}{split}_error"]
+    return 1.0 if error is None else error
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of at least one value."""
+    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan)

@@ -1,0 +1,37 @@
+"""How each method is drawn: the same in all figures, told apart by colour-blind readers and in grey."""
+
+from typing import Any, NamedTuple
+
+# Okabe and Ito's colours; their yellow is too light for a line on white.
+BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
+VERMILLION, PURPLE, SKY, GREY = "#D55E00", "#CC79A7", "#56B4E9", "#777777"
+
+
+class Style(NamedTuple):
+    """A colour (one for methods of a kind), a marker and a line style of Matplotlib."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+STYLES = {
+    "lsgd": Style(BLACK, "o", "-"),
+    "easgd": Style(BLUE, "s", "-"),
+    "eamsgd": Style(BLUE, "D", "--"),
+    "downpour": Style(VERMILLION, "^", "-"),
+    "local_sgd": Style(GREEN, "v", "-"),
+    "diloco": Style(GREEN, "P", "--"),
+    "data_parallel": Style(ORANGE, "X", "-"),
+    "grawa": Style(PURPLE, "<", "-"),
+    "dppf": Style(SKY, ">", "--"),
+    "sgd": Style(GREY, "*", "-."),
+    "none": Style(GREY, "h", ":"),
+}
+
+
+def line_of(method: str) -> dict[str, Any]:
+    """The arguments of Matplotlib's `plot` for a method's line; LSGD's stands out."""
+    colour, marker, line = STYLES[method]
+    weight = {"linewidth": 2.4, "markersize": 6, "zorder": 3} if method == "lsgd" else {"linewidth": 1.3}
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5, "label": method} | weight

@@ -1,0 +1,277 @@
+"""The report of a comparison: report.md, runs.csv, curves.csv and figures."""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from evaluations import Errors, Evaluation, Run, evaluate_all
+from report_figures import draw_figures
+from report_tables import (
+    Method,
+    Setting,
+    at_the_edge,
+    budget_table,
+    group_by_method,
+    least_bytes,
+    least_seconds,
+    main_table,
+    missing_runs,
+    number,
+    search_table,
+    time_unit,
+)
+from trials import Outcome, Trial
+
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.network import NETWORKS
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def write_report(
+    workdir: pathlib.Path,
+    outcomes: Sequence[Outcome],
+    chosen: Mapping[str, Setting],
+    *,
+    network: str,
+    compute_seconds: float,
+    commands: Sequence[str],
+) -> list[pathlib.Path]:
+    """Writes the report of a comparison, or of as much of it as is there.
+
+    Test errors of the search stand nowhere in it.
+
+    Args:
+      workdir: the folder for it.
+      outcomes: what came of the runs so far, at least one.
+      chosen: each method's setting, for those whose search is over.
+      network: one of `lsgd_jax.training.network.NETWORKS`, for predicted times.
+      compute_seconds: of one local step of one worker.
+      commands: the command lines that made the comparison.
+
+    Returns:
+      The paths of report.md, runs.csv, curves.csv and the figures.
+
+    Raises:
+      ValueError: if there are no outcomes, or the network is unknown.
+      InputError: if the data set is no longer there.
+    """
+    if not outcomes:
+        raise ValueError("outcomes is empty: a report needs at least one run")
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
+    runs = evaluate_all(outcomes, NETWORKS[network], compute_seconds)
+    methods = group_by_method(runs, chosen)
+    flags = list(dict.fromkeys(flag for run in runs for flag, _ in run.trial.varied))
+    runs_csv = _write_csv(workdir / "runs.csv", flags, ((run, run.end) for run in runs))
+    every_evaluation = ((run, evaluation) for run in runs for evaluation in run.evaluations)
+    curves_csv = _write_csv(workdir / "curves.csv", flags, every_evaluation)
+    figures = draw_figures(workdir, methods, network)
+    sections = [
+        f"# Comparison of {', '.join(method.name for method in methods)}",
+        _what_ran(outcomes, runs),
+        *_not_complete(methods),
+        _settings(methods),
+        *_results(methods, network),
+        *_figures(figures),
+        _predicted_and_measured(network, compute_seconds),
+        _keep_in_mind(methods),
+        _commands(methods, commands),
+    ]
+    report = workdir / "report.md"
+    report.write_text("\n\n".join(sections) + "\n")
+    return [report, runs_csv, curves_csv, *figures]
+
+
+def _write_csv(path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, Evaluation]]) -> pathlib.Path:
+    """A line for each of some evaluations; test errors are empty for runs of the search."""
+    measured = ("step", "samples", "bytes", "predicted_seconds", "seconds", "diverged", "deployed")
+    errors = [f"{model}_{split}_error" for split in ("validation", "test") for model in Errors._fields]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "phase", "seed", *flags, "workers", *measured, *errors])
+        for run, evaluation in lines:
+            trial, varied = run.trial, dict(run.trial.varied)
+            writer.writerow(
+                [
+                    *(trial.method, trial.phase, trial.seed),
+                    *(varied.get(flag) for flag in flags),
+                    trial.config.groups * trial.config.workers,
+                    *(getattr(evaluation, name) for name in measured),
+                    *evaluation.validation,
+                    *(evaluation.test or [None] * len(Errors._fields)),
+                ]
+            )
+    return path
+
+
+def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
+    """Data set, model, workers, samples, device, versions, commit, date."""
+    largest = max((run.trial.config for run in runs), key=lambda config: config.groups * config.workers)
+    summaries = [outcome.summary for outcome in outcomes if outcome.summary]
+    samples = {run.end.samples for run in runs}
+
+    def each(key: str) -> str:
+        return " and ".join(sorted({f"{summary[key]:,}" if isinstance(summary[key], int) else str(summary[key])
+                                    for summary in summaries}))  # fmt: skip
+
+    parameters = f" ({each('parameters')} parameters)" if summaries else ""
+    facts = [
+        f"data set {largest.dataset}",
+        f"model {largest.model_name}{parameters}",
+        f"{largest.groups} × {largest.workers} workers (groups × workers of each)",
+        f"batches of {each('batch_size')} samples a worker" if summaries else "",
+        f"{' to '.join(f'{count:,}' for count in sorted({min(samples), max(samples)}))} samples a run",
+        f"device {each('device')}, jax {each('jax')}" if summaries else "",
+        f"Python {platform.python_version()}",
+        *(f"{name} {importlib.metadata.version(name)}" for name in ("optax", "numpy")),
+        f"commit {commit}" if (commit := _commit()) else "",
+        datetime.date.today().isoformat(),
+    ]
+    return "; ".join(filter(None, facts)) + "."
+
+
+def _commit() -> str:
+    """What git calls the code; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _not_complete(methods: Sequence[Method]) -> list[str]:
+    missing = missing_runs(methods)
+    told = f"**Not complete**: {'; '.join(missing)}. The counts follow from the settings and seeds that have begun."
+    return [told] if missing else []
+
+
+def _settings(methods: Sequence[Method]) -> str:
+    search_seeds = sorted({run.trial.seed for method in methods for run in method.search})
+    test_seeds = sorted({run.trial.seed for method in methods for run in method.test})
+    return f"""## How settings were chosen
+
+The *deployed* model of a run is its center or its leader (the worker with the lowest training loss), whichever has the
+lower validation error at the end, the center if they are equal. Of each method's grid the setting was chosen whose
+deployed model has the lowest validation error, mean over the search seeds ({_listed(search_seeds)}). The chosen
+settings were then run again with the test seeds ({_listed(test_seeds)}). No test error entered any choice, and those of
+the search are not in this folder's tables, figures and CSV files.
+
+{search_table(methods)}"""
+
+
+def _results(methods: Sequence[Method], network: str) -> list[str]:
+    """The tables at equal samples, equal bytes and equal predicted time."""
+    seconds, sent = least_seconds(methods), least_bytes(methods)
+    if seconds is None:
+        return ["No test run is there yet."]
+    sections = [
+        f"""## At equal samples
+
+At the end of the runs, mean ± sample standard deviation over the test seeds. "Sent" is what all workers sent together,
+"predicted" the time on {network}.
+
+{main_table(methods)}"""
+    ]
+    if sent is not None:
+        sections.append(
+            f"""## At equal bytes
+
+Each method's deployed model at its last evaluation within {number(sent.amount / 1e6)} MB sent by all workers together,
+which is all that {sent.method} sends.
+
+{budget_table(methods, sent, "MB", 1e6)}"""
+        )
+    unit, in_unit = time_unit([seconds.amount])
+    sections.append(
+        f"""## At equal predicted time
+
+Each method's deployed model at its last evaluation within {number(seconds.amount / in_unit)} {unit} predicted on
+{network}, the time of the shortest run ({seconds.method}).
+
+{budget_table(methods, seconds, unit, in_unit)}"""
+    )
+    return sections
+
+
+def _figures(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The figures, each with what it shows."""
+    captions = {
+        "curves.png": "Test error of the deployed model (at each evaluation the center or the leader, by validation "
+        "error) over samples, bytes and predicted time: the mean over the test seeds, and a band from the lowest to "
+        "the highest. In the middle, a method that sends nothing is a level line at its last error.",
+        "learning_rate.png": "Validation error over the learning rate, mean over the search seeds, the other settings "
+        "at their best for each value.",
+        "period.png": "Validation error over the global period, mean over the search seeds, the other settings at "
+        "their best for each value.",
+    }
+    drawn = [f"![{path.stem.replace('_', ' ')}]({path.name})\n\n*{captions[path.name]}*" for path in paths]
+    return ["## Figures", *drawn] if drawn else []
+
+
+def _predicted_and_measured(network: str, compute_seconds: float) -> str:
+    link, inside = NETWORKS[network].between, NETWORKS[network].inside
+    return f"""## What is predicted, what is measured
+
+- Measured: errors, and in the CSV files `seconds`, the time of training on the device above, which simulated all
+  workers; it says nothing about workers with a device each.
+- Counted: samples, and bytes by the method's ledger, a collective as a ring. Evaluations send nothing in it.
+- Predicted: the time on {network}. Between groups {link.latency:g} s a message and {link.bandwidth * 8 / 1e9:g} Gb/s;
+  inside a group {inside.latency:g} s and {inside.bandwidth * 8 / 1e9:g} Gb/s; {compute_seconds:g} s of computation a
+  local step. Computation and communication do not overlap, and no worker waits for a slow one."""
+
+
+def _keep_in_mind(methods: Sequence[Method]) -> str:
+    edges = at_the_edge(methods)
+    sizes = {method.name: len(method.search_errors) for method in methods if method.search}
+    facts = [
+        f"Settings tried: {', '.join(f'{name} {size}' for name, size in sizes.items())}. A larger grid finds a better "
+        "setting more easily." if sizes else "",
+        f"Chosen at the edge of the grid: {', '.join(edges)}. A wider grid might do better." if edges else "",
+        "A seed decides the start, the order of the data and which tenth of the training images is held out for "
+        "validation, so validation errors of different seeds are on different images. The test images are always the "
+        "same.",
+        "The standard deviation is over seeds only; it does not contain that of a finite test set.",
+        "A run that diverged (all workers lost) counts as an error of 100 % from then on, in every mean.",
+        "The test set says nothing about which of center and leader is deployed: both are in the first table.",
+        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period.",
+    ]  # fmt: skip
+    return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])
+
+
+def _commands(methods: Sequence[Method], commands: Sequence[str]) -> str:
+    """The commands that were given, and for each method the one that repeats its chosen setting."""
+    trials = [trial for method in methods if (trial := _representative(method))]
+    lines = ["## Commands", "", "```sh", *commands, "```"]
+    if trials:
+        told = "One run of each chosen setting; further seeds with another `--seed`:"
+        lines += ["", told, "", "```sh", *(train_command(trial.config) for trial in trials), "```"]
+    return "\n".join(lines)
+
+
+def _representative(method: Method) -> Trial | None:
+    """A trial of the chosen setting, of the test if there is one."""
+    trials = [run.trial for run in (*method.test, *method.search)]
+    return next((trial for trial in trials if trial.varied == method.chosen), None)
+
+
+def train_command(config: Config) -> str:
+    """The command line of a single run: the flags that differ from the defaults, without --workdir."""
+    defaults = Config(workdir=config.workdir)
+    changed: dict[str, Any] = {
+        field.name: value
+        for field in dataclasses.fields(Config)
+        if (value := getattr(config, field.name)) != getattr(defaults, field.name)
+    }
+    return shlex.join(["python", "experiments/train.py", *(f"--{flag}={value}" for flag, value in changed.items())])
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none yet"

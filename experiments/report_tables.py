@@ -1,0 +1,233 @@
+"""The tables of a comparison's report, in Markdown."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from evaluations import Evaluation, Run, Spread, spread
+from palette import STYLES
+
+Setting = tuple[tuple[str, Any], ...]
+
+
+class Method(NamedTuple):
+    """A method and its runs.
+
+    Attributes:
+      name: as in --algorithm.
+      chosen: its setting, or None while the search goes on.
+      search: the runs of the search.
+      test: the runs of the chosen setting.
+    """
+
+    name: str
+    chosen: Setting | None
+    search: list[Run]
+    test: list[Run]
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The values of each varied flag in the search, in order."""
+        flags = self.search[0].trial.varied if self.search else ()
+        values = {flag: {dict(run.trial.varied)[flag] for run in self.search} for flag, _ in flags}
+        return {flag: sorted(of_flag) for flag, of_flag in values.items()}
+
+    @property
+    def search_errors(self) -> dict[Setting, float]:
+        """Validation error of the deployed model at the end, mean over the seeds, of each setting of the search."""
+        by_setting: dict[Setting, list[float]] = {}
+        for run in self.search:
+            by_setting.setdefault(run.trial.varied, []).append(run.end.validation.deployed)
+        return {setting: spread(errors).mean for setting, errors in by_setting.items()}
+
+
+def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting]) -> list[Method]:
+    """The methods that have runs, in the order of the palette."""
+    by_method: dict[str, list[Run]] = {}
+    for run in runs:
+        by_method.setdefault(run.trial.method, []).append(run)
+    return [
+        Method(
+            name,
+            chosen.get(name),
+            [run for run in by_method[name] if run.trial.phase == "search"],
+            [run for run in by_method[name] if run.trial.phase == "test"],
+        )
+        for name in STYLES
+        if name in by_method
+    ]
+
+
+def main_table(methods: Sequence[Method]) -> str:
+    """At equal samples: a line for each method that has test runs, the lowest test error first."""
+    tested = [method for method in methods if method.test]
+    unit, seconds_in_unit = time_unit(run.end.predicted_seconds for method in tested for run in method.test)
+    lines = []
+    for method in tested:
+        ends = [run.end for run in method.test]
+        test = [end.test for end in ends if end.test]
+        deployed = spread([errors.deployed for errors in test])
+        cells = (
+            method.name,
+            setting_text(method.chosen),
+            percent(spread([end.validation.deployed for end in ends])),
+            percent(deployed) + _diverged(ends),
+            _deployed_models(ends),
+            percent(spread([errors.center for errors in test])),
+            percent(spread([errors.leader for errors in test])),
+            number(ends[0].bytes / 1e6),
+            number(ends[0].predicted_seconds / seconds_in_unit),
+        )
+        lines.append((deployed.mean, cells))
+    header = ("method", "chosen setting", "validation error [%]", "test error [%]", "deployed", "center, test [%]",
+              "leader, test [%]", "sent [MB]", f"predicted [{unit}]")  # fmt: skip
+    return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0, 1, 4))
+
+
+class Budget(NamedTuple):
+    """What every method may spend.
+
+    Attributes:
+      amount: of bytes or predicted seconds.
+      method: the one that needs no more in its whole run.
+      spent: what an evaluation had spent.
+    """
+
+    amount: float
+    method: str
+    spent: Callable[[Evaluation], float]
+
+
+def least_bytes(methods: Sequence[Method]) -> Budget | None:
+    """The least that any method which communicates had sent by its end; None if none does."""
+    return _least(methods, lambda evaluation: evaluation.bytes)
+
+
+def least_seconds(methods: Sequence[Method]) -> Budget | None:
+    """The predicted time of the shortest run."""
+    return _least(methods, lambda evaluation: evaluation.predicted_seconds)
+
+
+def _least(methods: Sequence[Method], spent: Callable[[Evaluation], float]) -> Budget | None:
+    ends = [(spent(method.test[0].end), method.name) for method in methods if method.test]
+    ends = [end for end in ends if end[0] > 0]
+    return Budget(*min(ends), spent) if ends else None
+
+
+def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: float) -> str:
+    """The deployed model at the last evaluation within a budget, the lowest test error first."""
+    lines = []
+    for method in methods:
+        if not method.test:
+            continue
+        within = [[e for e in run.evaluations if budget.spent(e) <= budget.amount] for run in method.test]
+        if not all(within):
+            lines.append((math.inf, (method.name, "needs more before its first evaluation", "", "")))
+            continue
+        last = [evaluations[-1] for evaluations in within]
+        error = spread([evaluation.test.deployed for evaluation in last if evaluation.test])
+        spent = budget.spent(last[0])
+        told = number(spent / in_unit) if spent else "sends nothing"
+        lines.append((error.mean, (method.name, percent(error) + _diverged(last), f"{last[0].samples:,}", told)))
+    header = ("method", "test error [%]", "samples by then", f"spent [{unit}]")
+    return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0,))
+
+
+def expected_runs(methods: Sequence[Method]) -> dict[str, tuple[int, int]]:
+    """Search runs and test runs of each method, as far as the values and seeds that have begun can tell."""
+    search_seeds, test_seeds = (
+        len({run.trial.seed for runs in phase for run in runs})
+        for phase in ([method.search for method in methods], [method.test for method in methods])
+    )
+    settings = {method.name: math.prod(len(values) for values in method.grid.values()) for method in methods}
+    return {m.name: (settings[m.name] * search_seeds if m.search else 0, test_seeds) for m in methods}
+
+
+def missing_runs(methods: Sequence[Method]) -> list[str]:
+    """What is not there yet, a clause for each."""
+    told = []
+    for method in methods:
+        searched, tested = expected_runs(methods)[method.name]
+        if len(method.search) < searched:
+            told.append(f"{method.name} has {len(method.search)} of {searched} search runs")
+        if method.chosen is None:
+            told.append(f"{method.name} has no chosen setting")
+        elif not method.test:
+            told.append(f"{method.name} has no test run")
+        elif len(method.test) < tested:
+            told.append(f"{method.name} has {len(method.test)} of {tested} test runs")
+    return told
+
+
+def search_table(methods: Sequence[Method]) -> str:
+    """The grid of each method, how many of its runs are there, and what was chosen."""
+    lines = []
+    for method in methods:
+        (searched, tested), errors = expected_runs(methods)[method.name], method.search_errors
+        cells = (
+            method.name,
+            "; ".join(f"{flag} {', '.join(map(str, values))}" for flag, values in method.grid.items()) or "–",
+            _present(method.search, searched),
+            setting_text(method.chosen),
+            f"{100 * errors[method.chosen]:.2f}" if method.chosen in errors else "",
+            _present(method.test, tested),
+        )
+        lines.append(cells)
+    header = ("method", "grid", "search runs", "chosen setting", "its validation error there [%]", "test runs")
+    return _markdown(header, lines, left=(0, 1, 2, 3, 5))
+
+
+def at_the_edge(methods: Sequence[Method]) -> list[str]:
+    """The chosen values that are the first or the last of at least two values in the grid."""
+    return [
+        f"{method.name} ({flag} {value})"
+        for method in methods
+        for flag, value in method.chosen or ()
+        if len(values := method.grid.get(flag, [])) > 1 and value in (values[0], values[-1])
+    ]
+
+
+def setting_text(setting: Setting | None) -> str:
+    """A setting as a reader sees it."""
+    if setting is None:
+        return "not yet"
+    return ", ".join(f"{flag} {value}" for flag, value in setting) or "–"
+
+
+def percent(of: Spread) -> str:
+    """Mean ± standard deviation in percent; the mean alone where there is one value."""
+    deviation = "" if math.isnan(of.deviation) else f" ± {100 * of.deviation:.2f}"
+    return f"{100 * of.mean:.2f}{deviation}"
+
+
+def number(value: float) -> str:
+    """Three digits, and no exponent for large numbers."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+def time_unit(seconds: Iterable[float]) -> tuple[str, float]:
+    """The unit of time that suits the longest: its name and its seconds."""
+    longest = max(seconds, default=0.0)
+    return next((unit for unit in (("h", 3600.0), ("min", 60.0)) if longest >= 2 * unit[1]), ("s", 1.0))
+
+
+def _diverged(evaluations: Sequence[Evaluation]) -> str:
+    count = sum(evaluation.diverged for evaluation in evaluations)
+    return f" ({count} of {len(evaluations)} diverged)" if count else ""
+
+
+def _present(runs: Sequence[Run], expected: int) -> str:
+    return f"{len(runs)} of {expected}" + _diverged([run.end for run in runs])
+
+
+def _deployed_models(evaluations: Sequence[Evaluation]) -> str:
+    """Which models were deployed: "center", or "center 2, leader 1"."""
+    names = [evaluation.deployed for evaluation in evaluations]
+    counts = {name: names.count(name) for name in sorted(set(names))}
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) > 1 else names[0]
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], *, left: Sequence[int]) -> str:
+    """A table; the columns that are not to the left hold figures."""
+    rule = ["---" if column in left else "---:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
