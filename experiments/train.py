@@ -1,6 +1,17 @@
 """Trains an image classifier on many workers that talk rarely, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
+
+methods:
+  lsgd               now and then a pull to the worker that does best, in the group and of all (the paper)
+  easgd, eamsgd      workers and a center pull at each other; eamsgd with the momentum of its own paper
+  downpour           a center adds up what all workers add up, and they start again from it
+  local_sgd          workers become their mean, in the group and of all
+  diloco             an outer optimizer takes the workers' mean displacement for a gradient
+  grawa              a pull to the mean, in which workers with small gradients weigh more
+  dppf               a pull to the mean, and a push of constant length away from it
+  data_parallel      gradients are averaged in each step
+  sgd, none          no communication: of one worker, of many
 """
 
 import datetime
@@ -22,7 +33,7 @@ GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
             "algorithm",
             "string",
             "lsgd",
-            "lsgd, easgd, eamsgd, downpour, local_sgd, diloco, grawa, dppf, data_parallel, sgd, none",
+            "the method, one of those above",
         ),
         ("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
         ("model", "string", None, "mlp, cnn3 or cnn7 (default: cnn3 for digits, else cnn7, the paper's)"),
@@ -92,9 +103,9 @@ def usage() -> str:
         for name, kind, default, text in members:
             shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
             told = "" if default is None or kind == "boolean" else f" (default: {default})"
-            lines.append(f"  {shown:<18} {text}{told}")
+            lines.append(f"  {shown:<26} {text}{told}")
         lines.append("")
-    lines.append("  --flagfile=FILE      read flags from a file, one a line")
+    lines.append("  --flagfile=FILE            read flags from a file, one a line")
     return "\n".join(lines)
 
 
