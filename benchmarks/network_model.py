@@ -102,13 +102,15 @@ def _communication(megabytes: int) -> Iterator[float]:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from lsgd_jax import Axes
+
     mesh = Mesh(np.array(jax.devices()).reshape(1, PROCESSES), ("group", "worker"))
     split = PartitionSpec(("group", "worker"))
     method = _method()
     (communication,) = [due for due in method.communications if due.level == "global"]
 
     def communicate(params: jax.Array, score: jax.Array) -> jax.Array:
-        return communication.apply(params, method.init(params), score[0], communication.axes).params
+        return communication.apply(params, method.init(params, Axes()), score[0], communication.axes).params
 
     mapped = jax.jit(jax.shard_map(communicate, mesh=mesh, in_specs=split, out_specs=split), donate_argnums=0)
 

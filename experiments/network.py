@@ -127,6 +127,8 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
                 nodes = max(1, size // workers_per_node)
                 config = Config(workdir="", algorithm=method, groups=nodes, workers=size // nodes)
                 sends = ledger(make_method(config), params, groups=nodes, workers=size // nodes)
+                if not sends.entries:  # workers that are alone, or never communicate
+                    continue
                 messages = sum(entry.messages / entry.period for entry in sends.entries)
                 sent = sum(entry.sent / entry.period for entry in sends.entries)
                 steps, compute = model.samples / (model.batch_size * size), compute_seconds[name]

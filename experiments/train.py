@@ -1,6 +1,17 @@
 """Trains an image classifier on many workers that talk rarely, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
+
+methods:
+  lsgd               now and then a pull to the worker that does best, in the group and of all (the paper)
+  easgd, eamsgd      workers and a center pull at each other; eamsgd with the momentum of its own paper
+  downpour           a center adds up what all workers add up, and they start again from it
+  local_sgd          workers become their mean, in the group and of all
+  diloco             an outer optimizer takes the workers' mean displacement for a gradient
+  grawa              a pull to the mean, in which workers with small gradients weigh more
+  dppf               a pull to the mean, and a push of constant length away from it
+  data_parallel      gradients are averaged in each step
+  sgd, none          no communication: of one worker, of many
 """
 
 import datetime
@@ -18,7 +29,12 @@ FLAGS = flags.FLAGS
 # (name, type, default, help); a default of None is explained in the help.
 GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
     "what to train": (
-        ("algorithm", "string", "lsgd", "lsgd or data_parallel (gradients averaged at each step)"),
+        (
+            "algorithm",
+            "string",
+            "lsgd",
+            "the method, one of those above",
+        ),
         ("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
         ("model", "string", None, "mlp, cnn3 or cnn7 (default: cnn3 for digits, else cnn7, the paper's)"),
         ("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
@@ -32,23 +48,34 @@ GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
         ("init", "string", "same", "same or different initial parameters of the workers"),
     ),
     "local steps": (
-        ("optimizer", "string", "sgd", "sgd or adamw"),
+        ("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),
         ("learning_rate", "float", 0.05, "of the local steps"),
-        ("momentum", "float", 0.9, "Nesterov momentum of sgd; 0 for none"),
+        ("momentum", "float", 0.9, "of sgd (Nesterov's) and lars; 0 for none"),
         ("weight_decay", "float", 1e-4, "weight decay"),
+        ("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
+        ("scale_learning_rate", "boolean", False, "times the number of workers, for data_parallel"),
         ("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
         ("steps", "integer", 640, "local steps of each worker"),
         ("compute_dtype", "string", "float32", "float32 or bfloat16: of products; parameters and sums stay float32"),
     ),
     "communication": (
-        ("local_pull", "float", 0.1, "pull toward the group's leader, in [0, 1]"),
-        ("global_pull", "float", 0.1, "pull toward the leader of all, in [0, 1]"),
-        ("stale_local_pull", "float", 0.0, "pull of every step toward the group's last leader, in [0, 1]"),
-        ("stale_global_pull", "float", 0.0, "pull of every step toward the last leader of all, in [0, 1]"),
-        ("local_period", "integer", 16, "steps between two communications inside a group"),
+        ("local_pull", "float", 0.1, "lsgd: pull toward the group's leader, in [0, 1]"),
+        ("global_pull", "float", 0.1, "lsgd: pull toward the leader of all; grawa, dppf: to the mean; in [0, 1]"),
+        ("stale_local_pull", "float", 0.0, "lsgd: pull of every step toward the group's last leader, in [0, 1]"),
+        ("stale_global_pull", "float", 0.0, "lsgd: pull of every step toward the last leader of all, in [0, 1]"),
+        ("local_period", "integer", 16, "lsgd, local_sgd: steps between two communications inside a group"),
         ("global_period", "integer", 64, "steps between two communications of all, a multiple of the local period"),
-        ("leader_window", "integer", 10, "batches in a worker's score, its mean training loss"),
-        ("wire_dtype", "string", None, "bfloat16, float16 or int8: how a leader's model travels (default: as it is)"),
+        ("leader_window", "integer", 10, "batches in a worker's score, its mean training loss (grawa: gradient norm)"),
+        (
+            "wire_dtype",
+            "string",
+            None,
+            "lsgd: bfloat16, float16 or int8, how a leader's model travels (default: as it is)",
+        ),
+        ("beta", "float", 0.9, "easgd, eamsgd: how far the center moves to the workers, in [0, 1]"),
+        ("outer_learning_rate", "float", 0.7, "diloco: of the outer optimizer, SGD"),
+        ("outer_momentum", "float", 0.9, "diloco: its Nesterov momentum; 0 for none"),
+        ("push", "float", 0.1, "dppf: length of the push away from the mean"),
     ),
     "run": (
         ("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
@@ -76,9 +103,9 @@ def usage() -> str:
         for name, kind, default, text in members:
             shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
             told = "" if default is None or kind == "boolean" else f" (default: {default})"
-            lines.append(f"  {shown:<20} {text}{told}")
+            lines.append(f"  {shown:<26} {text}{told}")
         lines.append("")
-    lines.append("  --flagfile=FILE      read flags from a file, one a line")
+    lines.append("  --flagfile=FILE            read flags from a file, one a line")
     return "\n".join(lines)
 
 

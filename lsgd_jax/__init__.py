@@ -4,8 +4,16 @@ from typing import Any
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader, elect_leader
 from lsgd_jax.optimizers.data_parallel import data_parallel
+from lsgd_jax.optimizers.diloco import diloco
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, Outcome
+from lsgd_jax.optimizers.downpour import downpour
+from lsgd_jax.optimizers.dppf import dppf
+from lsgd_jax.optimizers.eamsgd import eamsgd
+from lsgd_jax.optimizers.easgd import easgd
+from lsgd_jax.optimizers.grawa import grawa
+from lsgd_jax.optimizers.independent import independent
 from lsgd_jax.optimizers.leader_pull import leader_pull
+from lsgd_jax.optimizers.local_sgd import local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.optimizers.periodic import periodic
 from lsgd_jax.training.ledger import Ledger, ledger
@@ -27,10 +35,18 @@ __all__ = [
     "TrainState",
     "broadcast_from_leader",
     "data_parallel",
+    "diloco",
+    "downpour",
+    "dppf",
+    "eamsgd",
+    "easgd",
     "elect_leader",
+    "grawa",
+    "independent",
     "init_state",
     "leader_pull",
     "ledger",
+    "local_sgd",
     "lsgd",
     "make_train_step",
     "periodic",

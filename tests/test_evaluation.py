@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lsgd_jax import Topology, data_parallel, lsgd
-from lsgd_jax.optimizers.scoring import LossWindow
+from lsgd_jax.optimizers.window import Window
 from lsgd_jax.training import evaluation
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.evaluation import (
@@ -136,7 +136,7 @@ def state_of(topology: Topology, method: Any, losses: np.ndarray, lost: tuple[tu
         params=params,
         model_state={"shift": rng.normal(size=(*topology.shape, 4)).astype(np.float32)},
         opt_state=jax.vmap(jax.vmap(method.init))(jax.tree.map(jnp.asarray, params)),
-        losses=LossWindow(window, filled),
+        losses=Window(window, filled),
         keys=jax.random.split(jax.random.key(0), topology.shape),
         step=jnp.int32(8),
     )

@@ -96,7 +96,7 @@ def test_center_is_what_the_compiled_center_sends(problem: Problem) -> None:
     optimizer = LSGD()
     center = ledger(optimizer, one_of(problem.initial), groups=2, workers=4).center
     axes = Topology(2, 4).axes._replace(group=("group",), worker=("worker",))
-    mapped = on_mesh(lambda params: optimizer.center(params, optimizer.init(params), axes), 2, 4)
+    mapped = on_mesh(lambda params: optimizer.center(params, optimizer.init(params, axes), axes), 2, 4)
     outside, _ = hlo.sent(mapped.lower(problem.initial).compile().as_text())
     assert outside == hlo.as_compiled(center) != Counter()
 

@@ -82,7 +82,7 @@ def test_what_travels_as_bfloat16_is_rounded_for_everybody_but_the_leader() -> N
 def test_a_momentum_is_not_touched_by_a_pull() -> None:
     params = {"w": jnp.arange(6.0)}
     optimizer = method(PLAIN)
-    state = optimizer.init(params)
+    state = optimizer.init(params, Axes())
     grads = {"w": jnp.ones(6)}
     _, state = optimizer.update(grads, state, params, value=1.0)
 
@@ -102,7 +102,7 @@ def test_no_copy_of_a_leader_is_kept_without_a_stale_pull() -> None:
     sgd = optax.sgd(0.1)
 
     def kept(**pulls: float) -> int:
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(lsgd(sgd, **pulls).init(params)))
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(lsgd(sgd, **pulls).init(params, Axes())))
 
     assert kept() < 1000
     assert kept(stale_local_pull=0.1) < 2 * 4000
@@ -113,7 +113,7 @@ def test_the_center_is_the_mean_of_workers_that_are_finite_over_all_groups() -> 
     optimizer = lsgd(optax.sgd(0.1))
     w = np.arange(12, dtype=np.float32).reshape(6, 2)
     w[1, 0], w[5, 1] = np.nan, np.inf
-    center = in_lanes(lambda x: optimizer.center({"w": x}, optimizer.init({"w": x}), Axes()), GROUPS)(w)
+    center = in_lanes(lambda x: optimizer.center({"w": x}, optimizer.init({"w": x}, Axes()), Axes()), GROUPS)(w)
     np.testing.assert_allclose(center["w"], np.tile(w[[0, 2, 3, 4]].mean(axis=0), (6, 1)), rtol=1e-6)
 
 

@@ -31,11 +31,9 @@ def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
         return mean(params, axes.all)
 
     return DistributedOptimizer(
-        init=base.init,
+        init=lambda params, axes: base.init(params),
         reduce_gradients=lambda grads, axes: mean(grads, axes.all),
         update=base.update,
-        communications=(),
         center=center,
         restart=lambda params, state: base.init(params),
-        window=None,
     )

@@ -79,36 +79,55 @@ class Update(Protocol):
     ) -> tuple[optax.Updates, Any]: ...
 
 
-class DistributedOptimizer(NamedTuple):
-    """A distributed optimizer: `lsgd`, `data_parallel`, and those beside them.
-
-    Attributes:
-      init: `params -> state`, of one worker.
-      reduce_gradients: `(grads, axes) -> grads`; `keep_gradients` but for methods
-        that average gradients.
-      update: one local step; never communicates.
-      communications: those that happen now and then, in the order in which they
-        are applied when several are due.
-      center: `(params, state, axes) -> params`, the model to evaluate.
-      restart: `(params, state) -> state`, of a worker that starts again from
-        `params`: the base optimizer's state is fresh, what it has received from
-        others stays.
-      window: how many losses make a score, or None if the method needs no score.
-    """
-
-    init: Callable[[Any], Any]
-    reduce_gradients: Callable[[Any, Axes], Any]
-    update: Update
-    communications: tuple[Communication, ...]
-    center: Callable[[Any, Any, Axes], Any]
-    restart: Callable[[Any, Any], Any]
-    window: int | None
-
-
 def keep_gradients(grads: Any, axes: Axes) -> Any:
     """The `reduce_gradients` of methods whose workers step apart: the identity."""
     del axes
     return grads
+
+
+class DistributedOptimizer(NamedTuple):
+    """A distributed optimizer: `lsgd` and those beside it.
+
+    Attributes:
+      init: `(params, axes) -> state`, of one worker. It may communicate, once: a
+        center starts as the mean of the workers.
+      update: one local step; never communicates.
+      center: `(params, state, axes) -> params`, the model to evaluate.
+      restart: `(params, state) -> state`, of a worker that starts again from
+        `params`: the base optimizer's state is fresh, what it has received from
+        others stays.
+      communications: those that happen now and then, in the order in which they
+        are applied when several are due.
+      reduce_gradients: `(grads, axes) -> grads`; `keep_gradients` but for methods
+        that average gradients.
+      window: how many losses make a score, or None if the method needs no score.
+    """
+
+    init: Callable[[Any, Axes], Any]
+    update: Update
+    center: Callable[[Any, Any, Axes], Any]
+    restart: Callable[[Any, Any], Any]
+    communications: tuple[Communication, ...] = ()
+    reduce_gradients: Callable[[Any, Axes], Any] = keep_gradients
+    window: int | None = None
+
+
+def update_of(base: optax.GradientTransformation) -> Update:
+    """The `update` of methods whose state is a NamedTuple with the base optimizer's state as `base`."""
+    base = optax.with_extra_args_support(base)
+
+    def update(
+        grads: optax.Updates, state: Any, params: optax.Params, *, value: Any, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, base_state = base.update(grads, state.base, params, value=value, **extra)
+        return updates, state._replace(base=base_state)
+
+    return update
+
+
+def restart_of(base: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
+    """Their `restart`: fresh is the base optimizer's state alone."""
+    return lambda params, state: state._replace(base=base.init(params))
 
 
 def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:
@@ -128,9 +147,15 @@ def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communicatio
             if outer.period % inner.period:
                 raise ValueError(
                     f"global_period={outer.period} is no multiple of local_period={inner.period}: "
-                    "with several groups it must be, since the global leader is elected after the local ones"
+                    "with several groups it must be, since a global communication follows a local one"
                 )
     return inside + everywhere
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raises ValueError unless `fraction` is a number in [0, 1]."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
 
 
 def check_count(name: str, count: float) -> None:

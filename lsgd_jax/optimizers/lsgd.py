@@ -20,7 +20,6 @@ from lsgd_jax.collectives import (
     check_broadcast_method,
     check_wire_dtype,
     elect_leader,
-    mean,
 )
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
@@ -28,10 +27,9 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     DistributedOptimizer,
     Outcome,
     check_count,
-    keep_gradients,
 )
+from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
 from lsgd_jax.optimizers.leader_pull import check_pull, leader_pull
-from lsgd_jax.optimizers.scoring import all_finite
 
 
 class LastLeader(NamedTuple):
@@ -129,7 +127,8 @@ def lsgd(
     base = optax.with_extra_args_support(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
 
-    def init(params: optax.Params) -> LsgdState:
+    def init(params: optax.Params, axes: Axes) -> LsgdState:
+        del axes
         return LsgdState(
             base=base.init(params),
             local_leader=_unknown_leader(params) if stale_local_pull else None,
@@ -163,7 +162,7 @@ def lsgd(
 
             restarted = leader.valid & ~finite
             moved = leader.valid & ~leader.is_leader
-            params = _select(moved, _select(restarted, leader_params, pulled), params)
+            params = select(moved, select(restarted, leader_params, pulled), params)
             last = _remember(getattr(state, slot), leader_params, leader.valid)
             return Outcome(params, state._replace(**{slot: last}), leader, restarted)
 
@@ -172,11 +171,10 @@ def lsgd(
     def center(params: optax.Params, state: LsgdState, axes: Axes) -> optax.Params:
         """The mean of all workers whose parameters are finite."""
         del state
-        return mean(params, axes.all, where=all_finite(params))
+        return finite_mean(params, axes.all)
 
     return DistributedOptimizer(
         init=init,
-        reduce_gradients=keep_gradients,
         update=update,
         communications=(
             Communication(int(local_period), (WORKER,), toward_leader("local", local_pull)),
@@ -188,10 +186,6 @@ def lsgd(
     )
 
 
-def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
 def _unknown_leader(params: optax.Params) -> LastLeader:
     leaf = jax.tree.leaves(params)[0]
     return LastLeader(
@@ -201,10 +195,10 @@ def _unknown_leader(params: optax.Params) -> LastLeader:
 
 def _leader_or_self(last: LastLeader | None, params: optax.Params) -> optax.Params | None:
     """The last leader; before there was one, the worker itself, toward which nothing pulls."""
-    return None if last is None else _select(last.known, last.params, params)
+    return None if last is None else select(last.known, last.params, params)
 
 
 def _remember(last: LastLeader | None, params: optax.Params, valid: jax.Array) -> LastLeader | None:
     if last is None:
         return None
-    return LastLeader(params=_select(valid, params, last.params), known=last.known | valid)
+    return LastLeader(params=select(valid, params, last.params), known=last.known | valid)

@@ -9,7 +9,7 @@ from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, schedule
-from lsgd_jax.optimizers.scoring import LossWindow, empty_window, record_loss, score
+from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 
 class PeriodicState(NamedTuple):
@@ -22,7 +22,7 @@ class PeriodicState(NamedTuple):
     """
 
     step: jax.Array
-    losses: LossWindow | None
+    losses: Window | None
     inner: Any
 
 
@@ -58,7 +58,7 @@ def periodic(
 
     def init(params: optax.Params) -> PeriodicState:
         losses = None if optimizer.window is None else empty_window(params, optimizer.window)
-        return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params))
+        return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params, axes))
 
     def update(
         grads: optax.Updates,
@@ -74,7 +74,7 @@ def periodic(
         if losses is not None:
             if value is None:
                 raise ValueError("workers are scored by their loss: call update(..., value=loss)")
-            losses = record_loss(losses, value)
+            losses = record(losses, value)
 
         grads = optimizer.reduce_gradients(grads, axes)
         updates, inner = optimizer.update(grads, state.inner, params, value=value, **extra)
@@ -97,11 +97,11 @@ def _communicate(
     updates: optax.Updates,
     inner: Any,
     params: optax.Params,
-    losses: LossWindow | None,
+    losses: Window | None,
     axes: Axes,
 ) -> tuple[optax.Updates, Any]:
     """The updates that lead from `params` to where the communication leaves them."""
-    worker_score = jnp.array(jnp.nan) if losses is None else score(losses)
+    worker_score = jnp.array(jnp.nan) if losses is None else window_mean(losses)
     stepped = optax.apply_updates(params, updates)
     outcome = due.apply(stepped, inner, worker_score, axes.names(due.axes))
 
@@ -112,4 +112,5 @@ def _communicate(
         return jnp.where(kept, update, (new - old).astype(update.dtype))
 
     moved = jax.tree.map(led_to, outcome.params, stepped, params, updates)
-    return moved, outcome.state
+    # What a mean brings is the same on every device. Typed like what it replaces, it suits both branches of the cond.
+    return moved, jax.tree.map(lambda new, old: jnp.where(True, new, old), outcome.state, inner)

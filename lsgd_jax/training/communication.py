@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.collectives import Leader, broadcast_from_leader
+from lsgd_jax.collectives import Leader, broadcast_from_leader, elect_leader
 from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer
-from lsgd_jax.optimizers.scoring import LossWindow, empty_window, score
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.window import Window, empty_window, window_mean
 
 
 class WorkerState(NamedTuple):
@@ -23,7 +24,7 @@ class WorkerState(NamedTuple):
     params: Any
     model_state: Any
     opt_state: Any
-    losses: LossWindow
+    losses: Window
 
 
 def communicate(
@@ -31,7 +32,8 @@ def communicate(
 ) -> tuple[WorkerState, Leader | None, jax.Array]:
     """Communicates, and starts a worker whose parameters are not finite again.
 
-    Such a worker gets the leader's parameters and model state, a fresh optimizer
+    Such a worker gets the parameters that the method gives it and the model state of
+    the leader, or of the best worker where the method elects none, a fresh optimizer
     state and no losses.
 
     Args:
@@ -44,15 +46,17 @@ def communicate(
       The worker after it; who was elected, or None for a method without leaders;
       bool[], whether the worker started again.
     """
-    outcome = communication.apply(worker.params, worker.opt_state, score(worker.losses), axis_name)
+    score = window_mean(worker.losses)
+    outcome = communication.apply(worker.params, worker.opt_state, score, axis_name)
     renewed = worker.model_state
-    if outcome.leader is not None:
-        renewed = broadcast_from_leader(renewed, outcome.leader, axis_name)
+    if jax.tree.leaves(renewed):
+        best = outcome.leader or elect_leader(jnp.where(all_finite(worker.params), score, jnp.inf), axis_name)
+        renewed = broadcast_from_leader(renewed, best, axis_name)
     fresh = WorkerState(
         params=outcome.params,
         model_state=renewed,
         opt_state=optimizer.restart(outcome.params, outcome.state),
-        losses=empty_window(worker.params, worker.losses.losses.shape[0]),
+        losses=empty_window(worker.params, worker.losses.values.shape[0]),
     )
     kept = WorkerState(outcome.params, worker.model_state, outcome.state, worker.losses)
     worker = jax.tree.map(lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept)

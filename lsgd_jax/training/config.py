@@ -40,6 +40,8 @@ class Config:
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    warmup_steps: int = 0
+    scale_learning_rate: bool = False
     batch_size: int | None = None
     steps: int = 640
     compute_dtype: str = "float32"
@@ -52,6 +54,10 @@ class Config:
     global_period: int = 64
     leader_window: int = 10
     wire_dtype: str | None = None
+    beta: float = 0.9
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
+    push: float = 0.1
     # Run
     eval_every: int | None = None
     checkpoint_every: int | None = None
@@ -85,10 +91,13 @@ def check_config(config: Config) -> None:
     for name in ("batch_size", "eval_every", "checkpoint_every"):
         if getattr(config, name) is not None:
             _check_at_least(config, name, 1)
-    for name in ("learning_rate", "weight_decay", "seed"):
+    for name in ("learning_rate", "weight_decay", "warmup_steps", "outer_learning_rate", "push", "seed"):
         _check_at_least(config, name, 0)
-    if not 0 <= config.momentum < 1:
-        raise InputError(f"--momentum={config.momentum}: must lie in [0, 1)")
+    for name in ("momentum", "outer_momentum"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"--{name}={getattr(config, name)}: must lie in [0, 1)")
+    if not 0 <= config.beta <= 1:
+        raise InputError(f"--beta={config.beta}: must lie in [0, 1]")
     _check_choice(config, "sampling", ("shard", "iid"))
     _check_choice(config, "init", ("same", "different"))
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
@@ -102,6 +111,8 @@ def check_config(config: Config) -> None:
         _check_at_least(config, "local_period", 1)
     if config.algorithm == "data_parallel" and config.init == "different":
         raise InputError("--init=different: data_parallel keeps its workers equal, so use --init=same")
+    if config.algorithm == "sgd" and config.groups * config.workers > 1:
+        raise InputError("--algorithm=sgd trains one worker: add --groups=1 --workers=1, or use --algorithm=none")
 
 
 def check_resumable(saved: dict[str, Any], config: Config) -> None:

@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_leader, mean
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
-from lsgd_jax.optimizers.scoring import all_finite, score
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel
@@ -44,7 +45,7 @@ def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Call
     def of_worker(params: Any, model_state: Any, opt_state: Any, losses: Any) -> Candidates:
         everybody = topology.axes.all
         finite = all_finite(params)
-        leader = elect_leader(jnp.where(finite, score(losses), jnp.inf), everybody)
+        leader = elect_leader(jnp.where(finite, window_mean(losses), jnp.inf), everybody)
         # Where nobody can lead, worker 0 is shown, for all devices to hold the same.
         first = jax.lax.axis_index(everybody) == 0
         shown = leader._replace(is_leader=leader.is_leader | (~leader.valid & first), valid=jnp.array(True))

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.collectives.traffic import Collective, collectives_of
 from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, schedule
-from lsgd_jax.optimizers.scoring import empty_window
+from lsgd_jax.optimizers.window import empty_window
 from lsgd_jax.training.communication import WorkerState, communicate
 
 
@@ -49,13 +50,15 @@ class Ledger:
       groups: the number of groups.
       workers: the number of workers in each group.
       entries: what happens in training; those that send nothing are left out.
-      center: the collectives of `DistributedOptimizer.center`. An evaluation
-        calls it; it is no part of `bytes_sent`.
+      start: the collectives of `DistributedOptimizer.init`, once a run.
+      center: those of `DistributedOptimizer.center`, once an evaluation. Neither
+        is part of `bytes_sent`.
     """
 
     groups: int
     workers: int
     entries: tuple[Entry, ...]
+    start: tuple[Collective, ...]
     center: tuple[Collective, ...]
 
     def bytes_sent(self, steps: int) -> int:
@@ -109,11 +112,18 @@ def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), 
         method sends what depends on more than shapes.
     """
 
-    def start(params: Any, model_state: Any) -> WorkerState:
-        return WorkerState(params, model_state, optimizer.init(params), empty_window(params, optimizer.window or 1))
-
-    worker, axes = jax.eval_shape(start, params, model_state), Axes()
+    axes = Axes()
     traced = functools.partial(collectives_of, groups=groups, workers=workers)
+
+    def start(params: Any) -> Any:
+        return optimizer.init(params, axes)
+
+    def worker_state(params: Any, model_state: Any) -> WorkerState:
+        alone = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)
+        opt_state = jax.tree.map(lambda x: x[0, 0], alone(jax.tree.map(lambda x: x[None, None], params)))
+        return WorkerState(params, model_state, opt_state, empty_window(params, optimizer.window or 1))
+
+    worker = jax.eval_shape(worker_state, params, model_state)
 
     def gradients(grads: Any) -> Any:
         return optimizer.reduce_gradients(grads, axes)
@@ -126,4 +136,4 @@ def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), 
         apply = functools.partial(communicate, due, optimizer, axes.names(due.axes))
         entries.append(Entry(due.level, due.period, traced(apply, worker)))
     entries = [entry for entry in entries if entry.collectives]
-    return Ledger(groups, workers, tuple(entries), traced(center, worker))
+    return Ledger(groups, workers, tuple(entries), traced(start, params), traced(center, worker))

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, keep_gradients
-from lsgd_jax.optimizers.scoring import record_loss
+from lsgd_jax.optimizers.window import record
 from lsgd_jax.training.communication import WorkerState
 from lsgd_jax.training.topology import Topology
 
@@ -57,7 +57,7 @@ def make_local_steps(
 
     def update(worker: WorkerState, value: jax.Array, model_state: Any, grads: Any) -> WorkerState:
         updates, opt_state = optimizer.update(grads, worker.opt_state, worker.params, value=value)
-        params, losses = optax.apply_updates(worker.params, updates), record_loss(worker.losses, value)
+        params, losses = optax.apply_updates(worker.params, updates), record(worker.losses, value)
         return WorkerState(params, model_state, opt_state, losses)
 
     def apart(

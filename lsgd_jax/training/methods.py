@@ -7,15 +7,21 @@ import jax.numpy as jnp
 import optax
 
 from lsgd_jax.optimizers.data_parallel import data_parallel
+from lsgd_jax.optimizers.diloco import diloco
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
+from lsgd_jax.optimizers.downpour import downpour
+from lsgd_jax.optimizers.dppf import dppf
+from lsgd_jax.optimizers.eamsgd import eamsgd
+from lsgd_jax.optimizers.easgd import easgd
+from lsgd_jax.optimizers.grawa import grawa
+from lsgd_jax.optimizers.independent import independent
+from lsgd_jax.optimizers.local_sgd import local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 
-Method = Callable[[optax.GradientTransformation, Config], DistributedOptimizer]
 
-
-def _lsgd(base: optax.GradientTransformation, config: Config) -> DistributedOptimizer:
+def _lsgd(config: Config) -> DistributedOptimizer:
     level: dict[str, Any] = {}
     if config.groups > 1:  # one group has only the global leader
         level = {
@@ -24,7 +30,7 @@ def _lsgd(base: optax.GradientTransformation, config: Config) -> DistributedOpti
             "stale_local_pull": config.stale_local_pull,
         }
     return lsgd(
-        base,
+        base_optimizer(config),
         **level,
         global_pull=config.global_pull,
         global_period=config.global_period,
@@ -34,21 +40,88 @@ def _lsgd(base: optax.GradientTransformation, config: Config) -> DistributedOpti
     )
 
 
-def _data_parallel(base: optax.GradientTransformation, config: Config) -> DistributedOptimizer:
-    del config
-    return data_parallel(base)
+def _easgd(config: Config) -> DistributedOptimizer:
+    return easgd(base_optimizer(config), beta=config.beta, period=config.global_period)
 
 
-METHODS: dict[str, Method] = {"lsgd": _lsgd, "data_parallel": _data_parallel}
+def _eamsgd(config: Config) -> DistributedOptimizer:
+    base = base_optimizer(config, momentum=0.0)  # the momentum is the method's
+    return eamsgd(base, momentum=config.momentum, beta=config.beta, period=config.global_period)
 
-BASE_OPTIMIZERS: dict[str, Callable[[Config], optax.GradientTransformation]] = {
-    # Weight decay enters the momentum, as in the authors' runs.
-    "sgd": lambda config: optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(config.learning_rate, momentum=config.momentum or None, nesterov=config.momentum > 0),
-    ),
-    "adamw": lambda config: optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
+
+def _downpour(config: Config) -> DistributedOptimizer:
+    return downpour(base_optimizer(config), period=config.global_period)
+
+
+def _local_sgd(config: Config) -> DistributedOptimizer:
+    local_period = config.local_period if config.groups > 1 else None
+    return local_sgd(base_optimizer(config), local_period=local_period, global_period=config.global_period)
+
+
+def _diloco(config: Config) -> DistributedOptimizer:
+    momentum = config.outer_momentum
+    outer = optax.sgd(config.outer_learning_rate, momentum=momentum or None, nesterov=momentum > 0)
+    return diloco(base_optimizer(config), outer, period=config.global_period)
+
+
+def _grawa(config: Config) -> DistributedOptimizer:
+    window = config.leader_window
+    return grawa(base_optimizer(config), pull=config.global_pull, period=config.global_period, window=window)
+
+
+def _dppf(config: Config) -> DistributedOptimizer:
+    return dppf(base_optimizer(config), pull=config.global_pull, push=config.push, period=config.global_period)
+
+
+METHODS: dict[str, Callable[[Config], DistributedOptimizer]] = {
+    "lsgd": _lsgd,
+    "easgd": _easgd,
+    "eamsgd": _eamsgd,
+    "downpour": _downpour,
+    "local_sgd": _local_sgd,
+    "diloco": _diloco,
+    "data_parallel": lambda config: data_parallel(base_optimizer(config)),
+    "sgd": lambda config: independent(base_optimizer(config)),
+    "none": lambda config: independent(base_optimizer(config)),
+    "grawa": _grawa,
+    "dppf": _dppf,
 }
+
+
+def _sgd(rate: optax.ScalarOrSchedule, momentum: float, decay: float) -> optax.GradientTransformation:
+    # Weight decay enters the momentum, as in the authors' runs.
+    return optax.chain(
+        optax.add_decayed_weights(decay), optax.sgd(rate, momentum=momentum or None, nesterov=momentum > 0)
+    )
+
+
+# By name: (learning rate, momentum, weight decay) to an optax optimizer.
+BASE_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule, float, float], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adam": lambda rate, momentum, decay: optax.chain(optax.add_decayed_weights(decay), optax.adam(rate)),
+    "adamw": lambda rate, momentum, decay: optax.adamw(rate, weight_decay=decay),
+    "lars": lambda rate, momentum, decay: optax.lars(rate, weight_decay=decay, momentum=momentum),
+}
+
+
+def base_optimizer(config: Config, momentum: float | None = None) -> optax.GradientTransformation:
+    """The optimizer of the local steps. `momentum` overrides that of the settings."""
+    make = BASE_OPTIMIZERS[config.optimizer]
+    return make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
+
+
+def learning_rate(config: Config) -> optax.ScalarOrSchedule:
+    """The learning rate over local steps.
+
+    Scaled to the number of workers and warmed up as for large batches: Goyal et al.,
+    "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+    arXiv:1706.02677, sections 2.1 and 2.2.
+    """
+    rate = config.learning_rate * (config.groups * config.workers if config.scale_learning_rate else 1)
+    if config.warmup_steps <= 1:
+        return rate
+    # In equal steps, the last of which reaches the full rate.
+    return optax.linear_schedule(rate / config.warmup_steps, rate, config.warmup_steps - 1)
 
 
 def make_method(config: Config) -> DistributedOptimizer:
@@ -61,7 +134,7 @@ def make_method(config: Config) -> DistributedOptimizer:
         if getattr(config, flag) not in choices:
             raise InputError(f"unknown --{flag}={getattr(config, flag)}: choose one of {', '.join(sorted(choices))}")
     try:
-        method = METHODS[config.algorithm](BASE_OPTIMIZERS[config.optimizer](config), config)
+        method = METHODS[config.algorithm](config)
         schedule(method, config.groups)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -9,8 +9,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader
-from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
-from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, score
+from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.window import Window, empty_window, window_mean
 from lsgd_jax.training.communication import WorkerState, communicate
 from lsgd_jax.training.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.training.topology import Topology
@@ -37,7 +38,7 @@ class TrainState(NamedTuple):
     params: Any
     model_state: Any
     opt_state: Any
-    losses: LossWindow
+    losses: Window
     keys: jax.Array
     step: jax.Array
 
@@ -91,6 +92,9 @@ def init_state(
     init_keys = jax.random.split(init_key, topology.size)
     window = optimizer.window or REPORT_WINDOW
 
+    def start(params: Any) -> Any:
+        return optimizer.init(params, Axes())
+
     def init_all(init_keys: jax.Array, worker_key: jax.Array) -> TrainState:
         # One after the other: random initializers take long to compile, batched ones still longer.
         if same_init:
@@ -102,7 +106,7 @@ def init_state(
         return TrainState(
             params=params,
             model_state=model_state,
-            opt_state=jax.vmap(jax.vmap(optimizer.init))(params),
+            opt_state=jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params),
             losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
             keys=jax.random.split(worker_key, topology.shape),
             step=jnp.zeros([], jnp.int32),
@@ -165,7 +169,7 @@ def make_train_step(
         steps = jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL))
         workers = local_steps(_workers(state), state.keys, state.step, steps, data)
         state = TrainState(*workers, keys=state.keys, step=state.step + steps)
-        scores = topology.over_lanes(score)(state.losses)
+        scores = topology.over_lanes(window_mean)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}
         for communication in communications:

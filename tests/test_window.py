@@ -1,4 +1,4 @@
-"""The window of losses, against a deque."""
+"""The window of the last numbers, against a deque."""
 
 import math
 from collections import deque
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax.optimizers.scoring import LossWindow, all_finite, empty_window, record_loss, score
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 LENGTH = 12
 PARAMS = {"w": jnp.zeros(2)}
@@ -23,9 +24,9 @@ losses = st.one_of(st.floats(-1e3, 1e3, width=32), st.sampled_from([math.nan, ma
 def compiled(window: int) -> Any:
     """float[LENGTH] losses to the score after each."""
 
-    def step(state: LossWindow, loss: jax.Array) -> tuple[LossWindow, jax.Array]:
-        state = record_loss(state, loss)
-        return state, score(state)
+    def step(state: Window, loss: jax.Array) -> tuple[Window, jax.Array]:
+        state = record(state, loss)
+        return state, window_mean(state)
 
     return jax.jit(lambda values: jax.lax.scan(step, empty_window(PARAMS, window), values)[1])
 
@@ -44,7 +45,7 @@ def test_a_score_is_the_mean_of_the_last_losses(window: int, values: list[float]
 
 
 def test_there_is_no_score_before_the_first_loss() -> None:
-    assert np.isnan(score(empty_window(PARAMS, 3)))
+    assert np.isnan(window_mean(empty_window(PARAMS, 3)))
 
 
 def test_huge_losses_leave_no_trace_once_they_left_the_window() -> None:
@@ -61,6 +62,6 @@ def test_one_number_that_is_not_finite_is_enough_to_be_lost(bad: float, dtype: A
 
 
 def test_recording_works_inside_jit_and_keeps_the_dtype() -> None:
-    state = jax.jit(record_loss)(empty_window(PARAMS, 3), jnp.asarray(2, jnp.bfloat16))
-    assert state.losses.dtype == jnp.float32
-    np.testing.assert_allclose(score(state), 2.0)
+    state = jax.jit(record)(empty_window(PARAMS, 3), jnp.asarray(2, jnp.bfloat16))
+    assert state.values.dtype == jnp.float32
+    np.testing.assert_allclose(window_mean(state), 2.0)

@@ -1,0 +1,88 @@
+"""DiLoCo: an outer optimizer takes the mean displacement of the workers for a gradient.
+
+Douillard et al.: "DiLoCo: Distributed Low-Communication Training of Language
+Models", 2023, arXiv:2311.08105, Algorithm 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    Outcome,
+    check_count,
+    restart_of,
+    update_of,
+)
+from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+
+
+class DilocoState(NamedTuple):
+    """State of one worker.
+
+    Attributes:
+      base: the inner optimizer's state. A communication does not touch it.
+      outer: the outer optimizer's state, the same on every worker.
+      center: θ, the same on every worker: where the last communication led.
+    """
+
+    base: optax.OptState
+    outer: optax.OptState
+    center: optax.Params
+
+
+def diloco(
+    base: optax.GradientTransformation, outer: optax.GradientTransformation, *, period: int
+) -> DistributedOptimizer:
+    r"""Local steps, then one step of an outer optimizer, from where all start again.
+
+    ::
+
+      x_i <- x_i - base update(gradient of x_i's own minibatch)
+      if period divides t:   Δ = mean(θ - x_i)
+                             θ <- θ - outer update(Δ)
+                             x_i <- θ
+
+    θ starts as the mean of the x_i, and is what is evaluated. With plain SGD at
+    rate 1 as the outer optimizer this is `local_sgd`. A worker whose parameters are
+    not finite takes no part in Δ, and starts again from θ.
+
+    Args:
+      base: the inner optimizer, any of optax. AdamW in the paper.
+      outer: the outer optimizer, any of optax. In the paper
+        `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
+      period: H, steps of a worker between two communications. 500 in the paper.
+
+    Returns:
+      A `DistributedOptimizer`.
+
+    Raises:
+      ValueError: if `period` is less than 1.
+    """
+    check_count("period", period)
+
+    def init(params: optax.Params, axes: Axes) -> DilocoState:
+        center = mean(params, axes.all)
+        return DilocoState(base.init(params), outer.init(center), center)
+
+    def apply(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+        del score
+        displacement = finite_mean(jax.tree.map(lambda c, x: c - x, state.center, params), axis_name)
+        updates, outer_state = outer.update(displacement, state.outer, state.center)
+        found = all_finite(displacement)  # where no worker is left, the center stays
+        center = select(found, optax.apply_updates(state.center, updates), state.center)
+        state = state._replace(outer=select(found, outer_state, state.outer), center=center)
+        return Outcome(center, state, None, ~all_finite(params))
+
+    return DistributedOptimizer(
+        init=init,
+        update=update_of(base),
+        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        center=lambda params, state, axes: state.center,
+        restart=restart_of(base),
+    )

@@ -1,0 +1,83 @@
+"""DOWNPOUR SGD, with all workers in step.
+
+Dean et al.: "Large Scale Distributed Deep Networks", NeurIPS 2012, section 4.1,
+and Algorithm 2 of its supplement, with n_push = n_fetch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jax import lax
+
+from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    Outcome,
+    check_count,
+    restart_of,
+    update_of,
+)
+from lsgd_jax.optimizers.finite import all_finite, select
+
+
+class DownpourState(NamedTuple):
+    """State of one worker.
+
+    Attributes:
+      base: the base optimizer's state.
+      fetched: the parameters as it fetched them last, which are the center; before
+        the first communication those at which it started, whose mean is the center.
+    """
+
+    base: optax.OptState
+    fetched: optax.Params
+
+
+def downpour(base: optax.GradientTransformation, *, period: int = 1) -> DistributedOptimizer:
+    r"""Workers push what they added up to a center, and fetch it.
+
+    ::
+
+      x_i <- x_i - base update(gradient of x_i's own minibatch)
+      if period divides t:   c <- c + sum of (x_i - what worker i fetched last)
+                             x_i <- c
+
+    c starts as the mean of the x_i, and is what is evaluated. All workers' updates
+    add up, so stable learning rates are smaller than those of one worker. A worker
+    whose parameters are not finite pushes nothing.
+
+    Args:
+      base: any optax optimizer, for the local steps. Adagrad in the paper.
+      period: steps of a worker between two communications.
+
+    Returns:
+      A `DistributedOptimizer`.
+
+    Raises:
+      ValueError: if `period` is less than 1.
+    """
+    check_count("period", period)
+
+    def init(params: optax.Params, axes: Axes) -> DownpourState:
+        del axes
+        return DownpourState(base.init(params), params)
+
+    def apply(params: optax.Params, state: DownpourState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+        del score
+        finite, workers = all_finite(params), lax.axis_size(axis_name)
+        pushing = select(finite, params, state.fetched)
+        # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
+        pushed = jax.tree.map(lambda x, c: c + workers * (x - c), pushing, state.fetched)
+        center = mean(pushed, axis_name)
+        return Outcome(center, state._replace(fetched=center), None, ~finite)
+
+    return DistributedOptimizer(
+        init=init,
+        update=update_of(base),
+        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        center=lambda params, state, axes: mean(state.fetched, axes.all),
+        restart=restart_of(base),
+    )

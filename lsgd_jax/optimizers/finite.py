@@ -1,0 +1,24 @@
+"""Losing a worker: a NaN or an infinity among its parameters, and how means keep clear of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsgd_jax.collectives import mean
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """bool[]: whether every number in the tree is finite."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(finite).all()
+
+
+def finite_mean(tree: Any, axis_name: tuple[str, ...]) -> Any:
+    """The mean over the workers whose whole tree is finite; NaN where nobody's is."""
+    return mean(tree, axis_name, where=all_finite(tree))
+
+
+def select(condition: jax.Array, yes: Any, no: Any) -> Any:
+    """One tree or the other. The one that is not chosen leaves no trace, NaN included."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -1,0 +1,104 @@
+"""MGRAWA: a pull toward a mean in which workers in flat regions weigh more.
+
+Dimlioglu, Choromanska: "GRAWA: Gradient-based Weighted Averaging for Distributed
+Training of Deep Learning Models", AISTATS 2024, arXiv:2403.04206: the model-level
+variant, with all workers in step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    Outcome,
+    check_count,
+    check_fraction,
+)
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
+
+
+class GrawaState(NamedTuple):
+    """State of one worker.
+
+    Attributes:
+      base: the base optimizer's state. The pull does not touch it.
+      norms: the norms of the worker's last minibatch gradients.
+    """
+
+    base: optax.OptState
+    norms: Window
+
+
+def grawa(
+    base: optax.GradientTransformation, *, pull: float = 0.1, period: int = 64, window: int = 10
+) -> DistributedOptimizer:
+    r"""Pulls workers toward their mean, weighted by the inverse of their gradients' norms.
+
+    With g_i the mean norm of worker i's last `window` minibatch gradients::
+
+      x_i <- x_i - base update(gradient of x_i's own minibatch)
+      if period divides t:   m = sum of x_i / g_i, over the sum of 1 / g_i
+                             x_i <- (1 - pull) x_i + pull m
+
+    m is what is evaluated. A worker whose parameters are not finite has no weight,
+    and starts again from m.
+
+    Args:
+      base: any optax optimizer, for the local steps.
+      pull: in [0, 1].
+      period: τ, steps of a worker between two communications.
+      window: minibatches in a norm.
+
+    Returns:
+      A `DistributedOptimizer`.
+
+    Raises:
+      ValueError: if `pull` is outside [0, 1], or `period` or `window` less than 1.
+    """
+    check_fraction("pull", pull)
+    check_count("period", period)
+    check_count("window", window)
+    base = optax.with_extra_args_support(base)
+
+    def init(params: optax.Params, axes: Axes) -> GrawaState:
+        del axes
+        return GrawaState(base.init(params), empty_window(params, int(window)))
+
+    def update(
+        grads: optax.Updates, state: GrawaState, params: optax.Params, *, value: Any, **extra: Any
+    ) -> tuple[optax.Updates, GrawaState]:
+        updates, base_state = base.update(grads, state.base, params, value=value, **extra)
+        return updates, GrawaState(base_state, record(state.norms, optax.tree.norm(grads)))
+
+    def apply(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+        del score
+        average = _weighted_mean(params, state.norms, axis_name)
+        found, finite = all_finite(average), all_finite(params)
+        pulled = select(finite, optax.incremental_update(average, params, pull), average)
+        return Outcome(select(found, pulled, params), state, None, found & ~finite)
+
+    return DistributedOptimizer(
+        init=init,
+        update=update,
+        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        center=lambda params, state, axes: _weighted_mean(params, state.norms, axes.all),
+        restart=lambda params, state: init(params, Axes()),
+    )
+
+
+def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
+    """m; NaN where no worker has a weight."""
+    norm = window_mean(norms)
+    weight = jnp.where(jnp.isfinite(norm), 1 / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny), 0)
+    weight = jnp.where(norms.filled == 0, 1, weight)  # before the first step all weigh the same
+    finite = all_finite(params)
+    weighted = jax.tree.map(lambda x: weight.astype(x.dtype) * x, params)
+    total, weights = mean((weighted, weight), axis_name, where=finite)
+    return jax.tree.map(lambda x: x / weights.astype(x.dtype), total)
