@@ -1,8 +1,42 @@
 """What the command lines of experiments have in common: help, and one clear line for a mistake."""
 
 import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from absl import flags
+
+
+class Flag(NamedTuple):
+    """A flag of a command line.
+
+    Attributes:
+      name: its name.
+      kind: one of absl's: string, integer, float, boolean, list, multi_string.
+      default: its value when it is not given. What None stands for is in the help.
+      help: a short line.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+
+def define(values: flags.FlagValues, table: Iterable[Flag]) -> None:
+    """Defines flags."""
+    for flag in table:
+        getattr(flags, f"DEFINE_{flag.kind}")(flag.name, flag.default, flag.help, flag_values=values)
+
+
+def describe(table: Iterable[Flag]) -> list[str]:
+    """The lines of a help text about flags."""
+    lines = []
+    for name, kind, default, text in table:
+        shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
+        told = "" if default is None or default == [] or kind == "boolean" else f" (default: {default})"
+        lines.append(f"  {shown:<26} {text}{told}")
+    return lines
 
 
 def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:

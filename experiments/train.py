@@ -15,6 +15,7 @@ methods:
 """
 
 import datetime
+import itertools
 import os
 import pathlib
 import shlex
@@ -22,19 +23,19 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from command_line import parse, refuse
-from settings import GROUPS, define_flags, describe_flags, given_settings, use_compilation_cache
+from command_line import define, describe, parse, refuse
+from settings import GROUPS, given_settings, use_compilation_cache
 
 FLAGS = flags.FLAGS
 
-define_flags(FLAGS, [name for group in GROUPS.values() for name, *_ in group])
+define(FLAGS, itertools.chain(*GROUPS.values()))
 
 
 def usage() -> str:
     """The text of --help."""
     lines = ["usage: python experiments/train.py [--flag=value ...]", "", __doc__.strip(), ""]
     for group, members in GROUPS.items():
-        lines += [f"{group}:", *describe_flags(name for name, *_ in members), ""]
+        lines += [f"{group}:", *describe(members), ""]
     lines.append("  --flagfile=FILE            read flags from a file, one a line")
     return "\n".join(lines)
 

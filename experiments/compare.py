@@ -1,0 +1,87 @@
+"""Compares methods as a reviewer would: settings chosen on validation data, then tested with fresh seeds.
+
+Every method gets the same number of samples. Each setting in the grid is trained with the search seeds; the one
+with the lowest validation error is trained again with the test seeds, and only those runs are tested. All settings
+that are not varied are those of experiments/train.py, by its flags.
+
+The same command goes on where it was stopped or killed; what is finished is not run again.
+"""
+
+import itertools
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from absl import flags, logging
+from command_line import Flag, define, describe, parse, refuse
+from settings import GROUPS, PROCESS_FLAGS, given_settings, use_compilation_cache
+
+METHODS = "lsgd,easgd,eamsgd,downpour,local_sgd,diloco,grawa,dppf,data_parallel,sgd,none"
+
+PLAN = (
+    Flag("methods", "list", METHODS, "the methods to compare"),
+    Flag("vary", "multi_string", [], "flag=value,value for all methods, method.flag=value,value for one (repeat it)"),
+    Flag("search_seeds", "list", "0", "seeds of the runs by which settings are chosen"),
+    Flag("test_seeds", "list", "1,2,3", "seeds of the runs that are reported: at least 3, others"),
+    Flag("network", "string", "1 Gb/s Ethernet", "network of the predicted times"),
+    Flag("compute_seconds", "float", None, "of a local step, for predicted times (default: as measured here)"),
+)
+PROCESS = (
+    Flag("workdir", "string", "runs/compare", "folder for the runs and the report"),
+    Flag("dry_run", "boolean", False, "list what would run, and for how long"),
+    Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
+)
+# What the plan decides for each run.
+DECIDED = ("algorithm", "seed", "workdir", *PROCESS_FLAGS)
+RUNS = {group: [flag for flag in members if flag.name not in DECIDED] for group, members in GROUPS.items()}
+
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+define(FLAGS, itertools.chain(PLAN, PROCESS, *RUNS.values()))
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/compare.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines += ["comparison:", *describe(PLAN), *describe(PROCESS)]
+    for group, members in RUNS.items():
+        lines += ["", f"{group}, of every run unless varied:", *describe(members)]
+    return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+
+    # Only now: a mistyped flag is told without waiting for these.
+    from plan import make_plan
+    from running import StoppedError, compare, forecast
+
+    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.workdir import make_writable
+
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    given: dict[str, Any] = given_settings(FLAGS) | {"workdir": str(workdir)}
+    options: dict[str, Any] = {name: FLAGS[name].value for name, *_ in PLAN}
+    try:
+        plan = make_plan(given, **options)
+        use_compilation_cache(bool(FLAGS.compilation_cache))
+        if FLAGS.dry_run:
+            print(forecast(plan))
+            return 0
+        make_writable(workdir)
+        files = compare(plan, commands=[shlex.join(["python", *argv])])
+    except InputError as error:
+        return refuse(argv, str(error))
+    except (StoppedError, KeyboardInterrupt):
+        print("compare.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\nresults in {workdir}: {', '.join(path.name for path in files)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,129 @@
+"""Which runs a comparison consists of, and which setting of each method is the best."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from evaluations import final_validation_error
+from settings import GROUPS
+from trials import Outcome, Trial
+
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.methods import METHODS, make_method
+
+Setting = tuple[tuple[str, Any], ...]
+
+TYPES: dict[str, Any] = {
+    name: {"string": str, "integer": int, "float": float}.get(kind)
+    for group in GROUPS.values()
+    for name, kind, *_ in group
+}
+# What cannot be varied: a switch, or what says which run it is and what it costs.
+FIXED = ("algorithm", "dataset", "data_dir", "seed", "groups", "workers", "batch_size", "steps", "warmup_steps")
+COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])
+
+
+def read_variations(texts: Iterable[str]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """What to vary, from `flag=value,value` for all methods and `method.flag=value,value` for one.
+
+    Returns:
+      `{method: {flag: values}}`; what concerns all methods stands under "".
+
+    Raises:
+      InputError: for what cannot be read, naming it.
+    """
+    variations: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for text in texts:
+        left, equals, right = text.partition("=")
+        method, dot, flag = left.rpartition(".")
+        if not (equals and right):
+            raise InputError(f"--vary={text}: write flag=value,value or method.flag=value,value")
+        if dot and method not in METHODS:
+            raise InputError(f"--vary={text}: unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        if TYPES.get(flag) is None or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
+            raise InputError(f"--vary={text}: {flag!r} is nothing to vary: learning_rate or global_period, say")
+        try:
+            values = tuple(dict.fromkeys(TYPES[flag](value) for value in right.split(",")))
+        except ValueError as error:
+            raise InputError(f"--vary={text}: {error}") from error
+        if flag in variations.setdefault(method, {}):
+            raise InputError(f"--vary={text}: {left} is varied twice: give all its values at once")
+        variations[method][flag] = values
+    return variations
+
+
+def settings_of(method: str, base: Config, variations: Mapping[str, Mapping[str, tuple[Any, ...]]]) -> list[Setting]:
+    """The settings of a method in the grid: the product of its own variations and of those of all that it knows.
+
+    Raises:
+      InputError: if what is varied for this method alone makes no difference to it.
+    """
+    own, known = variations.get(method, {}), _flags_read_by(method, base)
+    for flag in own:
+        if flag in COMMUNICATION and flag not in known:
+            raise InputError(f"--vary={method}.{flag}=...: {method} does not use it here: leave it out")
+    common = {
+        flag: values for flag, values in variations.get("", {}).items() if flag not in COMMUNICATION or flag in known
+    }
+    axes = {**common, **own}
+    return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Config) -> Trial:
+    """One run. `sgd` has one worker, which takes the steps of all, for as many samples."""
+    alone = {"groups": 1, "workers": 1} if method == "sgd" else {}
+    longer = base.groups * base.workers if method == "sgd" else 1
+    periods = {
+        "steps": base.steps,
+        "eval_every": base.steps if phase == "search" else base.evaluation_period,  # of a search only its end counts
+        "checkpoint_every": base.checkpoint_period,
+        "warmup_steps": base.warmup_steps,
+    }
+    changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
+    changes |= {"algorithm": method, "seed": seed, **alone, **dict(setting)}
+    told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"
+    changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
+    return Trial(method, setting, seed, phase, dataclasses.replace(base, **changes))
+
+
+def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
+    """Each method's setting with the lowest validation error, the mean over its seeds.
+
+    A method of which every setting diverged has none.
+    """
+    chosen = {}
+    for method, choices in settings.items():
+        errors = {
+            setting: [
+                final_validation_error(outcome)
+                for outcome in outcomes
+                if (outcome.trial.method, outcome.trial.varied, outcome.trial.phase) == (method, setting, "search")
+            ]
+            for setting in choices
+        }
+        if len(choices) == 1:
+            chosen[method] = choices[0]
+        elif any(error < 1 for of_setting in errors.values() for error in of_setting):
+            chosen[method] = min(choices, key=lambda setting: statistics.mean(errors[setting]))
+    return chosen
+
+
+class _Reader:
+    """Settings that remember which of them were read."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self.read = config, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self._config, name)
+
+
+def _flags_read_by(method: str, base: Config) -> set[str]:
+    """The settings that make a difference to a method, with so many groups."""
+    reader: Any = _Reader(dataclasses.replace(base, algorithm=method))
+    make_method(reader)
+    return reader.read

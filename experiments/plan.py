@@ -1,0 +1,145 @@
+"""What a comparison consists of."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from grid import Setting, make_trial, read_variations, settings_of
+from trials import Trial
+
+from lsgd_jax.training.config import Config, check_config
+from lsgd_jax.training.datasets import Source, find_dataset
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.methods import METHODS, make_method
+from lsgd_jax.training.models import check_model
+from lsgd_jax.training.network import NETWORKS
+from lsgd_jax.training.run import samples_and_batch_size
+
+LEAST_TEST_SEEDS = 3
+# Where a run lives and how its data got there says nothing about what it computes.
+IRRELEVANT = ("workdir", "data_dir", "download")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a comparison consists of.
+
+    Attributes:
+      base: the settings of every run, but for what varies.
+      source: the data set; its images are read once.
+      settings: each method's settings in the grid.
+      search_seeds: of the runs by which settings are chosen.
+      test_seeds: of the runs that are reported.
+      network: a name in `lsgd_jax.training.network.NETWORKS`, for predicted times.
+      compute_seconds: of a local step of a worker, for predicted times; None: as measured.
+    """
+
+    base: Config
+    source: Source
+    settings: dict[str, list[Setting]]
+    search_seeds: tuple[int, ...]
+    test_seeds: tuple[int, ...]
+    network: str
+    compute_seconds: float | None
+
+    def search(self) -> list[Trial]:
+        """The runs by which settings are chosen. A method with one setting needs none."""
+        return [
+            make_trial(method, setting, seed, "search", self.base)
+            for method, choices in self.settings.items()
+            if len(choices) > 1
+            for setting in choices
+            for seed in self.search_seeds
+        ]
+
+    def test(self, chosen: dict[str, Setting]) -> list[Trial]:
+        """The runs that are reported, seed by seed."""
+        return [
+            make_trial(method, setting, seed, "test", self.base)
+            for seed in self.test_seeds
+            for method, setting in chosen.items()
+        ]
+
+
+def make_plan(
+    given: dict[str, Any],
+    *,
+    methods: Sequence[str],
+    vary: Sequence[str],
+    search_seeds: Sequence[str],
+    test_seeds: Sequence[str],
+    network: str,
+    compute_seconds: float | None,
+) -> Plan:
+    """Makes the plan after checking all that can be wrong with it.
+
+    Args:
+      given: settings of every run, and the workdir of the comparison.
+      methods: the methods to compare.
+      vary: what `read_variations` reads.
+      search_seeds: whole numbers.
+      test_seeds: whole numbers, none of them in the search.
+      network: a name in `lsgd_jax.training.network.NETWORKS`.
+      compute_seconds: of a local step, or None.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r} in --methods: choose from {', '.join(METHODS)}")
+    if not methods:
+        raise InputError(f"--methods is empty: choose from {', '.join(METHODS)}")
+    if network not in NETWORKS:
+        raise InputError(f"unknown --network={network}: choose one of {', '.join(NETWORKS)}")
+    if compute_seconds is not None and not 0 < compute_seconds < float("inf"):
+        raise InputError(f"--compute_seconds={compute_seconds}: must be more than 0")
+    searched, tested = _seeds("search_seeds", search_seeds), _seeds("test_seeds", test_seeds)
+    if len(tested) < LEAST_TEST_SEEDS or set(searched) & set(tested):
+        raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
+    base = Config(**given)
+    check_config(base)
+    source = find_dataset(base.dataset, data_dir=base.data_dir, download=base.download)
+    check_model(base.model_name, source.input_shape)
+    # One batch size for all: its default depends on the number of workers, and sgd has one.
+    base = dataclasses.replace(base, batch_size=samples_and_batch_size(base, source)[1])
+    variations = read_variations(vary)
+    if absent := sorted(set(variations) - {"", *methods}):
+        raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
+    settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
+    source = dataclasses.replace(source, read=functools.cache(source.read))
+    plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
+    every_setting = [make_trial(m, setting, 0, "test", base) for m in settings for setting in settings[m]]
+    for trial in [*every_setting, *plan.search()]:
+        check_config(trial.config)
+        make_method(trial.config)
+        check_same_settings(trial)
+    return plan
+
+
+def check_same_settings(trial: Trial) -> None:
+    """Refuses a folder in which the run was started with other settings.
+
+    Raises:
+      InputError: naming them.
+    """
+    path = pathlib.Path(trial.config.workdir) / "config.json"
+    if not path.exists():
+        return
+    saved, now = json.loads(path.read_text()), dataclasses.asdict(trial.config)
+    changed = [name for name in now if name not in IRRELEVANT and saved.get(name) != now[name]]
+    if changed:
+        told = ", ".join(f"--{name} was {saved.get(name)}, is {now[name]}" for name in changed)
+        raise InputError(f"{path.parent} holds a run with other settings ({told}): use another --workdir")
+
+
+def _seeds(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
+    try:
+        seeds = tuple(dict.fromkeys(int(text) for text in texts))
+    except ValueError as error:
+        raise InputError(f"--{flag}={','.join(texts)}: must be whole numbers, separated by commas") from error
+    if not seeds or min(seeds) < 0:
+        raise InputError(f"--{flag}={','.join(texts)}: give at least one number, none of them negative")
+    return seeds

@@ -1,0 +1,195 @@
+"""Runs the trials of a comparison, each once, and foretells how long they take."""
+
+import json
+import pathlib
+import shutil
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from grid import Setting, choose
+from plan import Plan, check_same_settings
+from report import write_report
+from trials import Outcome, Trial
+
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.datasets import Source
+from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.records import read_metrics
+from lsgd_jax.training.run import build_run
+from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.train_step import call_end
+from lsgd_jax.training.trainer import train
+from lsgd_jax.training.workdir import write_json
+
+# Why a run ended without a summary. It is finished: more of it would diverge again.
+DIVERGED = "diverged.json"
+
+
+class StoppedError(Exception):
+    """A signal has stopped a run, which can go on."""
+
+
+def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
+    """Runs all that has not been run, and writes the report.
+
+    A report of what there is stands in the workdir also after the search, and when
+    a signal has stopped the comparison.
+
+    Returns:
+      The files of the report.
+
+    Raises:
+      StoppedError: if a signal has stopped a run.
+      InputError: if a folder holds a run with other settings.
+    """
+    outcomes: list[Outcome] = []
+    chosen: dict[str, Setting] = {}
+    try:
+        search = plan.search()
+        for number, trial in enumerate(search, start=1):
+            outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}"))
+        chosen = choose(plan.settings, outcomes)
+        tests = plan.test(chosen)
+        for trial in tests:
+            check_same_settings(trial)
+        for number, trial in enumerate(tests, start=1):
+            outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}"))
+    finally:
+        files = _report(plan, outcomes, chosen, commands)
+    return files
+
+
+def run(trial: Trial, source: Source, title: str) -> Outcome:
+    """Runs a trial, goes on with it, or reads what came of it.
+
+    Raises:
+      StoppedError: if a signal has stopped it.
+    """
+    workdir = pathlib.Path(trial.config.workdir)
+    outcome = finished(trial)
+    if outcome is None:
+        told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
+        print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)
+        resume = (workdir / "config.json").exists()
+        if not resume:  # killed before it began
+            shutil.rmtree(workdir, ignore_errors=True)
+        try:
+            if train(trial.config, resume=resume, source=source) is None:
+                raise StoppedError
+        except AllWorkersLostError as error:
+            print(error)
+            write_json(workdir / DIVERGED, {"reason": str(error)})
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
+        outcome = finished(trial)
+        assert outcome is not None
+    return outcome
+
+
+def finished(trial: Trial) -> Outcome | None:
+    """What came of a trial, if it has been run to its end."""
+    workdir = pathlib.Path(trial.config.workdir)
+    summary = workdir / "summary.json"
+    if summary.exists():
+        return Outcome(trial, read_metrics(workdir), json.loads(summary.read_text()))
+    return Outcome(trial, read_metrics(workdir), None) if (workdir / DIVERGED).exists() else None
+
+
+def _report(
+    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting], commands: Sequence[str]
+) -> list[pathlib.Path]:
+    if not outcomes:
+        return []
+    seconds = plan.compute_seconds or _measured_compute_seconds(outcomes)
+    workdir = pathlib.Path(plan.base.workdir)
+    return write_report(workdir, outcomes, chosen, network=plan.network, compute_seconds=seconds, commands=commands)
+
+
+def _measured_compute_seconds(outcomes: Sequence[Outcome]) -> float:
+    """Of a local step of one worker: workers that share a device take turns."""
+
+    def of_run(config: Config, seconds: float) -> float:
+        topology = Topology(config.groups, config.workers)
+        return seconds * topology.mesh.size / (config.steps * topology.size)
+
+    measured = [of_run(each.trial.config, each.summary["seconds"]) for each in outcomes if each.summary]
+    return statistics.median(measured) if measured else 1.0
+
+
+class Pace(NamedTuple):
+    """How fast this machine is, in seconds.
+
+    Attributes:
+      start: to build and compile a run.
+      sample: to train on one.
+      evaluation: of the center and the leader.
+    """
+
+    start: float
+    sample: float
+    evaluation: float
+
+
+def forecast(plan: Plan) -> str:
+    """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
+    search = plan.search()
+    # Which settings are chosen is not known yet; any of them takes as long.
+    tests = plan.test({method: choices[0] for method, choices in plan.settings.items()})
+    pace = measure_pace((search or tests)[0].config, plan.source)
+    lines = []
+    for title, trials in (("search", search), ("test", tests)):
+        for method in plan.settings:
+            of_method = [trial for trial in trials if trial.method == method]
+            if not of_method:
+                continue
+            left = [trial for trial in of_method if finished(trial) is None]
+            settings = dict.fromkeys(trial.varied for trial in of_method)
+            seeds = dict.fromkeys(trial.seed for trial in of_method)
+            which = f"{len(settings)} settings" if title == "search" else "the chosen setting"
+            runs = f"{len(left)} of {len(of_method)} runs to do" if title == "search" else f"{len(of_method)} runs"
+            lines.append(f"{title:<8}{method:<15}{which}, seeds {', '.join(map(str, seeds))}: {runs}")
+            if title == "search":
+                lines += [f"{'':<8}  {', '.join(f'{flag}={value}' for flag, value in setting)}" for setting in settings]
+    todo = [trial for trial in search if finished(trial) is None], tests
+    hours = [_seconds(trials, pace) / 3600 for trials in todo]
+    lines.append(
+        f"about {60 * hours[0]:.1f} minutes of search and {60 * hours[1]:.1f} minutes of test on this machine "
+        f"({1 / pace.sample:,.0f} samples/s, {pace.evaluation:.1f} s an evaluation, {pace.start:.1f} s to start a run)"
+    )
+    return "\n".join(lines)
+
+
+def _seconds(trials: Iterable[Trial], pace: Pace) -> float:
+    total = 0.0
+    for trial in trials:
+        config = trial.config
+        assert config.batch_size is not None  # the plan has set it
+        samples = config.steps * config.batch_size * config.groups * config.workers
+        total += pace.start + samples * pace.sample + config.steps / config.evaluation_period * pace.evaluation
+    return total
+
+
+def measure_pace(config: Config, source: Source) -> Pace:
+    """Times the start of a run, a few steps, and an evaluation."""
+    started = time.monotonic()
+    built = build_run(config, source)
+    state = built.init_state()
+    state, _ = jax.block_until_ready(built.train_step(state, built.data, jnp.int32(1)))
+    start = time.monotonic() - started
+    steps = min(8, call_end(built.method, config.groups, 1) - 1)
+    started = time.monotonic()
+    state, _ = jax.block_until_ready(built.train_step(state, built.data, jnp.int32(steps)))
+    sample = (time.monotonic() - started) / (steps * built.batch_size * built.topology.size)
+
+    def evaluate() -> float:
+        begun = time.monotonic()
+        candidates = built.candidates(state)
+        for model in (candidates.center, candidates.leader):
+            built.evaluate(model, "")
+        return time.monotonic() - begun
+
+    first, second = evaluate(), evaluate()  # the first compiles
+    return Pace(start + first - second, sample, second)
