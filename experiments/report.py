@@ -81,7 +81,7 @@ def write_report(
         _settings(methods),
         *_results(methods, network),
         *_figures(figures),
-        _predicted_and_measured(network, compute_seconds),
+        _predicted_and_measured(network, compute_seconds, groups=max(run.trial.config.groups for run in runs)),
         _keep_in_mind(methods),
         _commands(methods, commands),
     ]
@@ -216,16 +216,20 @@ def _figures(paths: Sequence[pathlib.Path]) -> list[str]:
     return ["## Figures", *drawn] if drawn else []
 
 
-def _predicted_and_measured(network: str, compute_seconds: float) -> str:
-    link, inside = NETWORKS[network].between, NETWORKS[network].inside
+def _predicted_and_measured(network: str, compute_seconds: float, groups: int) -> str:
+    inside, between = (
+        f"{link.latency:g} s a message and {link.bandwidth * 8 / 1e9:g} Gb/s" for link in NETWORKS[network]
+    )
+    links = f"Between groups {between}; inside a group {inside}"
+    if groups == 1:
+        links = f"All workers are one group, so nothing crosses it; inside a group {inside}"
     return f"""## What is predicted, what is measured
 
 - Measured: errors, and in the CSV files `seconds`, the time of training on the device above, which simulated all
   workers; it says nothing about workers with a device each.
 - Counted: samples, and bytes by the method's ledger, a collective as a ring. Evaluations send nothing in it.
-- Predicted: the time on {network}. Between groups {link.latency:g} s a message and {link.bandwidth * 8 / 1e9:g} Gb/s;
-  inside a group {inside.latency:g} s and {inside.bandwidth * 8 / 1e9:g} Gb/s; {compute_seconds:g} s of computation a
-  local step. Computation and communication do not overlap, and no worker waits for a slow one."""
+- Predicted: the time on {network}. {links}; {compute_seconds:g} s of computation a local step.
+  Computation and communication do not overlap, and no worker waits for a slow one."""
 
 
 def _keep_in_mind(methods: Sequence[Method]) -> str:
