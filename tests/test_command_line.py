@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from absl.testing import flagsaver
+from settings import PROCESS_FLAGS
 
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
@@ -48,7 +49,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the mistake was not seen before the run was built")
 
     monkeypatch.setattr(trainer, "build_run", fail)
-    monkeypatch.setattr(train, "_use_compilation_cache", lambda wanted: None)
+    monkeypatch.setattr(train, "use_compilation_cache", lambda wanted: None)
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -294,7 +295,7 @@ def test_help_shows_every_flag_in_its_group_with_its_default(capfd: pytest.Captu
 def test_defaults_of_the_flags_are_those_of_the_settings() -> None:
     for group in train.GROUPS.values():
         for name, _, default, _ in group:
-            if name != "workdir" and name not in train.PROCESS_FLAGS:
+            if name != "workdir" and name not in PROCESS_FLAGS:
                 assert getattr(Config("runs/test"), name) == default, name
 
 

@@ -44,13 +44,16 @@ class Position(NamedTuple):
     train_loss: float
 
 
-def train(config: Config, *, resume: bool = False, profile_dir: str | None = None) -> dict[str, Any] | None:
+def train(
+    config: Config, *, resume: bool = False, profile_dir: str | None = None, source: Source | None = None
+) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
     Args:
       config: the settings.
       resume: whether to go on with the run that is in that workdir.
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
+      source: the data set of the settings, where the caller has found it already.
 
     Returns:
       The summary that is also in summary.json; None if a signal stopped the run
@@ -61,7 +64,7 @@ def train(config: Config, *, resume: bool = False, profile_dir: str | None = Non
       AllWorkersLostError: if no worker has finite parameters left.
     """
     workdir = pathlib.Path(config.workdir)
-    source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir)
+    source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
@@ -80,7 +83,14 @@ def train(config: Config, *, resume: bool = False, profile_dir: str | None = Non
     return _finish(config, run, end, workdir)
 
 
-def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None = None) -> Source:
+def check_settings(
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    resume: bool,
+    profile_dir: str | None = None,
+    source: Source | None = None,
+) -> Source:
     """Finds the data set, after checking all that can be wrong before its images are read.
 
     Raises:
@@ -91,7 +101,7 @@ def check_settings(config: Config, workdir: pathlib.Path, *, resume: bool, profi
     check_workdir(workdir, resume=resume)
     if resume:
         check_resumable(read_config(workdir), config)
-    source = find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
+    source = source or find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
     check_model(config.model_name, source.input_shape)
     samples_and_batch_size(config, source)
     if profile_dir is not None:

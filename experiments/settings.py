@@ -1,0 +1,113 @@
+"""The flags that describe a run, for the scripts that train: their groups, defaults and help."""
+
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+
+# (name, type, default, help); a default of None is explained in the help.
+GROUPS: dict[str, tuple[tuple[str, str, Any, str], ...]] = {
+    "what to train": (
+        (
+            "algorithm",
+            "string",
+            "lsgd",
+            "the method, one of those above",
+        ),
+        ("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
+        ("model", "string", None, "mlp, cnn3 or cnn7 (default: cnn3 for digits, else cnn7, the paper's)"),
+        ("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
+        ("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
+        ("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),
+    ),
+    "workers": (
+        ("groups", "integer", 2, "groups of workers; one group has only the global leader"),
+        ("workers", "integer", 4, "workers in each group"),
+        ("sampling", "string", "shard", "shard (disjoint, reshuffled each epoch) or iid (any image at any time)"),
+        ("init", "string", "same", "same or different initial parameters of the workers"),
+    ),
+    "local steps": (
+        ("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),
+        ("learning_rate", "float", 0.05, "of the local steps"),
+        ("momentum", "float", 0.9, "of sgd (Nesterov's) and lars; 0 for none"),
+        ("weight_decay", "float", 1e-4, "weight decay"),
+        ("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
+        ("scale_learning_rate", "boolean", False, "times the number of workers, for data_parallel"),
+        ("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
+        ("steps", "integer", 640, "local steps of each worker"),
+        ("compute_dtype", "string", "float32", "float32 or bfloat16: of products; parameters and sums stay float32"),
+    ),
+    "communication": (
+        ("local_pull", "float", 0.1, "lsgd: pull toward the group's leader, in [0, 1]"),
+        ("global_pull", "float", 0.1, "lsgd: pull toward the leader of all; grawa, dppf: to the mean; in [0, 1]"),
+        ("stale_local_pull", "float", 0.0, "lsgd: pull of every step toward the group's last leader, in [0, 1]"),
+        ("stale_global_pull", "float", 0.0, "lsgd: pull of every step toward the last leader of all, in [0, 1]"),
+        ("local_period", "integer", 16, "lsgd, local_sgd: steps between two communications inside a group"),
+        ("global_period", "integer", 64, "steps between two communications of all, a multiple of the local period"),
+        ("leader_window", "integer", 10, "batches in a worker's score, its mean training loss (grawa: gradient norm)"),
+        (
+            "wire_dtype",
+            "string",
+            None,
+            "lsgd: bfloat16, float16 or int8, how a leader's model travels (default: as it is)",
+        ),
+        ("beta", "float", 0.9, "easgd, eamsgd: how far the center moves to the workers, in [0, 1]"),
+        ("outer_learning_rate", "float", 0.7, "diloco: of the outer optimizer, SGD"),
+        ("outer_momentum", "float", 0.9, "diloco: its Nesterov momentum; 0 for none"),
+        ("push", "float", 0.1, "dppf: length of the push away from the mean"),
+    ),
+    "run": (
+        ("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
+        ("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
+        ("checkpoint_every", "integer", None, "steps between two checkpoints (default: a fifth of the run)"),
+        ("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+        ("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
+        ("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
+    ),
+}
+
+# What concerns this process, not the run: not kept in config.json.
+PROCESS_FLAGS = ("resume", "profile_dir", "compilation_cache")
+
+
+def define_flags(values: flags.FlagValues, names: Iterable[str]) -> None:
+    """Defines some of the flags."""
+    for name in names:
+        kind, default, text = _BY_NAME[name]
+        getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
+
+
+def describe_flags(names: Iterable[str]) -> list[str]:
+    """Lines of a help text about some of the flags."""
+    lines = []
+    for name in names:
+        kind, default, text = _BY_NAME[name]
+        shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
+        told = "" if default is None or kind == "boolean" else f" (default: {default})"
+        lines.append(f"  {shown:<26} {text}{told}")
+    return lines
+
+
+def given_settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The settings of a run that the user gave, by the command line or a flagfile."""
+    names = [name for name in _BY_NAME if name in values and name not in PROCESS_FLAGS]
+    given = {name: values[name].value for name in names if values[name].present}
+    if given.get("data_dir"):
+        given["data_dir"] = os.path.abspath(os.path.expanduser(str(given["data_dir"])))
+    return given
+
+
+def use_compilation_cache(wanted: bool) -> None:
+    """Keeps compiled programs for later processes: where JAX's own setting says, or in a folder of ours."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", wanted)
+    if wanted and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsgd_jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+_BY_NAME = {name: rest for group in GROUPS.values() for name, *rest in group}
