@@ -17,6 +17,7 @@ from evaluations import evaluate_all, final_validation_error
 from made_up_runs import CHOSEN, LSGD, PARALLEL, STEPS, Figures, comparison, falling, outcome
 from report_figures import levels, sensitivity
 from report_tables import Method, at_the_edge, budget_table, group_by_method, least_bytes, least_seconds, main_table
+from settings import given_settings
 from trials import Outcome
 
 from lsgd_jax.training.config import Config
@@ -258,7 +259,7 @@ def test_the_command_of_a_setting_repeats_it(changed: dict[str, Any]) -> None:
     assert len(words) == 2 + len(changed)
     with flagsaver.flagsaver():
         train.FLAGS(words[1:])
-        assert Config("runs/x", **train._given_flags()) == config
+        assert Config("runs/x", **given_settings(train.FLAGS)) == config
 
 
 def test_the_report_has_the_command_of_each_chosen_setting(written: dict[str, str]) -> None:
