@@ -33,5 +33,8 @@ STYLES = {
 def line_of(method: str) -> dict[str, Any]:
     """The arguments of Matplotlib's `plot` for a method's line; LSGD's stands out."""
     colour, marker, line = STYLES[method]
-    weight = {"linewidth": 2.4, "markersize": 6, "zorder": 3} if method == "lsgd" else {"linewidth": 1.3}
-    return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5, "label": method} | weight
+    width, zorder = (2.4, 3) if method == "lsgd" else (1.3, 2)
+    return {
+        **{"color": colour, "marker": marker, "linestyle": line, "label": method},
+        **{"linewidth": width, "markersize": 5.5, "zorder": zorder},
+    }

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluations import Errors, Evaluation, Run, evaluate_all
-from report_figures import draw_figures
+from report_figures import LEAST, draw_figures
 from report_tables import (
     Method,
     Setting,
@@ -81,7 +81,7 @@ def write_report(
         _settings(methods),
         *_results(methods, network),
         *_figures(figures),
-        _predicted_and_measured(network, compute_seconds),
+        _predicted_and_measured(network, compute_seconds, groups=max(run.trial.config.groups for run in runs)),
         _keep_in_mind(methods),
         _commands(methods, commands),
     ]
@@ -99,16 +99,15 @@ def _write_csv(path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, 
         writer.writerow(["method", "phase", "seed", *flags, "workers", *measured, *errors])
         for run, evaluation in lines:
             trial, varied = run.trial, dict(run.trial.varied)
-            writer.writerow(
-                [
-                    *(trial.method, trial.phase, trial.seed),
-                    *(varied.get(flag) for flag in flags),
-                    trial.config.groups * trial.config.workers,
-                    *(getattr(evaluation, name) for name in measured),
-                    *evaluation.validation,
-                    *(evaluation.test or [None] * len(Errors._fields)),
-                ]
-            )
+            line = [
+                *(trial.method, trial.phase, trial.seed),
+                *(varied.get(flag) for flag in flags),
+                trial.config.groups * trial.config.workers,
+                *(getattr(evaluation, name) for name in measured),
+                *evaluation.validation,
+                *(evaluation.test or [None] * len(Errors._fields)),
+            ]
+            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in line])
     return path
 
 
@@ -119,8 +118,8 @@ def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
     samples = {run.end.samples for run in runs}
 
     def each(key: str) -> str:
-        return " and ".join(sorted({f"{summary[key]:,}" if isinstance(summary[key], int) else str(summary[key])
-                                    for summary in summaries}))  # fmt: skip
+        values = sorted({summary[key] for summary in summaries})
+        return " and ".join(f"{value:,}" if isinstance(value, int) else value for value in values)
 
     parameters = f" ({each('parameters')} parameters)" if summaries else ""
     facts = [
@@ -206,7 +205,8 @@ def _figures(paths: Sequence[pathlib.Path]) -> list[str]:
     captions = {
         "curves.png": "Test error of the deployed model (at each evaluation the center or the leader, by validation "
         "error) over samples, bytes and predicted time: the mean over the test seeds, and a band from the lowest to "
-        "the highest. In the middle, a method that sends nothing is a level line at its last error.",
+        "the highest. In the middle, a method that sends nothing is a level line at its last error. "
+        f"Errors below {LEAST:g} % are drawn there.",
         "learning_rate.png": "Validation error over the learning rate, mean over the search seeds, the other settings "
         "at their best for each value.",
         "period.png": "Validation error over the global period, mean over the search seeds, the other settings at "
@@ -216,16 +216,20 @@ def _figures(paths: Sequence[pathlib.Path]) -> list[str]:
     return ["## Figures", *drawn] if drawn else []
 
 
-def _predicted_and_measured(network: str, compute_seconds: float) -> str:
-    link, inside = NETWORKS[network].between, NETWORKS[network].inside
+def _predicted_and_measured(network: str, compute_seconds: float, groups: int) -> str:
+    inside, between = (
+        f"{link.latency:g} s a message and {link.bandwidth * 8 / 1e9:g} Gb/s" for link in NETWORKS[network]
+    )
+    links = f"Between groups {between}; inside a group {inside}"
+    if groups == 1:
+        links = f"All workers are one group, so nothing crosses it; inside a group {inside}"
     return f"""## What is predicted, what is measured
 
 - Measured: errors, and in the CSV files `seconds`, the time of training on the device above, which simulated all
   workers; it says nothing about workers with a device each.
 - Counted: samples, and bytes by the method's ledger, a collective as a ring. Evaluations send nothing in it.
-- Predicted: the time on {network}. Between groups {link.latency:g} s a message and {link.bandwidth * 8 / 1e9:g} Gb/s;
-  inside a group {inside.latency:g} s and {inside.bandwidth * 8 / 1e9:g} Gb/s; {compute_seconds:g} s of computation a
-  local step. Computation and communication do not overlap, and no worker waits for a slow one."""
+- Predicted: the time on {network}. {links}; {compute_seconds:g} s of computation a local step.
+  Computation and communication do not overlap, and no worker waits for a slow one."""
 
 
 def _keep_in_mind(methods: Sequence[Method]) -> str:
@@ -240,7 +244,8 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
         "same.",
         "The standard deviation is over seeds only; it does not contain that of a finite test set.",
         "A run that diverged (all workers lost) counts as an error of 100 % from then on, in every mean.",
-        "The test set says nothing about which of center and leader is deployed: both are in the first table.",
+        "sgd is one worker, which takes as many times the steps as the others have workers."
+        if any(method.name == "sgd" for method in methods) else "",
         "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period.",
     ]  # fmt: skip
     return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from evaluations import Evaluation
 from matplotlib.axes import Axes as Panel
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from palette import line_of
 from report_tables import Method, time_unit
 
@@ -82,7 +83,7 @@ def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) ->
         (lambda evaluation: evaluation.bytes / 1e6, "sent by all workers [MB]"),
         (lambda evaluation: evaluation.predicted_seconds / in_time, f"predicted time on {network} [{time}]"),
     )
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True)
     for panel, (x_of, label) in zip(panels, axes, strict=True):
         for name, curve in curves.items():
@@ -91,6 +92,7 @@ def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) ->
         panel.grid(alpha=0.3)
     for panel in panels[1:]:
         panel.set_xscale("log")
+        _plain_numbers(panel.xaxis)
     if any(not curve[-1].evaluation.bytes for curve in curves.values()):
         panels[1].set_title("level lines: send nothing, error at their end", fontsize=9)
     _percent_axis(panels[0])
@@ -108,7 +110,7 @@ def _draw_curve(panel: Panel, name: str, curve: list[tuple[float, Level]]) -> No
         return
     curve = [(x, level) for x, level in curve if x]  # a logarithmic axis has no zero
     x = [x for x, _ in curve]
-    panel.plot(x, [max(LEAST, level.mean) for _, level in curve], **style)
+    panel.plot(x, [max(LEAST, level.mean) for _, level in curve], markevery=max(1, len(x) // 8), **style)
     lowest = [max(LEAST, level.lowest) for _, level in curve]
     highest = [max(LEAST, level.highest) for _, level in curve]
     panel.fill_between(x, lowest, highest, color=style["color"], alpha=0.12, linewidth=0)
@@ -129,8 +131,7 @@ def _draw_sensitivity(
     values = sorted({value for line in lines.values() for value in line})
     panel.set_xscale("log")
     panel.set_xticks(values, [f"{value:g}" for value in values])
-    panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(NullLocator())
     _percent_axis(panel)
     panel.grid(alpha=0.3)
     panel.set_xlabel(label)
@@ -140,12 +141,15 @@ def _draw_sensitivity(
 
 
 def _percent_axis(panel: Panel) -> None:
-    """A logarithmic axis of percent, with numbers that read as such."""
     panel.set_yscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter(plain)
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    _plain_numbers(panel.yaxis)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10 along a logarithmic axis, without powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:

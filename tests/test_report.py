@@ -1,0 +1,288 @@
+"""The report of a comparison: its figures against those worked out by hand, and what must stand nowhere in it."""
+
+import csv
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import palette
+import pytest
+import report
+import train
+from absl.testing import flagsaver
+from evaluations import evaluate_all, final_validation_error
+from made_up_runs import CHOSEN, LSGD, PARALLEL, STEPS, Figures, comparison, falling, outcome
+from report_figures import levels, sensitivity
+from report_tables import Method, at_the_edge, budget_table, group_by_method, least_bytes, least_seconds, main_table
+from settings import given_settings
+from trials import Outcome
+
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.methods import METHODS
+from lsgd_jax.training.network import NETWORKS
+
+NETWORK = "1 Gb/s Ethernet"
+COMPUTE = 0.002
+
+
+def methods(outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
+    runs = evaluate_all(outcomes, NETWORKS[NETWORK], COMPUTE)
+    return {method.name: method for method in group_by_method(runs, chosen)}
+
+
+def write(workdir: Path, outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, str]:
+    """The texts and pictures of a report, by the names of their files."""
+    workdir.mkdir(exist_ok=True)
+    commands = ["python experiments/compare.py --workdir=runs/comparison"]
+    paths = report.write_report(workdir, outcomes, chosen, network=NETWORK, compute_seconds=COMPUTE, commands=commands)
+    assert sorted(paths) == sorted(workdir.iterdir())
+    return {path.name: path.read_bytes().decode("latin-1" if path.suffix == ".png" else "utf-8") for path in paths}
+
+
+def cells(table: str, method: str) -> list[str]:
+    """The cells of a method's line."""
+    line = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write(tmp_path_factory.mktemp("report") / "whole", comparison())
+
+
+def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) -> None:
+    figures = {"curves.png", "learning_rate.png", "period.png"}
+    assert written.keys() == {"report.md", "runs.csv", "curves.csv"} | figures
+    text = written["report.md"]
+    assert all(f"]({figure})" in text for figure in figures)
+    for told in ("data set digits; model cnn3 (53,002 parameters); 2 × 4 workers", "16,384 samples a run",
+                 "batches of 32 samples", "device 8 × cpu, jax 0.12.0.1", "search seeds (0, 1)",
+                 "test seeds (100, 101, 102)", "--workdir=runs/comparison"):  # fmt: skip
+        assert told in text
+    assert "Not complete" not in text
+    assert "diverged)" not in text
+    assert "Chosen at the edge of the grid: lsgd (global_period 16), data_parallel (learning_rate 0.05)." in text
+
+
+def test_the_main_table_has_mean_and_sample_deviation_over_the_test_seeds(written: dict[str, str]) -> None:
+    table = main_table(list(methods(comparison()).values()))
+    assert table in written["report.md"]
+    name, setting, validation, test, deployed, center, leader, sent, _ = cells(table, "lsgd")
+    assert (name, setting) == ("lsgd", "learning_rate 0.05, global_period 16")
+    assert (validation, test, center, leader) == ("3.00 ± 1.00", "3.00 ± 1.00", "3.00 ± 1.00", "6.00 ± 2.00")
+    assert (deployed, sent) == ("center", "4")
+    assert cells(table, "data_parallel")[3] == "1.00 ± 0.00"
+    assert table.index("data_parallel") < table.index("lsgd"), "the lowest test error comes first"
+
+
+def test_predicted_time_is_that_of_steps_and_messages() -> None:
+    end = methods(comparison())["data_parallel"].test[0].end
+    parameters = 3 * 3 * 32 + 32 + 3 * 3 * 32 * 64 + 64 + 2 * 2 * 64 * 128 + 128 + 128 * 10 + 10
+    message = 14 * 100e-6 + 14 / 8 * 4 * parameters / 125e6  # an all-reduce of 8 workers over 1 Gb/s
+    assert end.predicted_seconds == pytest.approx(STEPS * (COMPUTE + message))
+    assert (end.step, end.samples, end.bytes) == (64, 64 * 32 * 8, 12 * 10**6)
+
+
+def test_one_worker_is_as_far_in_samples_after_as_many_times_the_steps() -> None:
+    varied = (("learning_rate", 0.05),)
+    alone = outcome("sgd", varied, 100, "test", falling(0.02), groups=1, workers=1, steps=512, eval_every=128)
+    run = methods([alone, *comparison()])["sgd"].test[0]
+    assert (run.end.step, run.end.samples, run.end.bytes) == (512, 16_384, 0)
+    assert run.end.predicted_seconds == pytest.approx(512 * COMPUTE)
+
+
+@pytest.mark.parametrize(
+    ("figures", "deployed", "test"),
+    [
+        ((0.05, 0.10, 0.04, 0.20), "leader", 0.20),  # though its test error is the higher one
+        ((0.04, 0.20, 0.05, 0.10), "center", 0.20),
+        ((0.04, 0.20, 0.04, 0.10), "center", 0.20),
+        ((None, 0.10, 0.9, 0.20), "leader", 0.20),
+        ((0.05, None, 0.06, 0.20), "center", 1.0),
+        ((None, 0.10, None, 0.20), "center", 0.10),
+    ],
+)
+def test_validation_alone_decides_which_model_is_deployed(figures: Figures, deployed: str, test: float) -> None:
+    made = outcome("lsgd", LSGD, 100, "test", [*falling(0.1)[:3], figures], sent=1)
+    end = methods([made])["lsgd"].test[0].end
+    assert (end.deployed, end.test.deployed) == (deployed, test)
+    known = [error for error in (figures[0], figures[2]) if error is not None]
+    assert end.validation.deployed == final_validation_error(made) == min([*known, 1.0])
+
+
+def test_test_errors_of_the_search_change_nothing(tmp_path: Path) -> None:
+    def searched(row: dict[str, Any], phase: str) -> dict[str, Any]:
+        return {name: x for name, x in row.items() if phase == "test" or "test" not in name}
+
+    made = comparison()
+    without = [run._replace(curve=[searched(row, run.trial.phase) for row in run.curve]) for run in made]
+    assert without != made
+    assert write(tmp_path / "with", made) == write(tmp_path / "without", without)
+
+
+def test_the_csv_files_have_every_run_and_evaluation_and_test_errors_of_test_runs_alone(
+    written: dict[str, str],
+) -> None:
+    runs, curves = rows(written["runs.csv"]), rows(written["curves.csv"])
+    assert (len(runs), len(curves)) == (22, 22 * 4)
+    for row in runs + curves:
+        shown = [value for name, value in row.items() if "test_error" in name]
+        assert len(shown) == 3
+        assert all(shown) if row["phase"] == "test" else not any(shown)
+    first = runs[0]
+    assert (first["method"], first["phase"], first["seed"]) == ("lsgd", "search", "0")
+    assert (first["learning_rate"], first["global_period"], first["workers"]) == ("0.02", "16", "8")
+    assert (first["step"], first["samples"], first["bytes"], first["seconds"]) == ("64", "16384", "4000000", "2")
+    assert (first["center_validation_error"], first["leader_validation_error"]) == ("0.03", "0.06")
+    assert {row["global_period"] for row in runs if row["method"] == "data_parallel"} == {""}
+    assert [row["step"] for row in curves[:4]] == ["16", "32", "48", "64"]
+
+
+def test_a_run_that_diverged_is_wrong_from_then_on() -> None:
+    lost = outcome("lsgd", LSGD, 102, "test", falling(0.04)[:2], sent=10**6, diverged=True)
+    outcomes = [made for made in comparison() if (made.trial.method, made.trial.seed) != ("lsgd", 102)]
+    lsgd = methods([*outcomes, lost])["lsgd"]
+    table = main_table([lsgd])
+    assert cells(table, "lsgd")[3] == "35.00 ± 56.29 (1 of 3 diverged)"  # of 2, 3 and 100 %
+    diverged = lsgd.test[2].evaluations
+    assert [evaluation.step for evaluation in diverged] == [16, 32, 48, 64]
+    assert [evaluation.test.deployed for evaluation in diverged] == pytest.approx([0.32, 0.16, 1, 1])
+    assert [evaluation.diverged for evaluation in diverged] == [False, False, True, True]
+    assert diverged[3].samples == lsgd.test[0].end.samples
+    assert final_validation_error(lost) == 1.0
+    assert [level.highest for level in levels(lsgd)] == pytest.approx([32, 16, 100, 100])
+    assert levels(lsgd)[0].mean == pytest.approx(8 * (2 + 3 + 4) / 3)
+
+
+def test_a_comparison_in_which_all_runs_diverged_has_a_report(tmp_path: Path) -> None:
+    lost = [outcome("lsgd", LSGD, seed, phase, [], diverged=True) for seed, phase in ((0, "search"), (9, "test"))]
+    text = write(tmp_path / "lost", lost, {"lsgd": LSGD})["report.md"]
+    assert "100.00 (1 of 1 diverged)" in text
+    assert "1 of 1 (1 of 1 diverged)" in text
+
+
+def test_at_equal_bytes_every_method_stops_within_what_the_thriftiest_sends() -> None:
+    by_name = methods(comparison())
+    budget = least_bytes(list(by_name.values()))
+    assert budget is not None
+    assert (budget.amount, budget.method) == (4 * 10**6, "lsgd")
+    table = budget_table(list(by_name.values()), budget, "MB", 1e6)
+    assert cells(table, "lsgd") == ["lsgd", "3.00 ± 1.00", "16,384", "4"]
+    assert cells(table, "data_parallel") == ["data_parallel", "8.00 ± 0.00", "4,096", "3"]
+
+
+def test_at_equal_bytes_some_send_too_much_and_some_nothing() -> None:
+    talkative = [outcome("data_parallel", PARALLEL, 100, "test", falling(0.01), sent=5 * 10**6)]
+    silent = [outcome("none", PARALLEL, 100, "test", falling(0.05))]
+    both = [made for made in comparison() if made.trial.method == "lsgd"] + talkative + silent
+    by_name = methods(both)
+    budget = least_bytes(list(by_name.values()))
+    assert budget is not None
+    table = budget_table(list(by_name.values()), budget, "MB", 1e6)
+    assert cells(table, "data_parallel") == ["data_parallel", "needs more before its first evaluation", "", ""]
+    assert cells(table, "none") == ["none", "5.00", "16,384", "sends nothing"]
+    assert table.splitlines()[-1].startswith("| data_parallel")
+
+
+def test_at_equal_predicted_time_every_method_stops_within_the_shortest_run() -> None:
+    by_name = methods(comparison())
+    budget = least_seconds(list(by_name.values()))
+    assert budget is not None
+    assert budget.method == "lsgd"
+    lsgd, parallel = by_name["lsgd"].test[0], by_name["data_parallel"].test[0]
+    assert budget.amount == lsgd.end.predicted_seconds
+    steps = math.floor(budget.amount / (parallel.end.predicted_seconds / STEPS) / 16) * 16
+    assert 0 < steps < STEPS
+    table = budget_table(list(by_name.values()), budget, "s", 1)
+    assert cells(table, "lsgd")[1:3] == ["3.00 ± 1.00", "16,384"]
+    error = {16: "8.00 ± 0.00", 32: "4.00 ± 0.00", 48: "2.00 ± 0.00"}[steps]
+    assert cells(table, "data_parallel")[1:3] == [error, f"{steps * 32 * 8:,}"]
+
+
+def test_a_report_on_the_way_says_what_is_missing(tmp_path: Path) -> None:
+    whole = comparison()
+    gone = {("lsgd", "search", 1), ("data_parallel", "test", 102)}
+    part = [made for made in whole if (made.trial.method, made.trial.phase, made.trial.seed) not in gone]
+    text = write(tmp_path / "part", part)["report.md"]
+    assert "**Not complete**: lsgd has 6 of 12 search runs; data_parallel has 2 of 3 test runs." in text
+    assert "| 6 of 12 |" in text
+    assert "| 2 of 3 |" in text
+    assert "1.00 ± 0.00" in text
+
+    searching = [made for made in whole if made.trial.phase == "search"]
+    files = write(tmp_path / "search", searching, {"data_parallel": PARALLEL})
+    assert "lsgd has no chosen setting; data_parallel has no test run." in files["report.md"]
+    assert "No test run is there yet." in files["report.md"]
+    assert "curves.png" not in files
+    assert {"learning_rate.png", "period.png"} < files.keys()
+
+
+def test_one_method_alone_that_sends_nothing_has_a_report(tmp_path: Path) -> None:
+    runs = [
+        outcome("none", PARALLEL, seed, phase, falling(0.0), groups=1) for seed, phase in ((0, "search"), (9, "test"))
+    ]
+    files = write(tmp_path / "alone", runs, {"none": PARALLEL})
+    assert files.keys() == {"report.md", "runs.csv", "curves.csv", "curves.png"}, "the grid varies nothing"
+    assert "At equal bytes" not in files["report.md"]
+    assert "All workers are one group" in files["report.md"]
+    assert "| none | learning_rate 0.05 | 0.00 | 0.00 | center | 0.00 | 0.00 | 0 |" in files["report.md"]
+
+
+def test_sensitivity_takes_the_best_of_the_other_flags_for_each_value() -> None:
+    lsgd = methods(comparison())["lsgd"]
+    assert sensitivity(lsgd, "learning_rate") == pytest.approx({0.02: 0.031, 0.05: 0.021, 0.1: 0.061})
+    assert sensitivity(lsgd, "global_period") == pytest.approx({16: 0.021, 32: 0.0315})
+    assert sensitivity(lsgd, "push") == {}
+    assert at_the_edge([lsgd]) == ["lsgd (global_period 16)"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"algorithm": "easgd", "beta": 0.5, "global_period": 4, "seed": 101},
+        {"dataset": "cifar10", "data_dir": "/data/of mine", "download": True, "model": "cnn7", "groups": 1},
+        {"algorithm": "data_parallel", "learning_rate": 1e-5, "scale_learning_rate": True, "warmup_steps": 3},
+    ],
+)
+def test_the_command_of_a_setting_repeats_it(changed: dict[str, Any]) -> None:
+    config = Config("runs/x", **changed)
+    words = shlex.split(report.train_command(config))
+    assert words[:2] == ["python", "experiments/train.py"]
+    assert len(words) == 2 + len(changed)
+    with flagsaver.flagsaver():
+        train.FLAGS(words[1:])
+        assert Config("runs/x", **given_settings(train.FLAGS)) == config
+
+
+def test_the_report_has_the_command_of_each_chosen_setting(written: dict[str, str]) -> None:
+    commands = re.findall(r"^python experiments/train\.py .*", written["report.md"], re.MULTILINE)
+    tested = {made.trial.method: made for made in reversed(comparison()) if made.trial.phase == "test"}
+    assert commands == [report.train_command(tested[method].trial.config) for method in CHOSEN]
+
+
+def test_outside_a_checkout_no_commit_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report._commit() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report._commit() == "", "nor without git"
+
+
+def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="outcomes is empty"):
+        write(tmp_path, [])
+    with pytest.raises(ValueError, match="unknown network 'carrier pigeon'"):
+        report.write_report(tmp_path, comparison(), CHOSEN, network="carrier pigeon", compute_seconds=1, commands=[])
+
+
+def test_every_method_is_drawn_in_a_way_of_its_own() -> None:
+    assert palette.STYLES.keys() == METHODS.keys()
+    assert len(set(palette.STYLES.values())) == len(METHODS)
+    assert len({style.marker for style in palette.STYLES.values()}) == len(METHODS), "told apart in grey"
