@@ -8,13 +8,11 @@ from typing import Any
 
 from evaluations import final_validation_error
 from settings import GROUPS
-from trials import Outcome, Trial
+from trials import Outcome, Setting, Trial
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
-
-Setting = tuple[tuple[str, Any], ...]
 
 TYPES: dict[str, Any] = {
     name: {"string": str, "integer": int, "float": float}.get(kind)

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from grid import Setting, make_trial, read_variations, settings_of
-from trials import Trial
+from grid import make_trial, read_variations, settings_of
+from trials import Setting, Trial
 
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.datasets import Source, find_dataset
@@ -111,15 +111,16 @@ def make_plan(
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
     source = dataclasses.replace(source, read=functools.cache(source.read))
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
-    every_setting = [make_trial(m, setting, 0, "test", base) for m in settings for setting in settings[m]]
-    for trial in [*every_setting, *plan.search()]:
+    # Any setting may be chosen.
+    tests = [trial for m in settings for setting in settings[m] for trial in plan.test({m: setting})]
+    for trial in [*plan.search(), *tests]:
         check_config(trial.config)
         make_method(trial.config)
-        check_same_settings(trial)
+        _check_same_settings(trial)
     return plan
 
 
-def check_same_settings(trial: Trial) -> None:
+def _check_same_settings(trial: Trial) -> None:
     """Refuses a folder in which the run was started with other settings.
 
     Raises:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from evaluations import Evaluation, Run, Spread, spread
 from palette import STYLES
-
-Setting = tuple[tuple[str, Any], ...]
+from trials import Setting
 
 
 class Method(NamedTuple):

@@ -5,15 +5,15 @@ import pathlib
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from grid import Setting, choose
-from plan import Plan, check_same_settings
+from grid import choose
+from plan import Plan
 from report import write_report
-from trials import Outcome, Trial
+from trials import Outcome, Setting, Trial
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import Source
@@ -44,7 +44,6 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
 
     Raises:
       StoppedError: if a signal has stopped a run.
-      InputError: if a folder holds a run with other settings.
     """
     outcomes: list[Outcome] = []
     chosen: dict[str, Setting] = {}
@@ -54,8 +53,6 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
             outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}"))
         chosen = choose(plan.settings, outcomes)
         tests = plan.test(chosen)
-        for trial in tests:
-            check_same_settings(trial)
         for number, trial in enumerate(tests, start=1):
             outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}"))
     finally:
@@ -136,40 +133,34 @@ class Pace(NamedTuple):
 def forecast(plan: Plan) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
     search = plan.search()
-    # Which settings are chosen is not known yet; any of them takes as long.
-    tests = plan.test({method: choices[0] for method, choices in plan.settings.items()})
+    chosen = choose(plan.settings, [outcome for trial in search if (outcome := finished(trial))])
+    # Where the search is not over yet, any setting takes as long.
+    tests = plan.test({method: chosen.get(method, choices[0]) for method, choices in plan.settings.items()})
     pace = measure_pace((search or tests)[0].config, plan.source)
-    lines = []
-    for title, trials in (("search", search), ("test", tests)):
-        for method in plan.settings:
-            of_method = [trial for trial in trials if trial.method == method]
-            if not of_method:
-                continue
-            left = [trial for trial in of_method if finished(trial) is None]
-            settings = dict.fromkeys(trial.varied for trial in of_method)
-            seeds = dict.fromkeys(trial.seed for trial in of_method)
-            which = f"{len(settings)} settings" if title == "search" else "the chosen setting"
-            runs = f"{len(left)} of {len(of_method)} runs to do" if title == "search" else f"{len(of_method)} runs"
-            lines.append(f"{title:<8}{method:<15}{which}, seeds {', '.join(map(str, seeds))}: {runs}")
-            if title == "search":
-                lines += [f"{'':<8}  {', '.join(f'{flag}={value}' for flag, value in setting)}" for setting in settings]
-    todo = [trial for trial in search if finished(trial) is None], tests
-    hours = [_seconds(trials, pace) / 3600 for trials in todo]
+    lines, minutes = [], []
+    for phase, trials in (("search", search), ("test", tests)):
+        left = [trial for trial in trials if finished(trial) is None]
+        minutes.append(sum(_seconds(trial.config, pace) for trial in left) / 60)
+        for method in dict.fromkeys(trial.method for trial in trials):
+            settings = list(dict.fromkeys(trial.varied for trial in trials if trial.method == method))
+            total, todo = (sum(trial.method == method for trial in some) for some in (trials, left))
+            which = f"{len(settings)} settings" if phase == "search" else "the chosen setting"
+            lines.append(f"{phase:<8}{method:<15}{which}: {todo} of {total} runs to do")
+            if phase == "search":
+                lines += [f"{'':<10}{', '.join(f'{flag}={value}' for flag, value in setting)}" for setting in settings]
     lines.append(
-        f"about {60 * hours[0]:.1f} minutes of search and {60 * hours[1]:.1f} minutes of test on this machine "
-        f"({1 / pace.sample:,.0f} samples/s, {pace.evaluation:.1f} s an evaluation, {pace.start:.1f} s to start a run)"
+        f"about {minutes[0]:.1f} minutes of search and {minutes[1]:.1f} minutes of test on this machine "
+        f"({1 / max(pace.sample, 1e-9):,.0f} samples/s, {pace.evaluation:.1f} s an evaluation, "
+        f"{pace.start:.1f} s to start a run)"
     )
     return "\n".join(lines)
 
 
-def _seconds(trials: Iterable[Trial], pace: Pace) -> float:
-    total = 0.0
-    for trial in trials:
-        config = trial.config
-        assert config.batch_size is not None  # the plan has set it
-        samples = config.steps * config.batch_size * config.groups * config.workers
-        total += pace.start + samples * pace.sample + config.steps / config.evaluation_period * pace.evaluation
-    return total
+def _seconds(config: Config, pace: Pace) -> float:
+    """How long a run takes."""
+    assert config.batch_size is not None  # the plan has set it
+    samples = config.steps * config.batch_size * config.groups * config.workers
+    return pace.start + samples * pace.sample + config.steps / config.evaluation_period * pace.evaluation
 
 
 def measure_pace(config: Config, source: Source) -> Pace:

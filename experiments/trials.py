@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 from lsgd_jax.training.config import Config
 
+# Flags that a grid varies, with values, in the grid's order.
+Setting = tuple[tuple[str, Any], ...]
+
 
 class Trial(NamedTuple):
     """One run of a comparison.
@@ -17,7 +20,7 @@ class Trial(NamedTuple):
     """
 
     method: str
-    varied: tuple[tuple[str, Any], ...]
+    varied: Setting
     seed: int
     phase: str
     config: Config

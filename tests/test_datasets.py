@@ -117,16 +117,20 @@ def test_only_the_test_split_of_digits_is_the_same_for_every_seed(digits: Datase
     np.testing.assert_array_equal(again.validation.labels, digits.validation.labels)
 
 
-def test_training_images_have_mean_0_and_standard_deviation_1_after_preprocessing(digits: Dataset) -> None:
-    images = np.asarray(preprocess(digits.train.images, digits.preprocessing), np.float64)
+def test_all_but_the_test_images_have_mean_0_and_standard_deviation_1_after_preprocessing(digits: Dataset) -> None:
+    raw = np.concatenate([digits.train.images, digits.validation.images])
+    images = np.asarray(preprocess(raw, digits.preprocessing), np.float64)
     assert abs(images.mean()) < 1e-5
     assert abs(images.std() - 1) < 1e-5
 
 
-def test_moments_are_of_each_channel_of_the_training_images_alone(tmp_path: Path) -> None:
+def test_moments_are_of_each_channel_of_all_but_the_test_images_for_every_seed(tmp_path: Path) -> None:
     folder = write_set(tmp_path, {"train": labelled(*range(20)), "test": labelled(*range(20, 30))})
     dataset = load_dataset(find_dataset("tiny", data_dir=folder), seed=5)
-    pixels = dataset.train.images.reshape(-1, 3).astype(np.float64)
+    other = load_dataset(find_dataset("tiny", data_dir=folder), seed=6)
+    assert dataset.preprocessing == other.preprocessing
+    raw = np.concatenate([dataset.train.images, dataset.validation.images])
+    pixels = raw.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(dataset.preprocessing.mean, pixels.mean(0), rtol=1e-12)
     np.testing.assert_allclose(dataset.preprocessing.std, pixels.std(0), rtol=1e-12)
 
