@@ -5,11 +5,14 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo compare test lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
 	$(BIN)/python experiments/train.py --groups=2 --workers=4 --sampling=iid --batch_size=32
+
+compare: $(VENV)/.installed-train
+	$(BIN)/python experiments/compare.py --flagfile=experiments/flagfiles/digits.flags --workdir=runs/compare
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4

@@ -32,8 +32,9 @@ def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
         count: Any = lax.axis_size(axis_name)
         totals = _sums([jnp.asarray(leaf) for leaf in leaves], axis_name)
     else:
-        # Counted from an array that varies over the axes even where `where` is a constant.
-        varying = jnp.ones_like(lax.axis_index(axis_name))
+        # Counted from an array that varies over the axes even where `where` is a constant, in the dtype of most
+        # trees, so that it travels in their message.
+        varying = jnp.ones_like(lax.axis_index(axis_name), dtype=jnp.float32)
         parts = [jnp.asarray(leaf) for leaf in leaves]
         *totals, count = _sums([jnp.where(where, part, jnp.zeros_like(part)) for part in (*parts, varying)], axis_name)
     means = [total / jnp.asarray(count, total.dtype) for total in totals]
