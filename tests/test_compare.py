@@ -270,7 +270,7 @@ def test_the_pace_of_this_machine_is_measured(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in measure_pace(plan.search()[0].config, plan.source))
 
 
-@pytest.mark.parametrize(("name", "settings"), [("digits", 2), ("cifar10_cnn7_4_workers", 4)])
+@pytest.mark.parametrize(("name", "settings"), [("digits", 2), ("cifar10_cnn7_4_workers", 2)])
 def test_the_flagfiles_give_every_method_as_many_settings(name: str, settings: int) -> None:
     flagfile = Path(script.__file__).parent / "flagfiles" / f"{name}.flags"
     script.FLAGS.unparse_flags()
