@@ -16,6 +16,7 @@ from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.trainer import check_settings
+from lsgd_jax.training.workdir import locked
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "train.py"
@@ -195,6 +196,13 @@ def test_a_workdir_that_is_used_is_told_and_not_touched(
     assert f"--workdir={tmp_path}" in message
     assert hint in message
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]
+
+
+def test_a_workdir_in_which_another_process_trains_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path):
+        assert "another process trains in" in refused(capfd, f"--workdir={tmp_path}")
+    with pytest.raises(AssertionError, match="before the run was built"):
+        train.main(["experiments/train.py", f"--workdir={tmp_path}"])
 
 
 def test_resuming_needs_the_workdir(

@@ -25,7 +25,7 @@ from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
 from lsgd_jax.training.stopping import stop_on_signals
 from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
-from lsgd_jax.training.workdir import check_workdir, make_writable, read_config, write_json
+from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
 
 
 class Position(NamedTuple):
@@ -68,8 +68,15 @@ def train(
     if resume and (summary := _finished(config, workdir)):
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
-    run = build_run(config, source)
+    with locked(workdir):
+        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir)
 
+
+def _train(
+    config: Config, source: Source, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
+) -> dict[str, Any] | None:
+    """What `train` does once all is checked and the workdir is this process's own."""
+    run = build_run(config, source)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints, config.steps)
         write_json(workdir / "config.json", dataclasses.asdict(config))

@@ -1,8 +1,12 @@
 """A run's folder: whose it is, and the settings in it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
@@ -40,6 +44,26 @@ def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder meanwhile. The lock goes with the process, however it ends.
+
+    Raises:
+      InputError: if another process trains there.
+    """
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process trains in --workdir={workdir}: wait for it, or name another") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
