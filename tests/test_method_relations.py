@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import SGD, in_optax
@@ -144,6 +145,23 @@ def test_weights_are_inverse_to_the_norms(seed: int, rank: int, ratio: float) ->
     np.testing.assert_allclose(communicated(MEAN_PULL)(x, grads)[0], np.tile(expected, (WORKERS, 1)), atol=1e-4)
 
 
+@pytest.mark.parametrize("without", [[0], [1, 4], list(range(WORKERS))], ids=str)
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_workers_without_a_gradient_stay_between_the_others(without: list[int], scale: float) -> None:
+    x, grads = scale * (points(0) + 5), points(1)
+    grads[without] = 0
+    for moved in communicated(MEAN_PULL)(x, grads):
+        assert np.isfinite(moved).all()
+        assert (moved <= x.max(axis=0) + 1e-4).all()
+        assert (moved >= x.min(axis=0) - 1e-4).all()
+
+
+def test_weights_are_not_rounded_to_the_dtype_of_the_parameters() -> None:
+    x = jnp.ones((WORKERS, 5), jnp.bfloat16)
+    for moved in communicated(MEAN_PULL)(x, points(1).astype(jnp.bfloat16)):
+        np.testing.assert_array_equal(moved, x)
+
+
 def antipodes(seed: int, distance: float) -> np.ndarray:
     """Three pairs, all at this distance from the same mean."""
     away = points(seed)[:3]
@@ -161,9 +179,10 @@ def test_pushed_workers_come_to_the_distance_of_push_over_pull(seed: int, distan
         np.testing.assert_allclose(np.linalg.norm(moved - center, axis=1), end, atol=1e-4)
 
 
-def test_workers_that_are_all_at_one_point_are_not_pushed() -> None:
-    x = np.tile(np.arange(5, dtype=np.float32), (WORKERS, 1))
-    np.testing.assert_array_equal(communicated(PUSHED)(x, ZERO)[0], x)
+@pytest.mark.parametrize("size", [1.0, 0.1])
+def test_workers_that_are_all_at_one_point_are_not_pushed(size: float) -> None:
+    x = np.tile(np.arange(5, dtype=np.float32) * np.float32(size), (WORKERS, 1))
+    np.testing.assert_allclose(communicated(PUSHED)(x, ZERO)[0], x, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
