@@ -21,6 +21,8 @@ from lsgd_jax.optimizers.periodic import PeriodicState
 
 GROUPS, WORKERS, STEPS = 2, 3, 60
 LEAVES = ("b", "w")
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options: small programs compile in half the time."""
 
 
 class Batch(NamedTuple):
@@ -139,7 +141,7 @@ def on_mesh(run: Callable[..., Any], groups: int, workers: int) -> Callable[...,
 def in_lanes(run: Callable[..., Any], groups: int) -> Callable[..., Any]:
     """`run`, of one worker, in nested lanes of one device."""
     lanes = jax.vmap(jax.vmap(run, axis_name=WORKER), axis_name=GROUP)
-    return jax.jit(lambda *args: flattened(lanes(*(laid_out(arg, groups) for arg in args))))
+    return jax.jit(lambda *args: flattened(lanes(*(laid_out(arg, groups) for arg in args))), compiler_options=QUICK)
 
 
 def on_mesh_of_lanes(run: Callable[..., Any], groups: int) -> Callable[..., Any]:

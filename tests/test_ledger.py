@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from regression import Problem, laid_out, loss_of, make_problem, on_mesh, scanned
+from method_cases import TYPICAL
+from regression import QUICK, Problem, laid_out, loss_of, make_problem, on_mesh, scanned
+from train_steps import REGRESSION
 
 from lsgd_jax import (
-    Batches,
+    Axes,
     DistributedOptimizer,
     Ledger,
     Topology,
@@ -36,7 +38,8 @@ METHODS: dict[str, tuple[DistributedOptimizer, int]] = {
     ),
     "lsgd around a ring, int8": (LSGD(broadcast="ring", wire_dtype=jnp.int8), 2),
     "data_parallel": (data_parallel(SGD), 2),
-}
+    "local_sgd, 1 group": (TYPICAL["local_sgd"].optimizer, 1),
+} | {name: (case.optimizer, 2) for name, case in TYPICAL.items()}
 # Batch statistics, a count of them, and a flag.
 MODEL_STATE = {"mean": jnp.zeros(7), "count": jnp.zeros([], jnp.int32), "seen": jnp.zeros([], jnp.bool_)}
 
@@ -51,14 +54,13 @@ def one_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def assert_same(program: str, expected: Ledger, steps: int) -> None:
-    """In each branch is one level of the ledger; outside of branches are the gradients of so many steps, or nothing."""
+def assert_same(program: str, expected: Ledger, steps: int, start: Counter[hlo.Sent] | None = None) -> None:
+    """In each branch is one level of the ledger; outside of branches are the start and the gradients of all steps."""
     levels = {entry.level: entry.collectives for entry in expected.entries}
     gradients = hlo.as_compiled(levels.pop("gradient", ()), steps)
     outside, branches = hlo.sent(program)
-    assert outside == gradients
+    assert outside == gradients + (start or Counter())
     assert sorted(branches, key=str) == sorted(map(hlo.as_compiled, levels.values()), key=str)
-    assert gradients or branches
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -66,11 +68,6 @@ def test_it_is_what_the_compiled_train_step_sends(problem: Problem, name: str) -
     optimizer, groups = METHODS[name]
     topology = Topology(groups, 8 // groups)
     assert topology.mesh.size == 8
-    regression = Batches(
-        plan=lambda key, first_step, steps: first_step + jnp.arange(steps),
-        draw=lambda data, step, key: jax.tree.map(lambda leaf: leaf[step], data),
-        per_worker=True,
-    )
 
     def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         del key
@@ -79,26 +76,31 @@ def test_it_is_what_the_compiled_train_step_sends(problem: Problem, name: str) -
     params = one_of(problem.initial)
     state = init_state(optimizer, topology, lambda key: (params, MODEL_STATE), jax.random.key(0))
     data = jax.device_put(laid_out(problem.batches, groups), topology.per_worker)
-    train_step = make_train_step(optimizer, topology, loss, regression)
-    program = train_step.lower(state, data, jnp.int32(1)).compile().as_text()
-    assert_same(program, ledger(optimizer, params, MODEL_STATE, groups=groups, workers=8 // groups), 1)
+    train_step = make_train_step(optimizer, topology, loss, REGRESSION)
+    program = train_step.lower(state, data, jnp.int32(1)).compile(QUICK).as_text()
+    sends = ledger(optimizer, params, MODEL_STATE, groups=groups, workers=8 // groups)
+    assert_same(program, sends, 1)
+    assert bool(sends.entries) == (name != "independent")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_what_a_compiled_loop_around_periodic_sends(problem: Problem, name: str) -> None:
     optimizer, groups = METHODS[name]
     loop = on_mesh(partial(scanned, periodic(optimizer)), groups, 8 // groups)
-    program = loop.lower(problem.initial, problem.batches).compile().as_text()
-    assert_same(program, ledger(optimizer, one_of(problem.initial), groups=groups, workers=8 // groups), STEPS)
+    program = loop.lower(problem.initial, problem.batches).compile(QUICK).as_text()
+    sends = ledger(optimizer, one_of(problem.initial), groups=groups, workers=8 // groups)
+    assert_same(program, sends, STEPS, hlo.as_compiled(sends.start))
+    assert bool(sends.start) == (name in ("easgd", "eamsgd", "diloco"))
 
 
-def test_center_is_what_the_compiled_center_sends(problem: Problem) -> None:
-    optimizer = LSGD()
-    center = ledger(optimizer, one_of(problem.initial), groups=2, workers=4).center
-    axes = Topology(2, 4).axes._replace(group=("group",), worker=("worker",))
-    mapped = on_mesh(lambda params: optimizer.center(params, optimizer.init(params, axes), axes), 2, 4)
-    outside, _ = hlo.sent(mapped.lower(problem.initial).compile().as_text())
-    assert outside == hlo.as_compiled(center) != Counter()
+@pytest.mark.parametrize("name", ["lsgd, 2 groups", *TYPICAL])
+def test_center_is_what_the_compiled_center_sends(problem: Problem, name: str) -> None:
+    optimizer, _ = METHODS[name]
+    sends = ledger(optimizer, one_of(problem.initial), groups=2, workers=4)
+    mapped = on_mesh(lambda params: optimizer.center(params, optimizer.init(params, Axes()), Axes()), 2, 4)
+    outside, _ = hlo.sent(mapped.lower(problem.initial).compile(QUICK).as_text())
+    assert outside == hlo.as_compiled(sends.start + sends.center) != Counter()
+    assert bool(sends.center) != bool(sends.start)
 
 
 PARAMS = {"w": jnp.zeros((5, 2)), "b": jnp.zeros(2), "count": jnp.zeros(3, jnp.int32)}

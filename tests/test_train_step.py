@@ -14,10 +14,8 @@ from numpy_lsgd import Election, Faults, Reseed, Run, Settings, simulate
 from regression import (
     GROUPS,
     WORKERS,
-    Problem,
     in_lanes,
     laid_out,
-    loss_of,
     make_problem,
     numpy_loss_and_grad,
     on_mesh,
@@ -26,43 +24,13 @@ from regression import (
     run_scanned,
     with_faults,
 )
+from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
-from lsgd_jax import Batches, Topology, TrainState, data_parallel, init_state, make_train_step, periodic
+from lsgd_jax import Topology, data_parallel, init_state, make_train_step, periodic
 from lsgd_jax.training.train_step import call_end
 
 NAN, INF = float("nan"), float("inf")
-STEPS = 66
 SETTINGS = {"plain": PLAIN, "stale": STALE}
-REGRESSION = Batches(
-    plan=lambda key, first_step, steps: first_step + jnp.arange(steps),
-    draw=lambda data, step, key: jax.tree.map(lambda leaf: leaf[step], data),
-    per_worker=True,
-)
-
-
-@jax.custom_vjp
-def broken(leaf: jax.Array, fault: jax.Array) -> jax.Array:
-    """The leaf itself, whose gradient has the fault added to it."""
-    del fault
-    return leaf
-
-
-broken.defvjp(lambda leaf, fault: (leaf, fault), lambda fault, grad: (grad + fault, jnp.zeros_like(fault)))
-
-
-def faulty_loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-    del key
-    params = {name: broken(leaf, batch.leaf_faults[name]) for name, leaf in params.items()}
-    return loss_of(params, batch) + batch.loss_fault, model_state
-
-
-def started(optimizer: Any, topology: Topology, problem: Problem) -> TrainState:
-    """The state in which each worker has the problem's own starting point."""
-    state = init_state(
-        optimizer, topology, lambda key: ({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, {}), jax.random.key(0)
-    )
-    params = jax.device_put(laid_out(problem.initial, topology.groups), topology.per_worker)
-    return state._replace(params=params)
 
 
 @cache
@@ -70,19 +38,6 @@ def compiled(settings: Settings, devices: int = 1, lanes: str = "sequential", al
     topology = Topology(settings.groups, settings.workers, jax.devices()[:devices], lanes)
     optimizer = method(settings) if algorithm == "lsgd" else data_parallel(optax_sgd())
     return optimizer, topology, make_train_step(optimizer, topology, faulty_loss, REGRESSION)
-
-
-def run(problem: Problem, parts: Any, cuts: int = 1, steps: int = STEPS) -> tuple[Any, list[Any], TrainState]:
-    """Trains in calls of at most `cuts` steps: ({step: params [n·l, ...]}, reports, state)."""
-    optimizer, topology, train_step = parts
-    data = jax.device_put(laid_out(problem.batches, topology.groups), topology.per_worker)
-    state = started(optimizer, topology, problem)
-    trajectory, reports = {}, []
-    while int(state.step) < steps:
-        state, report = train_step(state, data, jnp.int32(min(cuts, steps - int(state.step))))
-        trajectory[int(state.step)] = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), state.params)
-        reports.append((int(state.step), jax.device_get(report)))
-    return trajectory, reports, state
 
 
 def told(reports: list[Any], workers: int) -> tuple[list[Election], list[Reseed]]:
