@@ -59,7 +59,9 @@ def dppf(
         found, finite = all_finite(average), all_finite(params)
         away = jax.tree.map(lambda x, m: x - m, params, average)
         distance = optax.tree.norm(away)
-        kept = 1 - pull + jnp.where(distance > 0, push / distance, 0)
+        # Workers that are all at one point differ from their mean by rounding, which is no direction.
+        apart = distance > 10 * jnp.finfo(distance.dtype).eps * optax.tree.norm(average)
+        kept = 1 - pull + jnp.where(apart, push / distance, 0)
         moved = jax.tree.map(lambda m, d: m + kept.astype(d.dtype) * d, average, away)
         return Outcome(select(found, select(finite, moved, average), params), state, None, found & ~finite)
 

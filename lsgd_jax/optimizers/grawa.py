@@ -24,6 +24,10 @@ from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 
+# A gradient this short or shorter weighs as one of this length.
+SMALLEST_NORM = 1e-12
+
+
 class GrawaState(NamedTuple):
     """State of one worker.
 
@@ -96,9 +100,12 @@ def grawa(
 def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
     """m; NaN where no worker has a weight."""
     norm = window_mean(norms)
-    weight = jnp.where(jnp.isfinite(norm), 1 / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny), 0)
+    weight = jnp.where(jnp.isfinite(norm), 1 / jnp.maximum(norm, SMALLEST_NORM), 0)
     weight = jnp.where(norms.filled == 0, 1, weight)  # before the first step all weigh the same
-    finite = all_finite(params)
-    weighted = jax.tree.map(lambda x: weight.astype(x.dtype) * x, params)
-    total, weights = mean((weighted, weight), axis_name, where=finite)
-    return jax.tree.map(lambda x: x / weights.astype(x.dtype), total)
+    weight = jnp.where(all_finite(params), weight, 0)
+    # First of all the weights' own mean, so that nothing large is added up; and at least float32, which they need.
+    average = mean(weight, axis_name)
+    share = weight / average
+    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share * x, 0), params)
+    total = jax.tree.map(lambda m: jnp.where(average > 0, m, jnp.nan), mean(weighted, axis_name))
+    return optax.tree.cast_like(total, params)
