@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
         return done
 
     # Only now: a mistyped flag is told without waiting for these.
-    from plan import make_plan
-    from running import StoppedError, compare, forecast
+    from comparison.plan import make_plan
+    from comparison.running import StoppedError, compare, forecast
 
     from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.workdir import make_writable

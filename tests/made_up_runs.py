@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trials import Outcome, Trial
+from comparison.trials import Outcome, Trial
 
 from lsgd_jax.training.config import Config
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "lsgd_jax"
 NAMES = (
     "GROUP", "WORKER", "elect_leader", "broadcast_from_leader", "leader_pull", "lsgd", "data_parallel", "periodic",
+    "easgd", "eamsgd", "downpour", "local_sgd", "diloco", "independent", "grawa", "dppf",
     "Topology", "init_state", "make_train_step", "load_center", "ledger",
 )  # fmt: skip
 EXTRAS = ("flax", "orbax", "tensorflow_datasets", "tensorflow", "tqdm", "matplotlib", "sklearn", "tensorboardX", "PIL")

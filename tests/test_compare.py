@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid import choose, make_trial, read_variations, settings_of
-from plan import Plan, make_plan
-from running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
+from comparison.grid import choose, make_trial, read_variations, settings_of
+from comparison.plan import Plan, make_plan
+from comparison.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
+from comparison.trials import Outcome, Trial
 from settings import given_settings
-from trials import Outcome, Trial
 
 import compare as script  # isort: skip
-import running
+from comparison import running
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError, InputError

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison import PLAIN, STALE, assert_same, expected, train
+from lsgd_runs import PLAIN, STALE, assert_same, expected, train
 from numpy_lsgd import Election, Faults, Settings
 from regression import STEPS, make_problem, with_faults
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from comparison import PLAIN, STALE, assert_same, expected, method, train
+from lsgd_runs import PLAIN, STALE, assert_same, expected, method, train
 from numpy_lsgd import Settings
 from regression import GROUPS, STEPS, in_lanes, make_problem
 

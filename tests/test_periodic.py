@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from comparison import PLAIN, STALE, assert_same, expected, method, optax_sgd
 from hlo import collectives, collectives_outside_conditionals
+from lsgd_runs import PLAIN, STALE, assert_same, expected, method, optax_sgd
 from numpy_lsgd import Base, Settings, Sgd, Tree, simulate
 from regression import (
     GROUPS,

@@ -10,15 +10,15 @@ from typing import Any
 
 import palette
 import pytest
-import report
 import train
 from absl.testing import flagsaver
-from evaluations import evaluate_all, final_validation_error
+from comparison import report
+from comparison.evaluations import evaluate_all, final_validation_error
+from comparison.figures import levels, sensitivity
+from comparison.tables import Method, at_the_edge, budget_table, group_by_method, least_bytes, least_seconds, main_table
+from comparison.trials import Outcome
 from made_up_runs import CHOSEN, LSGD, PARALLEL, STEPS, Figures, comparison, falling, outcome
-from report_figures import levels, sensitivity
-from report_tables import Method, at_the_edge, budget_table, group_by_method, least_bytes, least_seconds, main_table
 from settings import given_settings
-from trials import Outcome
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.methods import METHODS

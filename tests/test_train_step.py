@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparison import PLAIN, SGD, STALE, method, optax_sgd
+from lsgd_runs import PLAIN, SGD, STALE, method, optax_sgd
 from numpy_lsgd import Election, Faults, Reseed, Run, Settings, simulate
 from regression import (
     GROUPS,

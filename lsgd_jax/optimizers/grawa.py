@@ -23,7 +23,6 @@ from lsgd_jax.optimizers.distributed_optimizer import (
 from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
-
 # A gradient this short or shorter weighs as one of this length.
 SMALLEST_NORM = 1e-12
 

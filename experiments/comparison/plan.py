@@ -7,9 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from grid import make_trial, read_variations, settings_of
-from trials import Setting, Trial
-
+from comparison.grid import make_trial, read_variations, settings_of
+from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.datasets import Source, find_dataset
 from lsgd_jax.training.errors import InputError

@@ -4,13 +4,14 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from evaluations import Evaluation
 from matplotlib.axes import Axes as Panel
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from palette import line_of
-from report_tables import Method, time_unit
+
+from comparison.evaluations import Evaluation
+from comparison.tables import Method, time_unit
 
 LEAST = 0.05  # an error of zero is drawn there, in percent: a logarithmic axis has no zero
 

@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evaluations import Errors, Evaluation, Run, evaluate_all
-from report_figures import LEAST, draw_figures
-from report_tables import (
+from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
+from comparison.figures import LEAST, draw_figures
+from comparison.tables import (
     Method,
     Setting,
     at_the_edge,
@@ -27,12 +27,11 @@ from report_tables import (
     search_table,
     time_unit,
 )
-from trials import Outcome, Trial
-
+from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.network import NETWORKS
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write_report(

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from trials import Outcome, Trial
 
+from comparison.trials import Outcome, Trial
 from lsgd_jax import ledger
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evaluations import final_validation_error
 from settings import GROUPS
-from trials import Outcome, Setting, Trial
 
+from comparison.evaluations import final_validation_error
+from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluations import Evaluation, Run, Spread, spread
 from palette import STYLES
-from trials import Setting
+
+from comparison.evaluations import Evaluation, Run, Spread, spread
+from comparison.trials import Setting
 
 
 class Method(NamedTuple):

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from grid import choose
-from plan import Plan
-from report import write_report
-from trials import Outcome, Setting, Trial
 
+from comparison.grid import choose
+from comparison.plan import Plan
+from comparison.report import write_report
+from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import Source
 from lsgd_jax.training.errors import AllWorkersLostError
