@@ -266,7 +266,7 @@ def test_a_forecast_leaves_out_what_is_finished(done: Path) -> None:
 
 
 def test_the_pace_of_this_machine_is_measured(tmp_path: Path) -> None:
-    plan = a_plan(tmp_path)
+    plan = a_plan(tmp_path, methods=["sgd"], vary=["learning_rate=0.01,0.02"])
     assert all(seconds > 0 for seconds in measure_pace(plan.search()[0].config, plan.source))
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lsgd_jax import Topology, data_parallel, lsgd
+from lsgd_jax import Axes, Topology, data_parallel, lsgd
 from lsgd_jax.optimizers.window import Window
 from lsgd_jax.training import evaluation
 from lsgd_jax.training.datasets import Images
@@ -135,7 +135,7 @@ def state_of(topology: Topology, method: Any, losses: np.ndarray, lost: tuple[tu
     state = TrainState(
         params=params,
         model_state={"shift": rng.normal(size=(*topology.shape, 4)).astype(np.float32)},
-        opt_state=jax.vmap(jax.vmap(method.init))(jax.tree.map(jnp.asarray, params)),
+        opt_state=jax.vmap(jax.vmap(lambda params: method.init(params, Axes())))(jax.tree.map(jnp.asarray, params)),
         losses=Window(window, filled),
         keys=jax.random.split(jax.random.key(0), topology.shape),
         step=jnp.int32(8),

@@ -195,7 +195,8 @@ CHANGES = {
     "groups": 3, "workers": 3, "sampling": "iid", "init": "different", "optimizer": "adamw", "learning_rate": 0.1,
     "momentum": 0.5, "weight_decay": 0.0, "batch_size": 7, "steps": 1000, "local_pull": 0.2, "global_pull": 0.2,
     "stale_local_pull": 0.2, "stale_global_pull": 0.2, "local_period": 8, "global_period": 32, "leader_window": 3,
-    "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere", "eval_every": 3,
+    "warmup_steps": 3, "scale_learning_rate": True, "beta": 0.5, "outer_learning_rate": 0.5, "outer_momentum": 0.5,
+    "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere", "eval_every": 3,
     "checkpoint_every": 5,
 }  # fmt: skip
 FREE = {"data_dir", "download", "steps", "workdir", "eval_every", "checkpoint_every"}
