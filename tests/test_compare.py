@@ -96,7 +96,9 @@ def test_a_method_that_diverged_with_every_setting_is_not_chosen() -> None:
     rates = [(("learning_rate", rate),) for rate in (0.1, 0.2)]
     outcomes = [Outcome(make_trial("lsgd", rate, 0, "search", BASE), [], None) for rate in rates]
     assert choose({"lsgd": rates}, outcomes) == {}
+    assert choose({"lsgd": rates}, outcomes[:1]) == {}, "the search is not over"
     better = outcome_of(outcomes[1].trial, 0.9)
+    assert choose({"lsgd": rates}, [better]) == {}
     assert choose({"lsgd": rates}, [outcomes[0], better]) == {"lsgd": rates[1]}
 
 

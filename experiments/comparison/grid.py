@@ -90,7 +90,7 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
 def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
     """Each method's setting with the lowest validation error, the mean over its seeds.
 
-    A method of which every setting diverged has none.
+    A method of which every setting diverged has none, nor has one whose search is not over.
     """
     chosen = {}
     for method, choices in settings.items():
@@ -104,7 +104,7 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
         }
         if len(choices) == 1:
             chosen[method] = choices[0]
-        elif any(error < 1 for of_setting in errors.values() for error in of_setting):
+        elif all(errors.values()) and any(error < 1 for of_setting in errors.values() for error in of_setting):
             chosen[method] = min(choices, key=lambda setting: statistics.mean(errors[setting]))
     return chosen
 
