@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     from comparison.running import StoppedError, compare, forecast
 
     from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.workdir import locked, make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
             print(forecast(plan))
             return 0
         make_writable(workdir)
-        files = compare(plan, commands=[shlex.join(["python", *argv])])
+        with locked(workdir):
+            files = compare(plan, commands=[shlex.join(["python", *argv])])
     except InputError as error:
         return refuse(argv, str(error))
     except (StoppedError, KeyboardInterrupt):

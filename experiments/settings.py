@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "local steps": (
         Flag("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),
         Flag("learning_rate", "float", 0.05, "of the local steps"),
-        Flag("momentum", "float", 0.9, "of sgd (Nesterov's) and lars; 0 for none"),
+        Flag("momentum", "float", 0.9, "of sgd (Nesterov's), lars and eamsgd; 0 for none"),
         Flag("weight_decay", "float", 1e-4, "weight decay"),
         Flag("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
         Flag("scale_learning_rate", "boolean", False, "times the number of workers, for data_parallel"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.models import check_model
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.run import samples_and_batch_size
+from lsgd_jax.training.workdir import read_config
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives and how its data got there says nothing about what it computes.
@@ -115,6 +115,8 @@ def make_plan(
     for trial in [*plan.search(), *tests]:
         check_config(trial.config)
         make_method(trial.config)
+        check_model(trial.config.model_name, source.input_shape)
+        samples_and_batch_size(trial.config, source)
         _check_same_settings(trial)
     return plan
 
@@ -128,10 +130,10 @@ def _check_same_settings(trial: Trial) -> None:
     path = pathlib.Path(trial.config.workdir) / "config.json"
     if not path.exists():
         return
-    saved, now = json.loads(path.read_text()), dataclasses.asdict(trial.config)
-    changed = [name for name in now if name not in IRRELEVANT and saved.get(name) != now[name]]
+    saved, now = read_config(path.parent), dataclasses.asdict(trial.config)
+    changed = [name for name in now if name not in IRRELEVANT and saved[name] != now[name]]
     if changed:
-        told = ", ".join(f"--{name} was {saved.get(name)}, is {now[name]}" for name in changed)
+        told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
         raise InputError(f"{path.parent} holds a run with other settings ({told}): use another --workdir")
 
 

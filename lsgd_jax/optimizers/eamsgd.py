@@ -1,7 +1,8 @@
 """EAMSGD, Elastic Averaging SGD with Nesterov's momentum.
 
 Zhang, Choromanska, LeCun: "Deep learning with Elastic Averaging SGD", NeurIPS
-2015, arXiv:1412.6651, section 3.2 (equation 5 and Algorithm 2), synchronous.
+2015, arXiv:1412.6651, section 3.2, with all workers in step, and the elastic move
+after the step as in `easgd`.
 """
 
 from typing import Any, NamedTuple

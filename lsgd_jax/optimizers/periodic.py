@@ -40,9 +40,9 @@ def periodic(
     Put the scan over steps inside the `vmap`, or keep the counter unbatched
     (`in_axes=PeriodicState(step=None, losses=0, inner=0)`).
 
-    With `lsgd`, a worker whose parameters are no longer finite never leads and never
-    spreads, but it stays lost: optax only adds updates, and NaN plus anything is NaN. The
-    train step of `lsgd_jax.make_train_step` restarts such a worker.
+    A worker whose parameters are no longer finite never leads, enters no mean and never
+    spreads (except with `data_parallel`), but it stays lost: optax only adds updates, and
+    NaN plus anything is NaN. The train step of `lsgd_jax.make_train_step` restarts it.
 
     Args:
       optimizer: what `lsgd`, `data_parallel`, … return.

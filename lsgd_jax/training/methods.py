@@ -1,4 +1,4 @@
-"""From settings to a distributed optimizer: the one place that knows every method by name."""
+"""From settings to a distributed optimizer: the one place that makes every method by name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -142,9 +142,9 @@ def make_train_step(
     told to. Where calls are cut changes nothing of the trajectory, and they all run
     the same compiled program.
 
-    A worker whose parameters are not finite starts again, at the next
-    communication with a valid leader, from that leader's parameters and model
-    state, with a fresh optimizer state and no losses.
+    A worker whose parameters are not finite starts again at the next communication
+    that has something to start from (a valid leader, a mean, a center): see
+    `lsgd_jax.training.communication`.
 
     Args:
       optimizer: the method.
