@@ -10,10 +10,8 @@ import sys
 from typing import Any, NamedTuple
 
 from absl import flags
-from command_line import parse, refuse
+from command_line import Flag, define, describe, parse, refuse
 from palette import line_of
-
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 
 
 class Model(NamedTuple):
@@ -53,13 +51,16 @@ MODELS = {
 }  # fmt: skip
 WORKERS = tuple(2**exponent for exponent in range(2, 11))
 
-flags.DEFINE_string("workdir", "runs/network", "folder for network.csv and network.png", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "workers_per_node", 4, "workers that share a node and its network card; a node is a group", flag_values=FLAGS
+TABLE = (
+    Flag("workdir", "string", "runs/network", "folder for network.csv and network.png"),
+    Flag("workers_per_node", "integer", 4, "workers that share a node and its network card; a node is a group"),
+    *(
+        Flag(f"{name}_seconds", "float", model.compute_seconds, f"compute seconds of a step: {model.title}")
+        for name, model in MODELS.items()
+    ),
 )
-for _name, _model in MODELS.items():
-    _help = f"compute seconds of a step: {_model.title}"
-    flags.DEFINE_float(f"{_name}_seconds", _model.compute_seconds, _help, flag_values=FLAGS)
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+define(FLAGS, TABLE)
 
 
 class Row(NamedTuple):
@@ -104,9 +105,7 @@ def main(argv: list[str]) -> int:
 def usage() -> str:
     """The text of --help."""
     lines = ["usage: python experiments/network.py [--flag=value ...]", "", str(__doc__).strip(), ""]
-    for name in ("workdir", "workers_per_node", *(f"{model}_seconds" for model in MODELS)):
-        lines.append(f"  --{name:<18} {FLAGS[name].help} (default: {FLAGS[name].default})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe(TABLE)])
 
 
 def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Row]:

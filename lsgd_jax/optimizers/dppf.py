@@ -16,7 +16,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_count,
     check_fraction,
 )
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
 
 
 def dppf(
@@ -56,14 +56,13 @@ def dppf(
     def apply(params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
         average = finite_mean(params, axis_name)
-        found, finite = all_finite(average), all_finite(params)
         away = jax.tree.map(lambda x, m: x - m, params, average)
         distance = optax.tree.norm(away)
         # Workers that are all at one point differ from their mean by rounding, which is no direction.
         apart = distance > 10 * jnp.finfo(distance.dtype).eps * optax.tree.norm(average)
         kept = 1 - pull + jnp.where(apart, push / distance, 0)
         moved = jax.tree.map(lambda m, d: m + kept.astype(d.dtype) * d, average, away)
-        return Outcome(select(found, select(finite, moved, average), params), state, None, found & ~finite)
+        return moved_by_mean(params, state, average, moved)
 
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),

@@ -45,9 +45,9 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
       if period divides t:   x_i <- x_i - α (x_i - c)   and   c <- (1 - β) c + β mean(x_i)
 
     both from the x_i and the c before the move. In the paper the gradient is taken
-    where the move starts, here where the last one has ended. c starts as the mean of the x_i,
-    and is what is evaluated. A worker whose parameters are not finite takes no
-    part in the mean, and starts again from c.
+    where the move starts, here where the last one has ended. c starts as the mean of
+    the x_i, and is what is evaluated. A worker whose parameters are not finite takes
+    no part in the mean, and starts again from c.
 
     Args:
       base: any optax optimizer, for the local steps. The paper's has no momentum.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgd_jax.collectives import mean
+from lsgd_jax.optimizers.distributed_optimizer import Outcome
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -22,3 +23,13 @@ def finite_mean(tree: Any, axis_name: tuple[str, ...]) -> Any:
 def select(condition: jax.Array, yes: Any, no: Any) -> Any:
     """One tree or the other. The one that is not chosen leaves no trace, NaN included."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def moved_by_mean(params: Any, state: Any, average: Any, moved: Any) -> Outcome:
+    """The outcome of a move from `params` to `moved`, in which a mean was heard.
+
+    A worker that is lost starts again from the mean. Where the mean is not finite,
+    nobody was left to enter it, and all stay as they are.
+    """
+    found, finite = all_finite(average), all_finite(params)
+    return Outcome(select(found, select(finite, moved, average), params), state, None, found & ~finite)

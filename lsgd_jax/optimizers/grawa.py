@@ -20,7 +20,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_count,
     check_fraction,
 )
-from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.finite import all_finite, moved_by_mean
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 # A gradient this short or shorter weighs as one of this length.
@@ -83,9 +83,7 @@ def grawa(
     def apply(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
         average = _weighted_mean(params, state.norms, axis_name)
-        found, finite = all_finite(average), all_finite(params)
-        pulled = select(finite, optax.incremental_update(average, params, pull), average)
-        return Outcome(select(found, pulled, params), state, None, found & ~finite)
+        return moved_by_mean(params, state, average, optax.incremental_update(average, params, pull))
 
     return DistributedOptimizer(
         init=init,

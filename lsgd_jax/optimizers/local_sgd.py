@@ -16,7 +16,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
 )
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
 
 
 def local_sgd(
@@ -69,5 +69,4 @@ def become_the_mean(
     """A communication after which all workers are the mean of those that were finite."""
     del score
     average = finite_mean(params, axis_name)
-    found = all_finite(average)
-    return Outcome(select(found, average, params), state, None, found & ~all_finite(params))
+    return moved_by_mean(params, state, average, average)
