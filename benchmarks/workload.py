@@ -10,11 +10,11 @@ import numpy as np
 import optax
 
 import lsgd_jax
+from lsgd_jax.training.classification import classification_loss
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.models import make_model
 from lsgd_jax.training.precision import compiler_options
-from lsgd_jax.training.run import classification_loss
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices
 from lsgd_jax.training.topology import Lanes, Topology
 from lsgd_jax.training.train_step import LONGEST_CALL, TrainState, init_state, make_train_step

@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 from lsgd_jax.training.progress import Progress
 import time
-with Progress(step=0, steps=20, images_per_step=256) as progress:
+with Progress(0, 20, "images", 256) as progress:
     time.sleep(0.2)
     progress.update(10, 0.5, 3)
     time.sleep(0.2)

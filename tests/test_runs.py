@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lsgd_jax import load_center
-from lsgd_jax.training import run as run_module
+from lsgd_jax.training import classification
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset, load_dataset
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
@@ -230,7 +230,7 @@ def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
 def test_lost_workers_are_reported_and_the_run_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    plain = run_module.classification_loss
+    plain = classification.classification_loss
 
     def sometimes_not_finite(model: Any) -> Any:
         def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
@@ -239,7 +239,7 @@ def test_lost_workers_are_reported_and_the_run_goes_on(
 
         return loss
 
-    monkeypatch.setattr(run_module, "classification_loss", sometimes_not_finite)
+    monkeypatch.setattr(classification, "classification_loss", sometimes_not_finite)
     summary = train(Config(**SETTINGS | {"workdir": str(tmp_path / "run"), "steps": 120}))
     log = capsys.readouterr().err
     lost = re.findall(r"step (\d+): worker (\d) has parameters that are not finite", log)
@@ -253,7 +253,7 @@ def test_lost_workers_are_reported_and_the_run_goes_on(
 def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run_module.classification_loss
+    plain = classification.classification_loss
 
     def not_finite_once_it_is_small(model: Any) -> Any:
         def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
@@ -262,7 +262,7 @@ def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
 
         return loss
 
-    monkeypatch.setattr(run_module, "classification_loss", not_finite_once_it_is_small)
+    monkeypatch.setattr(classification, "classification_loss", not_finite_once_it_is_small)
     workdir = tmp_path / "run"
     with pytest.raises(AllWorkersLostError) as stopped:
         train(Config(**SETTINGS | {"workdir": str(workdir), "checkpoint_every": 4, "eval_every": 4}))

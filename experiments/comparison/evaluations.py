@@ -12,12 +12,10 @@ import jax
 from comparison.trials import Outcome, Trial
 from lsgd_jax import ledger
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import find_dataset
 from lsgd_jax.training.ledger import Ledger
 from lsgd_jax.training.methods import make_method
-from lsgd_jax.training.models import make_model
 from lsgd_jax.training.network import Network, run_seconds
-from lsgd_jax.training.run import samples_and_batch_size
+from lsgd_jax.training.tasks import find_source, kind_of
 
 
 class Errors(NamedTuple):
@@ -112,11 +110,11 @@ def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost
     Raises:
       InputError: if its data set is no longer there.
     """
-    source = find_dataset(config.dataset, data_dir=config.data_dir)
-    model = make_model(config.model_name, source.input_shape, source.classes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    source = find_source(dataclasses.replace(config, download=False))
+    kind = kind_of(source)
+    shapes = jax.eval_shape(kind.model(config, source, None).init, jax.random.key(0))
     sends = ledger(make_method(config), *shapes, groups=config.groups, workers=config.workers)
-    _, batch_size = samples_and_batch_size(config, source)
+    batch_size = kind.batch_size(config, source)
     seconds = run_seconds(sends, network, compute_seconds=compute_seconds, steps=1)
     return Cost(batch_size * config.groups * config.workers, sends, seconds)
 

@@ -9,12 +9,10 @@ from typing import Any
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
-from lsgd_jax.training.datasets import Source, find_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
-from lsgd_jax.training.models import check_model
 from lsgd_jax.training.network import NETWORKS
-from lsgd_jax.training.run import samples_and_batch_size
+from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.workdir import read_config
 
 LEAST_TEST_SEEDS = 3
@@ -37,7 +35,7 @@ class Plan:
     """
 
     base: Config
-    source: Source
+    source: AnySource
     settings: dict[str, list[Setting]]
     search_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
@@ -100,10 +98,9 @@ def make_plan(
         raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
     base = Config(**given)
     check_config(base)
-    source = find_dataset(base.dataset, data_dir=base.data_dir, download=base.download)
-    check_model(base.model_name, source.input_shape)
+    source = find_source(base)
     # One batch size for all: its default depends on the number of workers, and sgd has one.
-    base = dataclasses.replace(base, batch_size=samples_and_batch_size(base, source)[1])
+    base = dataclasses.replace(base, batch_size=kind_of(source).batch_size(base, source))
     variations = read_variations(vary)
     if absent := sorted(set(variations) - {"", *methods}):
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
@@ -115,8 +112,7 @@ def make_plan(
     for trial in [*plan.search(), *tests]:
         check_config(trial.config)
         make_method(trial.config)
-        check_model(trial.config.model_name, source.input_shape)
-        samples_and_batch_size(trial.config, source)
+        kind_of(source).batch_size(trial.config, source)
         _check_same_settings(trial)
     return plan
 

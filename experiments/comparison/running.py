@@ -16,12 +16,11 @@ from comparison.plan import Plan
 from comparison.report import write_report
 from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Source
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.run import build_run
+from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import call_end
 from lsgd_jax.training.trainer import train
 from lsgd_jax.training.workdir import write_json
 
@@ -60,7 +59,7 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
     return files
 
 
-def run(trial: Trial, source: Source, title: str) -> Outcome:
+def run(trial: Trial, source: AnySource, title: str) -> Outcome:
     """Runs a trial, goes on with it, or reads what came of it.
 
     Raises:
@@ -163,23 +162,23 @@ def _seconds(config: Config, pace: Pace) -> float:
     return pace.start + samples * pace.sample + config.steps / config.evaluation_period * pace.evaluation
 
 
-def measure_pace(config: Config, source: Source) -> Pace:
+def measure_pace(config: Config, source: AnySource) -> Pace:
     """Times the start of a run, a few steps, and an evaluation."""
     started = time.monotonic()
     built = build_run(config, source)
     state = built.init_state()
-    state, _ = jax.block_until_ready(built.train_step(state, built.data, jnp.int32(1)))
+    state, _ = jax.block_until_ready(built.train_step(state, built.task.feed(0, 1), jnp.int32(1)))
     start = time.monotonic() - started
-    steps = min(8, call_end(built.method, config.groups, 1) - 1)
+    steps = min(8, built.call_end(1) - 1)
     started = time.monotonic()
-    state, _ = jax.block_until_ready(built.train_step(state, built.data, jnp.int32(steps)))
-    sample = (time.monotonic() - started) / (steps * built.batch_size * built.topology.size)
+    state, _ = jax.block_until_ready(built.train_step(state, built.task.feed(1, steps), jnp.int32(steps)))
+    sample = (time.monotonic() - started) / (steps * built.task.batch_size * built.topology.size)
 
     def evaluate() -> float:
         begun = time.monotonic()
         candidates = built.candidates(state)
         for model in (candidates.center, candidates.leader):
-            built.evaluate(model, "")
+            built.task.evaluate(model, "")
         return time.monotonic() - begun
 
     first, second = evaluate(), evaluate()  # the first compiles

@@ -1,6 +1,5 @@
 """Checkpoints of a run, and the center on its own, with Orbax."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -10,7 +9,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from lsgd_jax.training.images import Preprocessing, preprocess
-from lsgd_jax.training.models import FunctionalModel, Shape, make_model
+from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.train_step import TrainState
 from lsgd_jax.training.workdir import write_json
 
@@ -76,27 +75,13 @@ class Classifier(nnx.Module):
         return self.network(preprocess(images, self.preprocessing))
 
 
-def save_center(
-    workdir: pathlib.Path,
-    params: Any,
-    model_state: Any,
-    model: str,
-    input_shape: Shape,
-    classes: int,
-    how: Preprocessing,
-) -> None:
-    """Saves the evaluated center, with all that `load_center` needs, in `center/`."""
+def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
+    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs."""
     center = workdir / "center"
     (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
     with ocp.StandardCheckpointer() as checkpointer:
         path = (center / "arrays").absolute()
         checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
-    description = {
-        "model": model,
-        "input_shape": input_shape,
-        "classes": classes,
-        "preprocessing": dataclasses.asdict(how),
-    }
     write_json(center / "model.json", description)
 
 

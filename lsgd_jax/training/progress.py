@@ -13,10 +13,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows steps/s, images/s, the loss and the leader, on standard error."""
+    """Shows steps/s, images/s (or what else the unit is), the loss and the leader, on standard error."""
 
-    def __init__(self, *, step: int, steps: int, images_per_step: int) -> None:
-        self._steps, self._images_per_step = steps, images_per_step
+    def __init__(self, step: int, steps: int, unit: str, units_per_step: int) -> None:
+        self._steps, self._unit, self._units_per_step = steps, unit, units_per_step
         self._bar = _bar(step, steps) if sys.stderr.isatty() else None
         self._since = self._told = time.monotonic()
         self._from = self._step = step
@@ -26,16 +26,18 @@ class Progress:
         leads = "" if leader is None else f", leader {leader}"
         if self._bar is not None:
             rate = (step - self._from) / max(time.monotonic() - self._since, 1e-9)
-            self._bar.set_postfix_str(f"{rate * self._images_per_step:,.0f} images/s, loss {loss:.4f}{leads}", False)
+            self._bar.set_postfix_str(f"{self._pace(rate)}, loss {loss:.4f}{leads}", False)
             self._bar.update(step - self._step)
         self._step = step
         now = time.monotonic()
         if self._bar is None and (now - self._told > SECONDS_BETWEEN_LINES or step == self._steps):
             rate = (step - self._from) / max(now - self._since, 1e-9)
-            images = rate * self._images_per_step
-            self.tell(f"step {step}/{self._steps}, {rate:.1f} steps/s, {images:,.0f} images/s, loss {loss:.4f}{leads}")
+            self.tell(f"step {step}/{self._steps}, {rate:.1f} steps/s, {self._pace(rate)}, loss {loss:.4f}{leads}")
             self._told = self._since = now
             self._from = step
+
+    def _pace(self, rate: float) -> str:
+        return f"{rate * self._units_per_step:,.0f} {self._unit}/s"
 
     def tell(self, line: str) -> None:
         """Prints a line without spoiling the bar."""

@@ -134,6 +134,7 @@ def make_train_step(
     loss: Loss,
     batches: Batches,
     *,
+    longest_call: int | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """Makes the function that trains all workers for up to a round, in one call.
@@ -151,6 +152,7 @@ def make_train_step(
       topology: where the workers live.
       loss: the loss of one worker on one minibatch.
       batches: where minibatches come from.
+      longest_call: local steps in one call, at most; None for LONGEST_CALL.
       compiler_options: for `jax.jit`.
 
     Returns:
@@ -162,11 +164,12 @@ def make_train_step(
     """
     communications = schedule(optimizer, topology.groups)
     period = _shortest_period(optimizer, topology.groups)
-    local_steps = make_local_steps(optimizer, topology, loss, batches, longest=min(period, LONGEST_CALL))
+    longest = min(period, longest_call or LONGEST_CALL)
+    local_steps = make_local_steps(optimizer, topology, loss, batches, longest)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
-        steps = jnp.minimum(steps, jnp.minimum(to_communication, LONGEST_CALL))
+        steps = jnp.minimum(steps, jnp.minimum(to_communication, longest))
         workers = local_steps(_workers(state), state.keys, state.step, steps, data)
         state = TrainState(*workers, keys=state.keys, step=state.step + steps)
         scores = topology.over_lanes(window_mean)(state.losses)
@@ -185,10 +188,10 @@ def make_train_step(
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
 
-def call_end(optimizer: DistributedOptimizer, groups: int, step: int) -> int:
+def call_end(optimizer: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
     """The step at which a call of the train step that begins at `step` ends by itself."""
     period = _shortest_period(optimizer, groups)
-    return step + min(LONGEST_CALL, period - step % period)
+    return step + min(longest_call or LONGEST_CALL, period - step % period)
 
 
 def _shortest_period(optimizer: DistributedOptimizer, groups: int) -> int:

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 
 from lsgd_jax.training.checkpoints import Checkpoints, save_center
 from lsgd_jax.training.config import Config, check_config, check_resumable
-from lsgd_jax.training.datasets import Source, find_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.methods import make_method
-from lsgd_jax.training.models import check_model
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
-from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
+from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.stopping import stop_on_signals
-from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
+from lsgd_jax.training.tasks import AnySource, find_source, kind_of
+from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
 
 
@@ -45,7 +44,7 @@ class Position(NamedTuple):
 
 
 def train(
-    config: Config, *, resume: bool = False, profile_dir: str | None = None, source: Source | None = None
+    config: Config, *, resume: bool = False, profile_dir: str | None = None, source: AnySource | None = None
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -73,7 +72,7 @@ def train(
 
 
 def _train(
-    config: Config, source: Source, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
+    config: Config, source: AnySource, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
     run = build_run(config, source)
@@ -96,8 +95,8 @@ def check_settings(
     *,
     resume: bool,
     profile_dir: str | None = None,
-    source: Source | None = None,
-) -> Source:
+    source: AnySource | None = None,
+) -> AnySource:
     """Finds the data set, after checking all that can be wrong before its images are read.
 
     Raises:
@@ -108,9 +107,8 @@ def check_settings(
     check_workdir(workdir, resume=resume)
     if resume:
         check_resumable(read_config(workdir), config)
-    source = source or find_dataset(config.dataset, data_dir=config.data_dir, download=config.download)
-    check_model(config.model_name, source.input_shape)
-    samples_and_batch_size(config, source)
+    source = source or find_source(config)
+    kind_of(source).batch_size(config, source)
     if profile_dir is not None:
         make_writable(pathlib.Path(profile_dir), "profile_dir")
     make_writable(workdir)
@@ -138,22 +136,22 @@ def _advance(
         if records.last_evaluation != step:
             records.add_metrics(_metrics(run, at))
         return at
-    images_per_step = run.topology.size * run.batch_size
+    units_per_step = run.topology.size * run.task.units_per_batch
 
     with (
         contextlib.ExitStack() as closed,
         stop_on_signals() as stop,
-        Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
+        Progress(step, config.steps, run.task.unit, units_per_step) as progress,
     ):
         print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
         with progress.paused():
-            train_step = run.train_step.lower(state, run.data, jnp.int32(1)).compile()
+            train_step = run.train_step.lower(state, run.task.feed(step, 0), jnp.int32(1)).compile()
         profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
             begin, step = step, _call_end(step, config, run)
-            state, report = train_step(state, run.data, jnp.int32(step - begin))
+            state, report = train_step(state, run.task.feed(begin, step - begin), jnp.int32(step - begin))
             log.add(step, report)
             profile.called(state)
 
@@ -180,7 +178,7 @@ def _call_end(step: int, config: Config, run: Run) -> int:
     """The step at which the call that begins at `step` ends."""
     periods = (config.evaluation_period, config.checkpoint_period)
     stops = [(step // period + 1) * period for period in periods]
-    return min(config.steps, call_end(run.method, config.groups, step), *stops)
+    return min(config.steps, run.call_end(step), *stops)
 
 
 def _metrics(run: Run, at: Position) -> dict[str, Any]:
@@ -191,8 +189,8 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
         "seconds": round(at.seconds, 3),
         "bytes_communicated": run.ledger.bytes_sent(at.step),
         "train_loss": at.train_loss,
-        **run.evaluate(candidates.center, ""),
-        **run.evaluate(candidates.leader, "leader_"),
+        **run.task.evaluate(candidates.center, ""),
+        **run.task.evaluate(candidates.leader, "leader_"),
         "leader": int(candidates.leader_rank),
     }
 
@@ -200,7 +198,7 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
 def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> dict[str, Any]:
     """Saves the center, the figures and, last of all, the summary."""
     params, model_state = run.candidates(end.state).center
-    save_center(workdir, params, model_state, config.model_name, run.input_shape, run.classes, run.preprocessing)
+    save_center(workdir, params, model_state, run.task.description)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
     figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size)
     parameters = sum(x.size for x in jax.tree.leaves(params))
@@ -212,7 +210,7 @@ def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> d
         "parameters": parameters,
         "groups": config.groups,
         "workers": config.workers,
-        "batch_size": run.batch_size,
+        "batch_size": run.task.batch_size,
         "seed": config.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
         "jax": jax.__version__,

@@ -1,0 +1,103 @@
+"""Classifying images that fit in memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.datasets import Dataset, Source, load_dataset
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
+from lsgd_jax.training.local_steps import Loss
+from lsgd_jax.training.models import Dtype, FunctionalModel, check_model, make_model
+from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
+from lsgd_jax.training.task import Candidate, Kind, Task
+from lsgd_jax.training.topology import Topology
+
+
+def make_task(config: Config, source: Source, topology: Topology) -> Task:
+    """Reads the images and makes the task."""
+    dataset = load_dataset(source, seed=config.seed)
+    batch_size = batch_size_of(config, source)
+    data = put_on_devices(dataset.train, topology, config.sampling, config.seed)
+    model = model_of(config, source)
+    description = {
+        "model": config.model_name,
+        "input_shape": source.input_shape,
+        "classes": source.classes,
+        "preprocessing": dataclasses.asdict(dataset.preprocessing),
+    }
+    return Task(
+        model=model,
+        loss=classification_loss(model_of(config, source, config.compute_dtype)),
+        batches=make_batches(config.sampling, _samples(config, source)[0], batch_size, dataset.preprocessing),
+        feed=lambda step, steps: data,
+        longest_call=None,
+        evaluate=_make_evaluate_splits(model, dataset, topology),
+        renew=lambda center: center,
+        description=description,
+        batch_size=batch_size,
+        unit="images",
+        units_per_batch=batch_size,
+    )
+
+
+def classification_loss(model: FunctionalModel) -> Loss:
+    """The mean cross-entropy of a minibatch, in nats."""
+
+    def loss(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        logits, model_state = model.apply(params, model_state, batch.images, key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean(), model_state
+
+    return loss
+
+
+def model_of(config: Config, source: Source, compute_dtype: Dtype = None) -> FunctionalModel:
+    """The model of the settings, for these images."""
+    return make_model(config.model_name, source.input_shape, source.classes, compute_dtype)
+
+
+def batch_size_of(config: Config, source: Source) -> int:
+    """A worker's batch size.
+
+    Raises:
+      InputError: if the model does not fit the images, or the batch is larger than what it is drawn from.
+    """
+    check_model(config.model_name, source.input_shape)
+    samples, where = _samples(config, source)
+    batch_size = min(128, samples) if config.batch_size is None else config.batch_size
+    if not 1 <= batch_size <= samples:
+        raise InputError(
+            f"--batch_size={batch_size} does not fit into {where} of {samples} images: "
+            "use a smaller batch or fewer workers, or --sampling=iid"
+        )
+    return batch_size
+
+
+def _samples(config: Config, source: Source) -> tuple[int, str]:
+    """(images that a worker draws from, what they are)."""
+    if config.sampling == "shard":
+        return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
+    return source.train_samples, "the training set"
+
+
+def _make_evaluate_splits(
+    model: FunctionalModel, dataset: Dataset, topology: Topology
+) -> Callable[[Candidate, str], dict[str, float]]:
+    evaluate = make_evaluate(model, dataset.preprocessing)
+    splits = {
+        "validation": put_evaluation_set(dataset.validation, topology),
+        "test": put_evaluation_set(dataset.test, topology),
+    }
+
+    def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
+        figures = {name: evaluate(candidate, split) for name, split in splits.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, split in figures.items() for key, x in split.items()}
+
+    return evaluate_splits
+
+
+KIND = Kind(batch_size_of, model_of, make_task)
