@@ -33,8 +33,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("learning_rate", "float", 0.05, "of the local steps"),
         Flag("momentum", "float", 0.9, "of sgd (Nesterov's), lars and eamsgd; 0 for none"),
         Flag("weight_decay", "float", 1e-4, "weight decay"),
-        Flag("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
         Flag("scale_learning_rate", "boolean", False, "times the number of workers, for data_parallel"),
+        Flag(
+            "schedule", "string", "constant", "constant, drop, plateau or cosine: of the learning rate, for all workers"
+        ),
+        Flag("drop_at", "string", None, "drop: a tenth of the rate from each of these steps on, as 1000,2000"),
+        Flag("plateau_patience", "integer", 5, "plateau: a tenth of it after so many evaluations without improvement"),
+        Flag("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
         Flag("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
         Flag("steps", "integer", 640, "local steps of each worker"),
         Flag("compute_dtype", "string", "float32", "float32 or bfloat16: of products; the rest stays float32"),

@@ -100,12 +100,9 @@ def test_the_momentum_of_eamsgd_is_the_methods_and_not_its_base_optimizers() -> 
         np.testing.assert_allclose(moved(make_method(settings), grads, steps)["w"], x + 0.5 * v, rtol=1e-6)
 
 
-def test_the_learning_rate_is_scaled_to_the_workers_and_warmed_up_in_equal_steps() -> None:
+def test_the_learning_rate_is_scaled_to_the_workers() -> None:
     assert learning_rate(config(learning_rate=0.1)) == 0.1
     assert learning_rate(config(learning_rate=0.1, scale_learning_rate=True)) == pytest.approx(0.8)
-    assert learning_rate(config(learning_rate=0.1, warmup_steps=1)) == 0.1
-    warmed: Any = learning_rate(config(learning_rate=0.1, scale_learning_rate=True, warmup_steps=4))
-    np.testing.assert_allclose([warmed(step) for step in range(6)], [0.2, 0.4, 0.6, 0.8, 0.8, 0.8], rtol=1e-6)
 
 
 def test_lars_scales_each_layer_by_its_norms() -> None:

@@ -40,8 +40,11 @@ class Config:
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    warmup_steps: int = 0
     scale_learning_rate: bool = False
+    schedule: str = "constant"
+    drop_at: str | None = None
+    plateau_patience: int = 5
+    warmup_steps: int = 0
     batch_size: int | None = None
     steps: int = 640
     compute_dtype: str = "float32"
@@ -84,7 +87,7 @@ def check_config(config: Config) -> None:
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
-    for name in ("groups", "workers", "steps", "leader_window", "global_period"):
+    for name in ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience"):
         _check_at_least(config, name, 1)
     if config.leader_window > LARGEST_WINDOW:
         raise InputError(f"--leader_window={config.leader_window}: must be at most {LARGEST_WINDOW:,}")

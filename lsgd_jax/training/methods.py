@@ -19,6 +19,7 @@ from lsgd_jax.optimizers.local_sgd import local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.schedules import follow_factor
 
 
 def _lsgd(config: Config) -> DistributedOptimizer:
@@ -88,7 +89,7 @@ METHODS: dict[str, Callable[[Config], DistributedOptimizer]] = {
 }
 
 
-def _sgd(rate: optax.ScalarOrSchedule, momentum: float, decay: float) -> optax.GradientTransformation:
+def _sgd(rate: float, momentum: float, decay: float) -> optax.GradientTransformation:
     # Weight decay enters the momentum, as in the authors' runs.
     return optax.chain(
         optax.add_decayed_weights(decay), optax.sgd(rate, momentum=momentum or None, nesterov=momentum > 0)
@@ -96,7 +97,7 @@ def _sgd(rate: optax.ScalarOrSchedule, momentum: float, decay: float) -> optax.G
 
 
 # By name: (learning rate, momentum, weight decay) to an optax optimizer.
-BASE_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule, float, float], optax.GradientTransformation]] = {
+BASE_OPTIMIZERS: dict[str, Callable[[float, float, float], optax.GradientTransformation]] = {
     "sgd": _sgd,
     "adam": lambda rate, momentum, decay: optax.chain(optax.add_decayed_weights(decay), optax.adam(rate)),
     "adamw": lambda rate, momentum, decay: optax.adamw(rate, weight_decay=decay),
@@ -104,24 +105,20 @@ BASE_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule, float, float], opta
 }
 
 
-def base_optimizer(config: Config, momentum: float | None = None) -> optax.GradientTransformation:
+def base_optimizer(config: Config, momentum: float | None = None) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the local steps. `momentum` overrides that of the settings."""
     make = BASE_OPTIMIZERS[config.optimizer]
-    return make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
+    base = make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
+    return optax.chain(base, follow_factor())
 
 
-def learning_rate(config: Config) -> optax.ScalarOrSchedule:
-    """The learning rate over local steps.
+def learning_rate(config: Config) -> float:
+    """The full learning rate, scaled to the number of workers where that is asked for.
 
-    Scaled to the number of workers and warmed up as for large batches: Goyal et al.,
-    "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
-    arXiv:1706.02677, sections 2.1 and 2.2.
+    That is for large batches: Goyal et al., "Accurate, Large Minibatch SGD: Training
+    ImageNet in 1 Hour", 2017, arXiv:1706.02677, section 2.1.
     """
-    rate = config.learning_rate * (config.groups * config.workers if config.scale_learning_rate else 1)
-    if config.warmup_steps <= 1:
-        return rate
-    # In equal steps, the last of which reaches the full rate.
-    return optax.linear_schedule(rate / config.warmup_steps, rate, config.warmup_steps - 1)
+    return config.learning_rate * (config.groups * config.workers if config.scale_learning_rate else 1)
 
 
 def make_method(config: Config) -> DistributedOptimizer:

@@ -11,6 +11,7 @@ from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidat
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.precision import compiler_options
+from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
@@ -54,16 +55,22 @@ def build_run(config: Config, source: AnySource) -> Run:
         found = gather(state)
         return found._replace(center=task.renew(found.center))
 
-    options = compiler_options(config.compute_dtype, topology)
+    train_step = make_train_step(
+        method,
+        topology,
+        task.loss,
+        task.batches,
+        rate_factor=make_factor(config),
+        longest_call=task.longest_call,
+        compiler_options=compiler_options(config.compute_dtype, topology),
+    )
     return Run(
         method=method,
         topology=topology,
         task=task,
         ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=config.groups, workers=config.workers),
         init_state=lambda: init_state(method, topology, task.model.init, key, same_init=config.init == "same"),
-        train_step=make_train_step(
-            method, topology, task.loss, task.batches, longest_call=task.longest_call, compiler_options=options
-        ),
+        train_step=train_step,
         call_end=lambda step: call_end(method, config.groups, step, task.longest_call),
         candidates=candidates,
         evaluate_workers=lambda state: [task.evaluate(worker, "") for worker in every_worker(state, topology)],

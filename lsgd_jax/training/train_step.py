@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from optax.contrib import ReduceLROnPlateauState
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, schedule
@@ -14,6 +15,7 @@ from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import Window, empty_window, window_mean
 from lsgd_jax.training.communication import WorkerState, communicate
 from lsgd_jax.training.local_steps import Batches, Loss, make_local_steps
+from lsgd_jax.training.schedules import Factor, constant, start_plateau
 from lsgd_jax.training.topology import Topology
 
 # How many losses make a score, for reports, where the method itself needs none.
@@ -24,7 +26,7 @@ LONGEST_CALL = 64
 
 
 class TrainState(NamedTuple):
-    """State of all workers. Leaves have the shape (groups, workers, ...), but for `step`.
+    """State of all workers. Leaves have the shape (groups, workers, ...), but for those of `SHARED` fields.
 
     Attributes:
       params: the parameters.
@@ -33,6 +35,8 @@ class TrainState(NamedTuple):
       losses: the last losses of each worker.
       keys: key[groups, workers], from which each worker draws all its randomness.
       step: int32[], local steps so far, the same for all.
+      plateau: what `lsgd_jax.training.schedules.see` has seen, the same for all; its
+        `scale` is a factor on the learning rate.
     """
 
     params: Any
@@ -41,6 +45,11 @@ class TrainState(NamedTuple):
     losses: Window
     keys: jax.Array
     step: jax.Array
+    plateau: ReduceLROnPlateauState
+
+
+# What all workers have in common.
+SHARED = ("step", "plateau")
 
 
 class Election(NamedTuple):
@@ -110,6 +119,7 @@ def init_state(
             losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
             keys=jax.random.split(worker_key, topology.shape),
             step=jnp.zeros([], jnp.int32),
+            plateau=start_plateau(),
         )
 
     shapes = jax.eval_shape(init_all, init_keys, worker_key)
@@ -119,13 +129,17 @@ def init_state(
 def state_specs() -> Any:
     """How `shard_map` splits a `TrainState`."""
     specs: Any = dict.fromkeys(TrainState._fields, PartitionSpec(GROUP, WORKER))
-    return TrainState(**specs | {"step": PartitionSpec()})
+    return TrainState(**specs | dict.fromkeys(SHARED, PartitionSpec()))
 
 
 def state_shardings(topology: Topology, state: TrainState) -> TrainState:
     """The sharding of each leaf of a state."""
-    per_worker = jax.tree.map(lambda _: topology.per_worker, state)
-    return per_worker._replace(step=topology.replicated)
+
+    def of(field: str) -> Any:
+        place = topology.replicated if field in SHARED else topology.per_worker
+        return jax.tree.map(lambda _: place, getattr(state, field))
+
+    return TrainState(**{field: of(field) for field in TrainState._fields})
 
 
 def make_train_step(
@@ -134,6 +148,7 @@ def make_train_step(
     loss: Loss,
     batches: Batches,
     *,
+    rate_factor: Factor = constant,
     longest_call: int | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
@@ -152,6 +167,8 @@ def make_train_step(
       topology: where the workers live.
       loss: the loss of one worker on one minibatch.
       batches: where minibatches come from.
+      rate_factor: the factor on the learning rate over steps. The method's base optimizer
+        must end with `lsgd_jax.training.schedules.follow_factor`, which applies it.
       longest_call: local steps in one call, at most; None for LONGEST_CALL.
       compiler_options: for `jax.jit`.
 
@@ -170,8 +187,12 @@ def make_train_step(
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
         steps = jnp.minimum(steps, jnp.minimum(to_communication, longest))
-        workers = local_steps(_workers(state), state.keys, state.step, steps, data)
-        state = TrainState(*workers, keys=state.keys, step=state.step + steps)
+
+        def factor(step: jax.Array) -> jax.Array:
+            return rate_factor(step) * state.plateau.scale
+
+        workers = local_steps(_workers(state), state.keys, state.step, steps, factor, data)
+        state = state._replace(**workers._asdict(), step=state.step + steps)
         scores = topology.over_lanes(window_mean)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}

@@ -21,6 +21,7 @@ from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.schedules import make_factor, see
 from lsgd_jax.training.stopping import stop_on_signals
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.train_step import TrainState, state_shardings
@@ -104,6 +105,7 @@ def check_settings(
     """
     check_config(config)
     make_method(config)
+    make_factor(config)
     check_workdir(workdir, resume=resume)
     if resume:
         check_resumable(read_config(workdir), config)
@@ -166,12 +168,28 @@ def _advance(
             with progress.paused():
                 at = Position(state, step, seconds, log.train_loss)
                 if evaluating:
-                    records.add_metrics(_metrics(run, at))
+                    metrics = _metrics(run, at)
+                    records.add_metrics(metrics)
+                    if config.schedule == "plateau":
+                        state = _lower_rate_on_plateau(state, metrics, config.plateau_patience, run, progress)
+                        at = at._replace(state=state)
                 if saving:
                     records.flush()  # first: no checkpoint is newer than the records
                     checkpoints.save(step, state, {"seconds": seconds, "train_loss": log.train_loss})
             started = time.monotonic()
     return at
+
+
+def _lower_rate_on_plateau(
+    state: TrainState, metrics: dict[str, Any], patience: int, run: Run, progress: Progress
+) -> TrainState:
+    """The state after an evaluation, of the better of center and leader."""
+    losses = (metrics["validation_loss"], metrics["leader_validation_loss"])
+    best = min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
+    plateau = jax.device_put(see(state.plateau, best, patience), run.topology.replicated)
+    if plateau.scale < state.plateau.scale:
+        progress.tell(f"step {int(state.step)}: validation loss saturates, learning rate × {float(plateau.scale):g}")
+    return state._replace(plateau=plateau)
 
 
 def _call_end(step: int, config: Config, run: Run) -> int:
