@@ -5,6 +5,7 @@ a function of the step that they share. In the state of a base optimizer it woul
 again with each worker that is lost and starts again.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ def drop_steps(config: Config) -> tuple[int, ...]:
         steps = tuple(int(text) for text in config.drop_at.split(",")) if config.drop_at else ()
     except ValueError as error:
         raise InputError(f"--drop_at={config.drop_at}: must be whole numbers, separated by commas") from error
-    if any(after <= before for before, after in zip((0, *steps), steps, strict=False)):
+    if any(after <= before for before, after in itertools.pairwise((0, *steps))):
         raise InputError(f"--drop_at={config.drop_at}: must be numbers of steps, each larger than the one before")
     return steps
 

@@ -1,0 +1,211 @@
+"""Draws the paper's figures from finished runs: error over seconds, and who led when and how often.
+
+--runs names folders of runs, or folders of folders, as a comparison leaves them. Runs that differ in nothing but
+their seed are one line: the mean, and the range. The error is that of the center, as in the paper, where the settings
+do not say otherwise.
+"""
+
+import csv
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from command_line import Flag, define, describe, parse, refuse
+from palette import GREY, STYLES, line_of
+
+TABLE = (
+    Flag("runs", "list", [], "folders of finished runs, or of folders of them"),
+    Flag("workdir", "string", "runs/figures", "folder for the figures and error.csv"),
+    Flag("model", "string", "center", "center, or leader: whose error is drawn"),
+    Flag("split", "string", "test", "test or validation: of which split"),
+)
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+define(FLAGS, TABLE)
+
+# What may differ between the runs of one line.
+OF_A_SEED = ("seed", "workdir", "data_dir", "download", "checkpoint_every")
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, settings, evaluations and elections."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    leaders: list[dict[str, str]]
+
+
+class Line(NamedTuple):
+    """The runs of one setting, and what tells it from the others."""
+
+    name: str
+    runs: list[Run]
+
+
+class Point(NamedTuple):
+    """A row of error.csv: an evaluation, over the seeds of a setting."""
+
+    line: str
+    step: int
+    seconds: float
+    mean: float
+    lowest: float
+    highest: float
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+    for name, choices in (("model", ("center", "leader")), ("split", ("test", "validation"))):
+        if FLAGS[name].value not in choices:
+            return refuse(argv, f"unknown --{name}={FLAGS[name].value}: choose one of {', '.join(choices)}")
+    if not FLAGS.runs:
+        return refuse(argv, "--runs is empty: name folders of finished runs")
+    runs: list[Run] = []
+    for folder in FLAGS.runs:
+        found = read_runs(pathlib.Path(folder).expanduser())
+        if not found:
+            return refuse(argv, f"--runs: there is no finished run with evaluations on its way in {folder}")
+        runs += found
+    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    lines = group(runs)
+    points = [point for line in lines for point in curve(line, str(FLAGS.model), str(FLAGS.split))]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / "error.csv", points)
+        files = [workdir / "error.csv", draw_errors(workdir / "error.png", lines, points, str(FLAGS.model))]
+        files += draw_leaders(workdir, lines)
+    except OSError as error:
+        return refuse(argv, f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder")
+    for line in lines:
+        last = [point for point in points if point.line == line.name][-1]
+        print(f"{line.name:<40} {len(line.runs)} seeds: {100 * last.mean:6.2f} % after {last.seconds:,.0f} s")
+    print(f"\nresults in {workdir}: {', '.join(file.name for file in files)}")
+    return 0
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/figures.py --runs=FOLDER,FOLDER [--flag=value ...]", "", str(__doc__).strip()]
+    return "\n".join([*lines, "", *describe(TABLE)])
+
+
+def read_runs(folder: pathlib.Path) -> list[Run]:
+    """The finished runs in a folder and below; those that were evaluated only once, as in a search, are left out."""
+    runs = []
+    for summary in sorted(folder.rglob("summary.json")):
+        where = summary.parent
+        metrics = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
+        if len(metrics) < 2:
+            continue
+        with (where / "leaders.csv").open(newline="") as file:
+            leaders = list(csv.DictReader(file))
+        runs.append(Run(where, json.loads((where / "config.json").read_text()), metrics, leaders))
+    return runs
+
+
+def group(runs: Sequence[Run]) -> list[Line]:
+    """Runs that differ only in their seed, each named by its method and by what differs among those of the method."""
+    by_setting: dict[str, list[Run]] = {}
+    for run in runs:
+        setting = {name: value for name, value in run.config.items() if name not in OF_A_SEED}
+        by_setting.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
+    settings = {key: json.loads(key) for key in by_setting}
+    lines = []
+    for key, members in by_setting.items():
+        method = settings[key]["algorithm"]
+        rivals = [setting for setting in settings.values() if setting["algorithm"] == method]
+        told = [
+            f"{name} {settings[key][name]}" for name in settings[key] if len({str(r.get(name)) for r in rivals}) > 1
+        ]
+        lines.append(Line(", ".join([method, *told]), members))
+    order = list(STYLES)
+    return sorted(lines, key=lambda line: order.index(line.runs[0].config["algorithm"]))
+
+
+def curve(line: Line, model: str, split: str) -> list[Point]:
+    """The error at the steps at which all seeds were evaluated; 1 where it is not finite."""
+    column = f"{'leader_' if model == 'leader' else ''}{split}_error"
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for run in line.runs:
+        for row in run.metrics:
+            by_step.setdefault(row["step"], []).append(row)
+    points = []
+    for step, rows in sorted(by_step.items()):
+        if len(rows) == len(line.runs):
+            errors = [1.0 if row[column] is None else row[column] for row in rows]
+            seconds = sum(row["seconds"] for row in rows) / len(rows)
+            points.append(Point(line.name, step, seconds, sum(errors) / len(errors), min(errors), max(errors)))
+    return points
+
+
+def write(path: pathlib.Path, points: Sequence[Point]) -> None:
+    """Writes the points as CSV."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(Point._fields)
+        rows.writerows(points)
+
+
+def draw_errors(path: pathlib.Path, lines: Sequence[Line], points: Sequence[Point], model: str) -> pathlib.Path:
+    """Error over training seconds, a line for each setting: the mean over its seeds, and the range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    panel = figure.subplots()
+    for line in lines:
+        mine = [point for point in points if point.line == line.name]
+        style = line_of(line.runs[0].config["algorithm"]) | {"label": line.name}
+        seconds = [point.seconds for point in mine]
+        panel.plot(seconds, [100 * point.mean for point in mine], markevery=max(1, len(mine) // 8), **style)
+        band = [100 * point.lowest for point in mine], [100 * point.highest for point in mine]
+        panel.fill_between(seconds, *band, color=style["color"], alpha=0.12, linewidth=0)
+    panel.set_xlabel("training time [s]")
+    panel.set_ylabel(f"error of the {model} [%]")
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def draw_leaders(workdir: pathlib.Path, lines: Sequence[Line]) -> list[pathlib.Path]:
+    """Who led at each global communication, and how often each worker did, of the first seed of each setting."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    paths = []
+    for number, line in enumerate(lines):
+        run = line.runs[0]
+        elections = [row for row in run.leaders if row["level"] == "global"]
+        if not elections:
+            continue
+        workers = run.config["groups"] * run.config["workers"]
+        steps, leaders = [int(row["step"]) for row in elections], [int(row["leader"]) for row in elections]
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        when, often = figure.subplots(1, 2, width_ratios=(3, 1))
+        when.step(steps, leaders, where="post", color=GREY, linewidth=0.8)
+        when.plot(steps, leaders, "o", color="black", markersize=3.5)
+        when.set_xlabel("local steps of each worker")
+        when.set_ylabel("leader")
+        often.bar(range(workers), [leaders.count(worker) for worker in range(workers)], color=GREY, edgecolor="black")
+        often.set_xlabel("worker")
+        often.set_ylabel(f"times of {len(leaders)} that it led")
+        when.yaxis.set_major_locator(MaxNLocator(integer=True))
+        often.xaxis.set_major_locator(MaxNLocator(integer=True))
+        changes = sum(before != after for before, after in itertools.pairwise(leaders))
+        figure.suptitle(f"{line.name}, seed {run.config['seed']}: {changes} changes", fontsize=10)
+        path = workdir / ("leaders.png" if number == 0 else f"leaders_{number}.png")
+        figure.savefig(path, dpi=150)
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,49 @@
+"""A run as its newest checkpoint has it, to look at."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.tasks import find_source
+from lsgd_jax.training.train_step import TrainState, state_shardings
+from lsgd_jax.training.workdir import check_workdir, read_config
+
+
+class Reloaded(NamedTuple):
+    """A run, and the state of its workers after `step` local steps."""
+
+    config: Config
+    run: Run
+    state: TrainState
+    step: int
+
+
+def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
+    """Builds the run of a workdir again, and restores its newest checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      data_dir: where prepared TFDS sets are; None for where they were in the run.
+
+    Raises:
+      InputError: if there is no run or no checkpoint, or its data set is no longer there.
+    """
+    check_workdir(workdir, resume=True)
+    config = Config(**read_config(workdir))
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
+        run = build_run(config, find_source(config))
+        shapes = jax.eval_shape(run.init_state)
+        state, _ = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+    return Reloaded(config, run, state, step)
