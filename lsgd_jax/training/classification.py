@@ -1,21 +1,28 @@
 """Classifying images that fit in memory."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from lsgd_jax.training.batch_statistics import has_batch_statistics, reestimate
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import Dataset, Source, load_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
+from lsgd_jax.training.images import augment
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.task import Candidate, Kind, Task
 from lsgd_jax.training.topology import Topology
+
+# Training images that batch statistics are measured on, and how many at a time. Each moment is that of all pixels of
+# a channel, so ten thousand images leave it an error far below that of a trained model.
+STATISTICS_SAMPLES, STATISTICS_BATCH = 10_000, 250
 
 
 def make_task(config: Config, source: Source, topology: Topology) -> Task:
@@ -37,7 +44,7 @@ def make_task(config: Config, source: Source, topology: Topology) -> Task:
         feed=lambda step, steps: data,
         longest_call=None,
         evaluate=_make_evaluate_splits(model, dataset, topology),
-        renew=lambda center: center,
+        renew=_make_renew(model, dataset, config.seed, topology),
         description=description,
         batch_size=batch_size,
         unit="images",
@@ -82,6 +89,26 @@ def _samples(config: Config, source: Source) -> tuple[int, str]:
     if config.sampling == "shard":
         return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
     return source.train_samples, "the training set"
+
+
+def _make_renew(
+    model: FunctionalModel, dataset: Dataset, seed: int, topology: Topology
+) -> Callable[[Candidate], Candidate]:
+    """Measures batch statistics over training images, drawn as in training: the same ones each time."""
+    if not has_batch_statistics(model):
+        return lambda center: center
+    images = dataset.train.images[:STATISTICS_SAMPLES]
+    size = min(STATISTICS_BATCH, len(images))
+    batches = images[: len(images) // size * size].reshape(-1, size, *images.shape[1:])
+    batches = jax.device_put(batches, topology.replicated)
+    inputs = functools.partial(augment, how=dataset.preprocessing)
+
+    @jax.jit
+    def renew(center: Candidate, batches: jax.Array) -> Candidate:
+        params, model_state = center
+        return params, reestimate(model, params, model_state, batches, jax.random.key(seed), inputs)
+
+    return lambda center: renew(center, batches)
 
 
 def _make_evaluate_splits(

@@ -123,7 +123,13 @@ def init_state(
         )
 
     shapes = jax.eval_shape(init_all, init_keys, worker_key)
-    return jax.jit(init_all, out_shardings=state_shardings(topology, shapes))(init_keys, worker_key)
+    shardings = state_shardings(topology, shapes)
+    return jax.jit(init_all, out_shardings=shardings, compiler_options=_quick(topology))(init_keys, worker_key)
+
+
+def _quick(topology: Topology) -> dict[str, Any] | None:
+    """Compiler options for what runs once: on CPU, initializers of 20 layers compile in 3 s instead of 50."""
+    return {"xla_backend_optimization_level": 0} if topology.mesh.devices.flat[0].platform == "cpu" else None
 
 
 def state_specs() -> Any:
