@@ -17,7 +17,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "the method, one of those above",
         ),
         Flag("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
-        Flag("model", "string", None, "mlp, cnn3 or cnn7 (default: cnn3 for digits, else cnn7, the paper's)"),
+        Flag(
+            "model",
+            "string",
+            None,
+            "mlp, cnn3, cnn7, vgg16, resnet20 or resnet50; the last three have batch norm "
+            "(default: cnn3 for digits, else cnn7, the paper's)",
+        ),
         Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
         Flag("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
         Flag("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),

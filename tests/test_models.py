@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.models import MODELS, FunctionalModel, check_model, make_model, max_pool_2
+from lsgd_jax.training.models import MODELS, FunctionalModel, check_model, make_model
+from lsgd_jax.training.models.layers import max_pool_2
 
 KEY = jax.random.key(0)
 
@@ -24,8 +25,14 @@ SIZES = {
         (25 * 64 + 64) + (25 * 64 * 128 + 128) + (9 * 128 * 64 + 64) + (1 * 3 * 64 * 256 + 256) + (256 * 7 + 7)
     ),
 }
-SMALLEST = {"mlp": 1, "cnn3": 6, "cnn7": 24}
-FITTING = {("cnn3", 5): "mlp", ("cnn7", 23): "cnn3, mlp", ("cnn7", 5): "mlp"}
+SMALLEST = {"mlp": 1, "cnn3": 6, "cnn7": 24, "vgg16": 17, "resnet20": 3, "resnet50": 17}
+FITTING = {
+    ("resnet20", 2): "mlp",
+    ("cnn3", 5): "mlp, resnet20",
+    ("vgg16", 16): "cnn3, mlp, resnet20",
+    ("resnet50", 16): "cnn3, mlp, resnet20",
+    ("cnn7", 23): "cnn3, mlp, resnet20, resnet50, vgg16",
+}
 DROPOUT = {"mlp": (0.2, 256), "cnn3": (0.5, 128), "cnn7": (0.5, 256)}
 
 

@@ -1,0 +1,90 @@
+"""Batch norm's moments of a model that no worker has trained, such as the center.
+
+The running moments of batch norm belong to the parameters they were gathered with. Those
+of a mean of parameters are no mean of moments; here they are measured, in one pass over
+training data, as in the paper's experiments.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from lsgd_jax.training.models.functional import FunctionalModel, params_and_state
+
+
+class Moments(NamedTuple):
+    """Of one layer's inputs, by channel: float32[channels], or [batches, channels]."""
+
+    mean: jax.Array
+    var: jax.Array
+
+
+def has_batch_statistics(model: FunctionalModel) -> bool:
+    """Whether there is anything for `reestimate` to do; computes nothing."""
+    return bool(_layers(model.module(*jax.eval_shape(model.init, jax.random.key(0)))))
+
+
+def reestimate(
+    model: FunctionalModel,
+    params: Any,
+    model_state: Any,
+    batches: Any,
+    key: jax.Array,
+    inputs: Callable[[Any, jax.Array], jax.Array] = lambda batch, key: batch,
+) -> Any:
+    """Measures the moments of all batch-norm layers for given parameters.
+
+    Each layer normalizes by its batch's own moments, and dropout drops, as in training.
+    With mean μ_b and variance v_b of a layer's inputs in batch b, its moments become
+
+        mean = avg μ_b,    var = avg (v_b + μ_b²) − mean²,
+
+    those of all batches taken together (of the first such layer, that is, those of all its
+    inputs at once). One batch at a time is in memory. What the model has before does
+    not matter, be it finite or not.
+
+    Args:
+      model: the model; its compute dtype is that of the pass.
+      params: its parameters.
+      model_state: its state, for what is no batch statistic.
+      batches: a pytree of arrays with the leading axes [batches, batch], such as raw images
+        uint8[batches, batch, height, width, channels].
+      key: the randomness of the pass, for `inputs` and dropout.
+      inputs: `(batch, key) -> float32[batch, height, width, channels]`, the model's input
+        from one batch, such as its random crops; by default the batch itself.
+
+    Returns:
+      The model state with those moments; the rest of it unchanged, and all of it for a
+      model without batch norm.
+    """
+    if not _layers(model.module(params, model_state)):
+        return model_state
+
+    def of_batch(drawn: tuple[Any, jax.Array]) -> list[Moments]:
+        batch, key = drawn
+        input_key, dropout_key = jax.random.split(key)
+        module: Any = model.module(params, model_state)
+        for layer in _layers(module):
+            layer.momentum = 0.0  # the running moments become the batch's own, once they are finite
+            layer.mean[...] = layer.var[...] = jnp.zeros_like(layer.mean[...])
+        module(inputs(batch, input_key), rngs=nnx.Rngs(dropout=dropout_key))
+        return [Moments(layer.mean[...], layer.var[...]) for layer in _layers(module)]
+
+    count = len(jax.tree.leaves(batches)[0])
+    found = lax.map(of_batch, (batches, jax.random.split(key, count)))
+    module = model.module(params, model_state)
+    for layer, moments in zip(_layers(module), found, strict=True):
+        mean = moments.mean.mean(0)
+        layer.mean[...] = mean
+        # The same as avg (v + μ²) − mean², without its cancellation.
+        layer.var[...] = (moments.var + jnp.square(moments.mean - mean)).mean(0)
+    return params_and_state(module)[1]
+
+
+def _layers(module: nnx.Module) -> list[nnx.BatchNorm]:
+    """In an order that is the same for all modules of a model."""
+    return [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, nnx.BatchNorm)]
