@@ -56,10 +56,10 @@ def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, di
     height, width, features, out = kernel.shape
     room = [side + sum(pad) for side, pad in zip(images.shape[1:3], padding, strict=True)]
     empty = 0 in images.shape or height > room[0] or width > room[1]
-    # In bfloat16 oneDNN's convolution is fast, but for tiny images, and Winograd's filtering would lose what few
-    # digits there are.
+    # In bfloat16 oneDNN's convolution is fast, but for tiny images and strides, and Winograd's filtering would lose
+    # what few digits there are.
     exact = images.dtype != jnp.bfloat16
-    by_patches = strides != (1, 1) or (height, width) == (1, 1) if exact else max(images.shape[1:3]) <= 4
+    by_patches = strides != (1, 1) or ((height, width) == (1, 1) if exact else max(images.shape[1:3]) <= 4)
     if empty or dilation != (1, 1):
         outputs = direct.convolve(images, kernel, strides, padding, dilation)
     elif features <= 4:
