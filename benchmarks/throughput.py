@@ -15,18 +15,17 @@ from typing import Any
 
 import jax
 from measure import in_turn, print_table, writable, write_results
-from workload import BATCH_SIZE, CROP, Runner, bare_gradients, train_step
+from workload import BATCH_SIZE, Runner, bare_gradients, train_step
 
 from lsgd_jax.training.models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
-FIT = [name for name, model in MODELS.items() if model.min_side <= CROP]
 
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(FIT), help="separated by commas (default: %(default)s)")
+    parser.add_argument("--models", default="mlp,cnn3,cnn7", help="separated by commas (default: %(default)s)")
     parser.add_argument("--workers", default="1,4,16,64", help="separated by commas (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="(default: %(default)s)")
     parser.add_argument("--lanes", default="sequential,vmap", help="(default: %(default)s)")
