@@ -8,7 +8,7 @@ import jax
 import optax
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Dataset, Source, load_dataset
+from lsgd_jax.training.datasets import Dataset, ImageSource, Source, load_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
 from lsgd_jax.training.local_steps import Loss
@@ -55,12 +55,12 @@ def classification_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def model_of(config: Config, source: Source, compute_dtype: Dtype = None) -> FunctionalModel:
+def model_of(config: Config, source: ImageSource, compute_dtype: Dtype = None) -> FunctionalModel:
     """The model of the settings, for these images."""
     return make_model(config.model_name, source.input_shape, source.classes, compute_dtype)
 
 
-def batch_size_of(config: Config, source: Source) -> int:
+def batch_size_of(config: Config, source: ImageSource) -> int:
     """A worker's batch size.
 
     Raises:
@@ -77,7 +77,7 @@ def batch_size_of(config: Config, source: Source) -> int:
     return batch_size
 
 
-def _samples(config: Config, source: Source) -> tuple[int, str]:
+def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
     """(images that a worker draws from, what they are)."""
     if config.sampling == "shard":
         return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
