@@ -40,6 +40,7 @@ class Background(Generic[T]):
     def close(self) -> None:
         """Ends the iterator and the thread."""
         self._unwanted.set()
+        self._ahead = None
         self._thread.submit(self._items.close).result()
         self._thread.shutdown()
 

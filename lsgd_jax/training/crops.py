@@ -14,7 +14,8 @@ def random_crop(encoded: bytes, side: int, rng: np.random.Generator) -> np.ndarr
     """A random part of an image, resized (bilinear, antialiased), and flipped left to right half of the time.
 
     The augmentation of Szegedy et al., "Going Deeper with Convolutions", 2014, section 6, as
-    torchvision's RandomResizedCrop has it.
+    torchvision's RandomResizedCrop has it, but for the edge of the result, which also sees the
+    pixels just outside of the part.
 
     Args:
       encoded: JPEG, PNG, or what else Pillow reads.

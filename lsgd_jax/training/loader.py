@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import threading
@@ -57,11 +58,11 @@ class Minibatches:
         else:
             size = shard_size(samples, self.workers)
             epoch, batch = divmod(step, size // self.batch_size)
-            first = epoch * size + batch * self.batch_size
-            order = shuffled(size, self.seed, rank)
-            places = [order[i] * self.workers + rank for i in range(first, first + self.batch_size)]
-        everything = shuffled(len(self.source.train), self.seed)
-        return [everything[self.source.held_out + place] for place in places]
+            order = shuffle(size, self.seed, rank, epoch)
+            first = batch * self.batch_size
+            places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
+        everything = shuffle(len(self.source.train), self.seed)
+        return [everything(self.source.held_out + place) for place in places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +89,21 @@ class EvaluationBatches:
         splits = self.splits()
         first = (number - splits.index(splits[number])) * self.batch_size
         if splits[number] == "validation":
-            everything = shuffled(len(self.source.train), self.seed)
+            everything = shuffle(len(self.source.train), self.seed)
             records = self.source.train
-            indices = [everything[i] for i in range(first, min(first + self.batch_size, self.source.held_out))]
+            indices = [everything(i) for i in range(first, min(first + self.batch_size, self.source.held_out))]
         else:
             records = self.source.test
             indices = list(range(first, min(first + self.batch_size, len(records))))
         return _decode(self.source, records, indices, lambda image: centre_crop(image, self.source.side))
 
 
-def shuffled(count: int, *seed: int) -> Any:
-    """Numbers below `count` in random order: a sequence that goes on with another order after each.
+def shuffle(count: int, *seed: int) -> Callable[[int], int]:
+    """A permutation of the numbers below `count`, of which each is computed on its own: nothing is held in memory."""
+    from grain.experimental import index_shuffle
 
-    Any place of it is computed at once; nothing is held in memory.
-    """
-    import grain
-
-    words = np.random.SeedSequence(seed).generate_state(1)
-    return grain.MapDataset.range(count).shuffle(seed=int(words[0]))
+    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return lambda index: index_shuffle(index, max_index=count - 1, seed=word, rounds=4)
 
 
 def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Generator[Images, None, None]:
@@ -126,16 +124,19 @@ def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Gen
     numbered = grain.MapDataset.range(numbers.start, numbers.stop).map(load)
     decoded = numbered.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=min(processes, len(numbers)), per_worker_buffer_size=1)
-    with contextlib.closing(iter(decoded.mp_prefetch(options, worker_init_fn=_end_with_parent))) as images:
-        try:
+    try:
+        with contextlib.closing(iter(decoded.mp_prefetch(options, worker_init_fn=_end_with_parent))) as images:
             yield from images
-        except RuntimeError as error:
-            if "terminated" not in str(error):
-                raise
-            raise InputError(
-                f"a process that decodes images is gone ({first_line(error)}): where memory or shared memory "
-                "(/dev/shm) is short, use fewer --loader_processes or a smaller --batch_size"
-            ) from error
+    except RuntimeError as error:
+        if "terminated" not in str(error):
+            raise
+        raise InputError(
+            f"a process that decodes images is gone ({first_line(error)}): where memory or shared memory "
+            "(/dev/shm) is short, use fewer --loader_processes or a smaller --batch_size"
+        ) from error
+    finally:
+        if processes:
+            gc.collect()  # Grain leaves its last arrays, in shared memory, to reference cycles
 
 
 def _decode(

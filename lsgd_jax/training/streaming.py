@@ -24,6 +24,8 @@ from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import LONGEST_CALL
 
 BLOCK_BYTES = 2**29
+# A process takes seconds to start, which fewer batches are not worth.
+BATCHES_PER_PROCESS = 4
 
 # ImageNet's, for pixels of 0 to 255.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -93,11 +95,11 @@ def _make_evaluate_splits(
     batch_size = min(BATCH_SIZE, max(source.held_out, len(source.test)))
     batches = EvaluationBatches(source, batch_size, config.seed)
     splits = np.array(batches.splits())
+    processes = min(config.loader_process_count, len(splits) // BATCHES_PER_PROCESS)
 
     def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
         counts, figures = [], []
-        numbers, processes = range(len(splits)), config.loader_process_count
-        with contextlib.closing(Background(lambda unwanted: stream(batches, numbers, processes))) as decoded:
+        with contextlib.closing(Background(lambda _: stream(batches, range(len(splits)), processes))) as decoded:
             for batch in decoded:
                 counts.append(len(batch.labels))
                 figures.append(evaluate(candidate, put_evaluation_set(batch, topology, batch_size)))
