@@ -73,6 +73,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
         Flag("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
         Flag("checkpoint_every", "integer", None, "steps between two checkpoints (default: a fifth of the run)"),
+        Flag(
+            "loader_processes",
+            "integer",
+            None,
+            "that decode images of sets that do not fit in memory; 0: this one (default: one a core, at most 16)",
+        ),
         Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
         Flag("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),

@@ -165,13 +165,7 @@ def test_of_a_test_and_a_validation_split_the_test_split_is_reported(tmp_path: P
     assert sorted(bytes_of(dataset.test)) == sorted(image.tobytes() for image in PIXELS[25:27])
 
 
-ANY_SIZE = tfds.features.Image(shape=(None, None, 3))
 UNFIT: dict[str, tuple[dict[str, list[Any]], dict[str, Any], tuple[str, ...]]] = {
-    "images of various sizes": (
-        {"train": labelled(0, 1), "test": [{"image": png(PIXELS[2][:4]), "label": 0}]},
-        {"image": ANY_SIZE},
-        ("various sizes", "choose"),
-    ),
     "no labels": (
         {"train": [{"image": png(PIXELS[0])}], "test": [{"image": png(PIXELS[1])}]},
         {"label": None},
@@ -194,16 +188,6 @@ def test_a_set_that_is_no_image_classification_set_is_refused(
 ) -> None:
     folder = write_set(tmp_path, splits, **features)
     with refusal("'tiny'", *culprits):
-        find_dataset("tiny", data_dir=folder)
-
-
-def test_a_set_that_does_not_fit_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_set(tmp_path, {"train": labelled(*range(20)), "test": labelled(20, 21)})
-    size = 22 * 5 * 7 * 3
-    monkeypatch.setattr(datasets, "MAX_BYTES", size)
-    assert find_dataset("tiny", data_dir=folder).samples == 20
-    monkeypatch.setattr(datasets, "MAX_BYTES", size - 1)
-    with refusal("'tiny'", "GiB", "choose"):
         find_dataset("tiny", data_dir=folder)
 
 

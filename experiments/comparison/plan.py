@@ -9,6 +9,7 @@ from typing import Any
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
+from lsgd_jax.training.datasets import Source
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.network import NETWORKS
@@ -17,7 +18,7 @@ from lsgd_jax.training.workdir import read_config
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives and how its data got there says nothing about what it computes.
-IRRELEVANT = ("workdir", "data_dir", "download")
+IRRELEVANT = ("workdir", "data_dir", "download", "loader_processes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ def make_plan(
     if absent := sorted(set(variations) - {"", *methods}):
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
-    source = dataclasses.replace(source, read=functools.cache(source.read))
+    if isinstance(source, Source):
+        source = dataclasses.replace(source, read=functools.cache(source.read))
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
     tests = [trial for m in settings for setting in settings[m] for trial in plan.test({m: setting})]

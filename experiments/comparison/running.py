@@ -173,6 +173,7 @@ def measure_pace(config: Config, source: AnySource) -> Pace:
     started = time.monotonic()
     state, _ = jax.block_until_ready(built.train_step(state, built.task.feed(1, steps), jnp.int32(steps)))
     sample = (time.monotonic() - started) / (steps * built.task.batch_size * built.topology.size)
+    built.task.close()
 
     def evaluate() -> float:
         begun = time.monotonic()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from lsgd_jax.training.batch_statistics import has_batch_statistics, reestimate
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Dataset, Source, load_dataset
+from lsgd_jax.training.datasets import Dataset, ImageSource, Source, load_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
 from lsgd_jax.training.images import augment
@@ -44,7 +45,13 @@ def make_task(config: Config, source: Source, topology: Topology) -> Task:
         feed=lambda step, steps: data,
         longest_call=None,
         evaluate=_make_evaluate_splits(model, dataset, topology),
-        renew=_make_renew(model, dataset, config.seed, topology),
+        renew=make_renew(
+            model,
+            lambda count: dataset.train.images[:count],
+            functools.partial(augment, how=dataset.preprocessing),
+            config.seed,
+            topology,
+        ),
         description=description,
         batch_size=batch_size,
         unit="images",
@@ -62,12 +69,12 @@ def classification_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def model_of(config: Config, source: Source, compute_dtype: Dtype = None) -> FunctionalModel:
+def model_of(config: Config, source: ImageSource, compute_dtype: Dtype = None) -> FunctionalModel:
     """The model of the settings, for these images."""
     return make_model(config.model_name, source.input_shape, source.classes, compute_dtype)
 
 
-def batch_size_of(config: Config, source: Source) -> int:
+def batch_size_of(config: Config, source: ImageSource) -> int:
     """A worker's batch size.
 
     Raises:
@@ -84,31 +91,45 @@ def batch_size_of(config: Config, source: Source) -> int:
     return batch_size
 
 
-def _samples(config: Config, source: Source) -> tuple[int, str]:
+def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
     """(images that a worker draws from, what they are)."""
     if config.sampling == "shard":
         return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
     return source.train_samples, "the training set"
 
 
-def _make_renew(
-    model: FunctionalModel, dataset: Dataset, seed: int, topology: Topology
+def make_renew(
+    model: FunctionalModel,
+    read: Callable[[int], np.ndarray],
+    inputs: Callable[[jax.Array, jax.Array], jax.Array],
+    seed: int,
+    topology: Topology,
 ) -> Callable[[Candidate], Candidate]:
-    """Measures batch statistics over training images, drawn as in training: the same ones each time."""
+    """Makes a task's `renew`: batch statistics are measured on training images, the same ones each time.
+
+    Args:
+      model: the model.
+      read: `count -> uint8[count or fewer, height, width, channels]`, training images; called once, if at all.
+      inputs: `(images, key) -> float32`, the model's input from a batch of them.
+      seed: of what is random in the pass.
+      topology: where the model is.
+    """
     if not has_batch_statistics(model):
         return lambda center: center
-    images = dataset.train.images[:STATISTICS_SAMPLES]
-    size = min(STATISTICS_BATCH, len(images))
-    batches = images[: len(images) // size * size].reshape(-1, size, *images.shape[1:])
-    batches = jax.device_put(batches, topology.replicated)
-    inputs = functools.partial(augment, how=dataset.preprocessing)
+
+    @functools.cache
+    def batches() -> jax.Array:
+        images = read(STATISTICS_SAMPLES)
+        size = min(STATISTICS_BATCH, len(images))
+        images = images[: len(images) // size * size]
+        return jax.device_put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
 
     @jax.jit
     def renew(center: Candidate, batches: jax.Array) -> Candidate:
         params, model_state = center
         return params, reestimate(model, params, model_state, batches, jax.random.key(seed), inputs)
 
-    return lambda center: renew(center, batches)
+    return lambda center: renew(center, batches())
 
 
 def _make_evaluate_splits(

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from lsgd_jax.training.errors import InputError
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
-FREE_AT_RESUME = frozenset({"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every"})
+FREE_AT_RESUME = frozenset(
+    {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes"}
+)
 
 
 # What counts on the devices are 32-bit integers.
@@ -64,6 +67,7 @@ class Config:
     # Run
     eval_every: int | None = None
     checkpoint_every: int | None = None
+    loader_processes: int | None = None
 
     @property
     def model_name(self) -> str:
@@ -80,6 +84,11 @@ class Config:
         """Local steps between two checkpoints: by default a fifth of the run."""
         return self.checkpoint_every or max(1, math.ceil(self.steps / 5))
 
+    @property
+    def loader_process_count(self) -> int:
+        """Processes that decode streamed images: by default one a CPU core, at most 16."""
+        return min(16, os.cpu_count() or 1) if self.loader_processes is None else self.loader_processes
+
 
 def check_config(config: Config) -> None:
     """Checks the settings that can be judged on their own.
@@ -94,6 +103,8 @@ def check_config(config: Config) -> None:
     for name in ("batch_size", "eval_every", "checkpoint_every"):
         if getattr(config, name) is not None:
             _check_at_least(config, name, 1)
+    if config.loader_processes is not None:
+        _check_at_least(config, "loader_processes", 0)
     for name in ("learning_rate", "weight_decay", "warmup_steps", "outer_learning_rate", "push", "seed"):
         _check_at_least(config, name, 0)
     for name in ("momentum", "outer_momentum"):

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import InputError, first_line
 from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.streamed import StreamedSource, streamed_source
 
 VALIDATION_SHARE = 0.1
+LARGEST_STREAMED_VALIDATION = 50_000
 DIGITS, DIGITS_TEST_SHARE = 1797, 0.2
 MAX_BYTES = 8 * 2**30
 
@@ -77,8 +79,13 @@ class Source:
         return self.samples - _held_out(self.samples, VALIDATION_SHARE)
 
 
-def find_dataset(name: str, *, data_dir: str | None = None, download: bool = False) -> Source:
+ImageSource = Source | StreamedSource
+
+
+def find_dataset(name: str, *, data_dir: str | None = None, download: bool = False) -> ImageSource:
     """Finds a set, and downloads it if that is asked for and needed.
+
+    Images of various sizes, and more than fit in memory, are streamed.
 
     Args:
       name: "digits", or the name of an image classification set in TFDS.
@@ -87,13 +94,16 @@ def find_dataset(name: str, *, data_dir: str | None = None, download: bool = Fal
 
     Raises:
       InputError: if there is no such set, or it is not prepared in `data_dir`, or
-        it is no image classification set of one image size that fits in memory.
+        it is no image classification set.
     """
     if name == "digits":
         return Source(name, (8, 8, 1), 10, DIGITS - _held_out(DIGITS, DIGITS_TEST_SHARE), None, False, _read_digits)
     builder = _prepared_builder(name, data_dir, download)
     _check_features(name, builder)
     features, splits = builder.info.features, builder.info.splits
+    if not _fits_in_memory(builder):
+        held_out = _held_out(splits["train"].num_examples, VALIDATION_SHARE)
+        return streamed_source(builder, held_out=min(held_out, LARGEST_STREAMED_VALIDATION))
     cifar = builder.name in ("cifar10", "cifar100")  # the paper's augmentation
     return Source(
         name=builder.name,
@@ -165,7 +175,7 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     except ImportError as error:
         raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        raise InputError(f"cannot open data set {name!r} in {where}: {_first_line(error)}") from error
+        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}") from error
     if builder.is_prepared():
         return builder
     if not download:
@@ -178,12 +188,8 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # no network, no space, a set that must be downloaded by hand
-        raise InputError(f"cannot download {name!r} to {where}: {_first_line(error)}") from error
+        raise InputError(f"cannot download {name!r} to {where}: {first_line(error)}") from error
     return builder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_features(name: str, builder: Any) -> None:
@@ -192,16 +198,17 @@ def _check_features(name: str, builder: Any) -> None:
     is_label = "label" in features and features["label"].shape == () and hasattr(features["label"], "num_classes")
     if not (is_image and is_label):
         raise InputError(f"{name!r} is no image classification set: it needs an 'image' and a 'label' of one class")
-    shape, dtype = features["image"].shape, features["image"].np_dtype
+    dtype = features["image"].np_dtype
     if dtype != np.uint8:
         raise InputError(f"{name!r} has images of {np.dtype(dtype)}: choose a set with 8-bit images")
-    if None in shape:
-        raise InputError(f"{name!r} has images of various sizes {shape}: choose a set with images of one size")
     if "train" not in splits or not ("test" in splits or "validation" in splits):
         raise InputError(f"{name!r} needs a split 'train' and a split 'test' or 'validation', it has {sorted(splits)}")
-    size = int(np.prod(shape)) * sum(splits[split].num_examples for split in splits)
-    if size > MAX_BYTES:
-        raise InputError(f"{name!r} takes {size / 2**30:.0f} GiB: choose a set of at most {MAX_BYTES / 2**30:.0f} GiB")
+
+
+def _fits_in_memory(builder: Any) -> bool:
+    """Whether its images, decoded, have one size and fit."""
+    shape, splits = builder.info.features["image"].shape, builder.info.splits
+    return None not in shape and int(np.prod(shape)) * splits.total_num_examples <= MAX_BYTES
 
 
 def _read(builder: Any, split: str) -> Images:
@@ -215,7 +222,7 @@ def _read(builder: Any, split: str) -> Images:
     except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
         raise InputError(
             f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
-            f"({_first_line(error)}): prepare the set again"
+            f"({first_line(error)}): prepare the set again"
         ) from error
 
 

@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class AllWorkersLostError(RuntimeError):
     """No worker has finite parameters left. Its message is one line."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

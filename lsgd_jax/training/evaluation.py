@@ -72,10 +72,17 @@ class EvaluationSet(NamedTuple):
     weights: jax.Array
 
 
-def put_evaluation_set(split: Images, topology: Topology) -> EvaluationSet:
-    """Puts a split where evaluation reads it, each batch spread over all devices."""
+def put_evaluation_set(split: Images, topology: Topology, batch_size: int | None = None) -> EvaluationSet:
+    """Puts a split, or a part of one, where evaluation reads it, each batch spread over all devices.
+
+    Args:
+      split: at least one image.
+      topology: the devices.
+      batch_size: images in a batch, before it is filled up to a multiple of the devices; by
+        default BATCH_SIZE, or all if they are fewer.
+    """
     devices = topology.mesh.size
-    size = -(-min(BATCH_SIZE, len(split.labels)) // devices) * devices
+    size = -(-(batch_size or min(BATCH_SIZE, len(split.labels))) // devices) * devices
     batches = -(-len(split.labels) // size)
 
     def batched(array: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ class Task(NamedTuple):
       batch_size: a worker's.
       unit: what is counted for progress: "images", "tokens".
       units_per_batch: how many of them a minibatch has.
+      close: ends what `feed` has started.
     """
 
     model: FunctionalModel
@@ -43,6 +44,7 @@ class Task(NamedTuple):
     batch_size: int
     unit: str
     units_per_batch: int
+    close: Callable[[], None] = lambda: None
 
 
 class Kind(NamedTuple):

@@ -1,13 +1,14 @@
 """From settings to a data set, and from that to what is learned of it: the one place that knows every kind."""
 
-from lsgd_jax.training import classification
+from lsgd_jax.training import classification, streaming
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Source, find_dataset
+from lsgd_jax.training.datasets import ImageSource, Source, find_dataset
+from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.task import Kind
 
-AnySource = Source  # one of those that KINDS names
+AnySource = ImageSource  # one of those that KINDS names
 
-KINDS: dict[type, Kind] = {Source: classification.KIND}
+KINDS: dict[type, Kind] = {Source: classification.KIND, StreamedSource: streaming.KIND}
 
 
 def find_source(config: Config) -> AnySource:

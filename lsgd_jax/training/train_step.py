@@ -192,7 +192,8 @@ def make_train_step(
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
-        steps = jnp.minimum(steps, jnp.minimum(to_communication, longest))
+        to_boundary = longest if longest_call is None else longest_call - state.step % longest_call
+        steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
 
         def factor(step: jax.Array) -> jax.Array:
             return rate_factor(step) * state.plateau.scale
@@ -218,7 +219,8 @@ def make_train_step(
 def call_end(optimizer: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
     """The step at which a call of the train step that begins at `step` ends by itself."""
     period = _shortest_period(optimizer, groups)
-    return step + min(longest_call or LONGEST_CALL, period - step % period)
+    to_boundary = LONGEST_CALL if longest_call is None else longest_call - step % longest_call
+    return step + min(to_boundary, period - step % period)
 
 
 def _shortest_period(optimizer: DistributedOptimizer, groups: int) -> int:

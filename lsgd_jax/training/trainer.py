@@ -77,7 +77,7 @@ def _train(
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
     run = build_run(config, source)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints, config.steps)
         write_json(workdir / "config.json", dataclasses.asdict(config))
         if resume:

@@ -1,0 +1,167 @@
+"""Minibatches and evaluation batches of encoded images, decoded by processes of Grain's."""
+
+import contextlib
+import dataclasses
+import gc
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import connection
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from lsgd_jax.training.crops import centre_crop, random_crop
+from lsgd_jax.training.datasets import Images
+from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.sampling import shard_size
+from lsgd_jax.training.streamed import Records, StreamedSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Minibatches:
+    """What each worker trains on at each step: a function of the seed, the worker and the step alone.
+
+    Attributes:
+      source: the data set.
+      sampling: "shard", each worker its own every n·l-th image after one shuffle of all, in a new
+        order each epoch (what does not fill a batch is left out of that epoch), or "iid", any
+        images at random.
+      batch_size: a worker's.
+      workers: n·l, of all groups.
+      ranks: the workers whose minibatches are wanted.
+      seed: of everything that is random.
+    """
+
+    source: StreamedSource
+    sampling: str
+    batch_size: int
+    workers: int
+    ranks: tuple[int, ...]
+    seed: int
+
+    def __call__(self, number: int) -> Images:
+        """The minibatch of worker `ranks[number % len(ranks)]` at step `number // len(ranks)`."""
+        step, place = divmod(number, len(self.ranks))
+        rank = self.ranks[place]
+        rng = np.random.default_rng((self.seed, rank, step))
+        indices = self.indices(rank, step)
+        return _decode(self.source, self.source.train, indices, lambda image: random_crop(image, self.source.side, rng))
+
+    def indices(self, rank: int, step: int) -> list[int]:
+        """Which images of the training split a worker sees at a step."""
+        samples = self.source.train_samples
+        if self.sampling == "iid":
+            places = np.random.default_rng((self.seed, rank, step, 1)).integers(samples, size=self.batch_size).tolist()
+        else:
+            size = shard_size(samples, self.workers)
+            epoch, batch = divmod(step, size // self.batch_size)
+            order = shuffle(size, self.seed, rank, epoch)
+            first = batch * self.batch_size
+            places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
+        everything = shuffle(len(self.source.train), self.seed)
+        return [everything(self.source.held_out + place) for place in places]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """The batches of the validation split, and after them those of the test split, in order.
+
+    Attributes:
+      source: the data set.
+      batch_size: images in each, but for the last of a split.
+      seed: which tells what is held out for validation.
+    """
+
+    source: StreamedSource
+    batch_size: int
+    seed: int
+
+    def splits(self) -> list[str]:
+        """The name of the split of each batch."""
+        counts = {"validation": self.source.held_out, "test": len(self.source.test)}
+        return [name for name, count in counts.items() for _ in range(-(-count // self.batch_size))]
+
+    def __call__(self, number: int) -> Images:
+        """A batch."""
+        splits = self.splits()
+        first = (number - splits.index(splits[number])) * self.batch_size
+        if splits[number] == "validation":
+            everything = shuffle(len(self.source.train), self.seed)
+            records = self.source.train
+            indices = [everything(i) for i in range(first, min(first + self.batch_size, self.source.held_out))]
+        else:
+            records = self.source.test
+            indices = list(range(first, min(first + self.batch_size, len(records))))
+        return _decode(self.source, records, indices, lambda image: centre_crop(image, self.source.side))
+
+
+def shuffle(count: int, *seed: int) -> Callable[[int], int]:
+    """A permutation of the numbers below `count`, of which each is computed on its own: nothing is held in memory."""
+    from grain.experimental import index_shuffle
+
+    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return lambda index: index_shuffle(index, max_index=count - 1, seed=word, rounds=4)
+
+
+def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Generator[Images, None, None]:
+    """`load(number)` of each number, in order.
+
+    Args:
+      load: can be pickled.
+      numbers: one after the other.
+      processes: how many of them are made at a time, each by a process; 0 makes them in this one.
+
+    Raises:
+      InputError: from `load`, or if a process is gone.
+    """
+    import grain
+
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in a program without flags too
+        flags.FLAGS.mark_as_parsed()
+    numbered = grain.MapDataset.range(numbers.start, numbers.stop).map(load)
+    decoded = numbered.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(num_workers=min(processes, len(numbers)), per_worker_buffer_size=1)
+    try:
+        with contextlib.closing(iter(decoded.mp_prefetch(options, worker_init_fn=_end_with_parent))) as images:
+            yield from images
+    except RuntimeError as error:
+        if "terminated" not in str(error):
+            raise
+        raise InputError(
+            f"a process that decodes images is gone ({first_line(error)}): where memory or shared memory "
+            "(/dev/shm) is short, use fewer --loader_processes or a smaller --batch_size"
+        ) from error
+    finally:
+        if processes:
+            gc.collect()  # Grain leaves its last arrays, in shared memory, to reference cycles
+
+
+def _decode(
+    source: StreamedSource, records: Records, indices: Sequence[int], crop: Callable[[bytes], np.ndarray]
+) -> Images:
+    images = np.empty((len(indices), *source.input_shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    for place, (index, (encoded, label)) in enumerate(zip(indices, records.read(indices), strict=True)):
+        try:
+            images[place], labels[place] = crop(encoded), label
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
+            raise InputError(
+                f"cannot decode image {index} of the {records.split} split of {records.dataset!r} "
+                f"({first_line(error)}): prepare the set again"
+            ) from error
+    return Images(images, labels)
+
+
+def _end_with_parent(*_: Any) -> None:
+    """Makes a process end when the one that has started it does, even if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
