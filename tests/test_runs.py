@@ -227,6 +227,18 @@ def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
     assert [row["step"] for row in read_metrics(workdir)] == [10, 20, 30, 40, 48]
 
 
+def test_a_checkpoint_with_other_arrays_is_refused_in_one_line(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    saved = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(saved | {"momentum": 0.0}))
+    with pytest.raises(InputError, match="checkpoint of step 60 was written by another version") as refused:
+        train(load_config(str(workdir), {"steps": 70}, resume=True), resume=True)
+    assert "\n" not in str(refused.value)
+
+
 def test_lost_workers_are_reported_and_the_run_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from regression import QUICK, Problem, laid_out, loss_of
 
-from lsgd_jax import GROUP, WORKER, Batches, DistributedOptimizer, Topology, TrainState, init_state
-from lsgd_jax.training.train_step import state_shardings
+from lsgd_jax import GROUP, WORKER, Batches, DistributedOptimizer, Topology, TrainState
+from lsgd_jax.training.train_step import start_state, state_shardings
 
 STEPS = 66
 REGRESSION = Batches(
@@ -50,7 +50,7 @@ def _starter(optimizer: DistributedOptimizer, shape: tuple[int, int]) -> Callabl
 
     def start(params: Any) -> TrainState:
         zeros = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-        state = init_state(optimizer, alone, lambda key: (zeros, {}), jax.random.key(0))
+        state = start_state(optimizer, alone, lambda key: (zeros, {}), jax.random.key(0))
         opt_state = mapped(alone, lambda params: optimizer.init(params, alone.axes))(params)
         return state._replace(params=params, opt_state=opt_state)
 

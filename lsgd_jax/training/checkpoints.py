@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.train_step import TrainState
@@ -46,15 +47,24 @@ class Checkpoints:
         )
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """(state, progress) of a step, laid out as `shardings` say."""
+        """(state, progress) of a step, laid out as `shardings` say.
+
+        Raises:
+          InputError: if it is a checkpoint of another program: the arrays are others.
+        """
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(_with_raw_keys, shapes),
             shardings,
         )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except ValueError as error:
+            raise InputError(
+                f"the checkpoint of step {step} was written by another version of lsgd_jax, or its config.json was "
+                "changed: go on with that version, or start again in a new --workdir"
+            ) from error
         raw = restored["state"]
         return raw._replace(keys=jax.random.wrap_key_data(raw.keys)), dict(restored["progress"])
 

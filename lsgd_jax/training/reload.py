@@ -5,8 +5,6 @@ import dataclasses
 import pathlib
 from typing import NamedTuple
 
-import jax
-
 from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
@@ -44,6 +42,5 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         if step is None:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
         run = build_run(config, find_source(config))
-        shapes = jax.eval_shape(run.init_state)
-        state, _ = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+        state, _ = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)

@@ -1,5 +1,6 @@
 """From settings to everything that a run computes with."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, call_end, init_state, make_train_step
+from lsgd_jax.training.train_step import TrainState, call_end, init_state, make_train_step, start_state
 
 
 class Run(NamedTuple):
@@ -27,6 +28,7 @@ class Run(NamedTuple):
       task: what they learn.
       ledger: what they send.
       init_state: makes the state of all workers before the first step.
+      state_shapes: the shapes of its leaves.
       train_step: `(state, data, steps) -> (state, report)`, jitted.
       call_end: `step -> step` at which a call of it that begins there ends by itself.
       candidates: `state -> Candidates`, the models to evaluate.
@@ -38,6 +40,7 @@ class Run(NamedTuple):
     task: Task
     ledger: Ledger
     init_state: Callable[[], TrainState]
+    state_shapes: TrainState
     train_step: Any
     call_end: Callable[[int], int]
     candidates: Callable[[TrainState], Candidates]
@@ -70,6 +73,7 @@ def build_run(config: Config, source: AnySource) -> Run:
         task=task,
         ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=config.groups, workers=config.workers),
         init_state=lambda: init_state(method, topology, task.model.init, key, same_init=config.init == "same"),
+        state_shapes=jax.eval_shape(functools.partial(start_state, method, topology, task.model.init), key),
         train_step=train_step,
         call_end=lambda step: call_end(method, config.groups, step, task.longest_call),
         candidates=candidates,

@@ -1,5 +1,6 @@
 """A round: local steps on every worker, then the communication that is due."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,6 +81,40 @@ class RoundReport(NamedTuple):
     elections: dict[str, Election]
 
 
+def start_state(
+    optimizer: DistributedOptimizer,
+    topology: Topology,
+    init_model: Callable[[jax.Array], tuple[Any, Any]],
+    key: jax.Array,
+    *,
+    same_init: bool = True,
+) -> TrainState:
+    """The state before the first step; pure. `init_state` says what the arguments are."""
+    init_key, worker_key = jax.random.split(key)
+    init_keys = jax.random.split(init_key, topology.size)
+    window = optimizer.window or REPORT_WINDOW
+
+    def start(params: Any) -> Any:
+        return optimizer.init(params, Axes())
+
+    # One after the other: random initializers take long to compile, batched ones still longer.
+    if same_init:
+        models = jax.tree.map(lambda x: jnp.broadcast_to(x, (*topology.shape, *x.shape)), init_model(init_keys[0]))
+    else:
+        models = lax.map(init_model, init_keys)
+        models = jax.tree.map(lambda x: x.reshape(*topology.shape, *x.shape[1:]), models)
+    params, model_state = models
+    return TrainState(
+        params=params,
+        model_state=model_state,
+        opt_state=jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params),
+        losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
+        keys=jax.random.split(worker_key, topology.shape),
+        step=jnp.zeros([], jnp.int32),
+        plateau=start_plateau(),
+    )
+
+
 def init_state(
     optimizer: DistributedOptimizer,
     topology: Topology,
@@ -88,7 +123,7 @@ def init_state(
     *,
     same_init: bool = True,
 ) -> TrainState:
-    """The state before the first step, on the topology's devices.
+    """The state before the first step, on the topology's devices. It cannot be called inside `jax.jit`.
 
     Args:
       optimizer: the method.
@@ -97,34 +132,9 @@ def init_state(
       key: the key of the run; what worker j·l + i draws does not depend on the mesh.
       same_init: whether all workers start from the same parameters.
     """
-    init_key, worker_key = jax.random.split(key)
-    init_keys = jax.random.split(init_key, topology.size)
-    window = optimizer.window or REPORT_WINDOW
-
-    def start(params: Any) -> Any:
-        return optimizer.init(params, Axes())
-
-    def init_all(init_keys: jax.Array, worker_key: jax.Array) -> TrainState:
-        # One after the other: random initializers take long to compile, batched ones still longer.
-        if same_init:
-            models = jax.tree.map(lambda x: jnp.broadcast_to(x, (*topology.shape, *x.shape)), init_model(init_keys[0]))
-        else:
-            models = lax.map(init_model, init_keys)
-            models = jax.tree.map(lambda x: x.reshape(*topology.shape, *x.shape[1:]), models)
-        params, model_state = models
-        return TrainState(
-            params=params,
-            model_state=model_state,
-            opt_state=jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params),
-            losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
-            keys=jax.random.split(worker_key, topology.shape),
-            step=jnp.zeros([], jnp.int32),
-            plateau=start_plateau(),
-        )
-
-    shapes = jax.eval_shape(init_all, init_keys, worker_key)
-    shardings = state_shardings(topology, shapes)
-    return jax.jit(init_all, out_shardings=shardings, compiler_options=_quick(topology))(init_keys, worker_key)
+    start = functools.partial(start_state, optimizer, topology, init_model, same_init=same_init)
+    shardings = state_shardings(topology, jax.eval_shape(start, key))
+    return jax.jit(start, out_shardings=shardings, compiler_options=_quick(topology))(key)
 
 
 def _quick(topology: Topology) -> dict[str, Any] | None:

@@ -124,8 +124,7 @@ def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
         return Position(run.init_state(), 0, 0.0, math.nan)
     if step > steps:
         raise InputError(f"--steps={steps}: the run has a checkpoint at step {step} already, so use at least that")
-    shapes = jax.eval_shape(run.init_state)
-    state, progress = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+    state, progress = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Position(state, step, progress["seconds"], progress["train_loss"])
 
 

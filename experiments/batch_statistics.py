@@ -1,0 +1,79 @@
+"""Compares a center whose batch statistics were measured again with one that has the mean of the workers'.
+
+--run names the folder of a run of experiments/train.py with a model that has batch norm; its newest checkpoint is read.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags, logging
+from command_line import Flag, define, describe, parse, refuse
+from settings import use_compilation_cache
+
+TABLE = (
+    Flag("run", "string", None, "folder of a run with a checkpoint"),
+    Flag("workdir", "string", "runs/batch_statistics", "folder for batch_statistics.json"),
+    Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: the run's)"),
+    Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
+)
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+define(FLAGS, TABLE)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+    if FLAGS.run is None:
+        return refuse(argv, "--run is missing: name the folder of a run")
+
+    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.workdir import make_writable, write_json
+
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    data_dir: Any = FLAGS.data_dir
+    try:
+        use_compilation_cache(bool(FLAGS.compilation_cache))
+        make_writable(workdir)
+        figures = compare(pathlib.Path(str(FLAGS.run)).expanduser(), data_dir)
+    except InputError as error:
+        return refuse(argv, str(error))
+    write_json(workdir / "batch_statistics.json", figures)
+    print(json.dumps(figures, indent=2))
+    return 0
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/batch_statistics.py --run=FOLDER [--flag=value ...]", "", str(__doc__).strip()]
+    return "\n".join([*lines, "", *describe(TABLE)])
+
+
+def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
+    """The figures of both centers, on validation and test.
+
+    Raises:
+      InputError: if there is no such run or checkpoint, or its model has no batch norm.
+    """
+    from lsgd_jax.training.batch_statistics import has_batch_statistics
+    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.evaluation import make_candidates
+    from lsgd_jax.training.reload import reload_run
+
+    config, run, state, step = reload_run(folder, data_dir)
+    if not has_batch_statistics(run.task.model):
+        raise InputError(f"--run: {config.model_name} has no batch norm: name a run of vgg16, resnet20 or resnet50")
+    averaged = make_candidates(run.method, run.topology)(state).center
+    return {
+        "run": {"algorithm": config.algorithm, "model": config.model_name, "step": step, "seed": config.seed},
+        "averaged": run.task.evaluate(averaged, ""),
+        "measured again": run.task.evaluate(run.task.renew(averaged), ""),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
