@@ -268,9 +268,12 @@ def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
         train(Config(**SETTINGS | {"workdir": str(workdir), "checkpoint_every": 4, "eval_every": 4}))
     step, last = map(int, re.search(r"by step (\d+) .* is that of step (\d+)$", str(stopped.value)).groups())
     assert "use a smaller --learning_rate" in str(stopped.value)
-    assert last == step - 4
-    assert (workdir / "checkpoints" / str(last)).exists()
-    assert read_metrics(workdir)[-1]["step"] == last
+    assert step % SETTINGS["global_period"] == 0, "where somebody could have started them again"
+    assert step - 8 <= last < step
+    assert last == max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    last_row = read_metrics(workdir)[-1]
+    assert last_row["step"] == step - 4
+    assert (last_row["leader"] == -1) == (last < step - 4), "an evaluation in between, but no checkpoint"
     assert not (workdir / "center").exists()
 
 

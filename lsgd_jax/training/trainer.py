@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.training.checkpoints import Checkpoints, save_center
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.datasets import Source, find_dataset
@@ -61,7 +62,8 @@ def train(
 
     Raises:
       InputError: if the settings cannot work; nothing has been changed then.
-      AllWorkersLostError: if no worker has finite parameters left.
+      AllWorkersLostError: if no worker has finite parameters left, and no
+        communication will start one again.
     """
     workdir = pathlib.Path(config.workdir)
     source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
@@ -84,8 +86,10 @@ def _train(
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
             end = _advance(config, run, start, records, checkpoints, profile_dir)
+        saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
-        print(f"stopped at step {end.step} of {config.steps}, after saving a checkpoint")
+        where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
+        print(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
     return _finish(config, run, end, workdir)
 
@@ -167,9 +171,11 @@ def _advance(
             seconds += time.monotonic() - started
             with progress.paused():
                 at = Position(state, step, seconds, log.train_loss)
+                if step == config.steps and log.all_lost and not all_finite(run.candidates(state).center):
+                    log.give_up(step)  # no communication comes any more
                 if evaluating:
                     records.add_metrics(_metrics(run, at))
-                if saving:
+                if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
                     records.flush()  # first: no checkpoint is newer than the records
                     checkpoints.save(step, state, {"seconds": seconds, "train_loss": log.train_loss})
             started = time.monotonic()
