@@ -23,7 +23,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
 from lsgd_jax.training.methods import METHODS
 
-BASE = Config(workdir="w", groups=2, workers=3, steps=40, batch_size=8, warmup_steps=5)
+BASE = Config(workdir="w", groups=2, workers=3, steps=40, batch_size=8, warmup_steps=2)
 
 
 def a_plan(workdir: Path, **changes: Any) -> Plan:
@@ -69,9 +69,20 @@ def test_every_run_sees_as_many_samples_and_sgd_has_one_worker() -> None:
     seen = {t.method: t.config.steps * t.config.groups * t.config.workers for t in trials}
     assert set(seen.values()) == {40 * 6}
     alone = next(t.config for t in trials if t.method == "sgd")
-    assert (alone.groups, alone.workers, alone.steps, alone.warmup_steps) == (1, 1, 240, 30)
+    assert (alone.groups, alone.workers, alone.steps, alone.warmup_steps) == (1, 1, 240, 12)
     assert alone.evaluation_period == 6 * BASE.evaluation_period
     assert len({t.config.workdir for t in trials}) == len(trials)
+
+
+def test_the_learning_rates_of_large_batches_can_be_varied() -> None:
+    variations = read_variations(["data_parallel.scale_learning_rate=false,true", "warmup_steps=0,5"])
+    assert settings_of("data_parallel", BASE, variations) == [
+        (("warmup_steps", steps), ("scale_learning_rate", scaled)) for steps in (0, 5) for scaled in (False, True)
+    ]
+    warmed = (("warmup_steps", 5),)
+    trials = {method: make_trial(method, warmed, 1, "test", BASE) for method in ("data_parallel", "sgd")}
+    # As many samples: the one worker of sgd takes six times the steps.
+    assert {method: trial.config.warmup_steps for method, trial in trials.items()} == {"data_parallel": 5, "sgd": 30}
 
 
 def test_a_run_of_the_search_is_evaluated_at_its_end_alone() -> None:
@@ -112,7 +123,9 @@ def test_a_method_that_diverged_with_every_setting_is_not_chosen() -> None:
         ("lsdg.learning_rate=0.1", "unknown method 'lsdg'"),
         ("seed=1,2", "'seed'"),
         ("steps=10,20", "'steps'"),
-        ("scale_learning_rate=true", "'scale_learning_rate'"),
+        ("scale_learning_rate=yes", "'yes' is neither false nor true"),
+        ("download=false,true", "'download'"),
+        ("resume=true", "'resume'"),
         ("easgd.beta=0.5", "easgd is not among --methods"),
         ("lsgd.beta=0.5", "lsgd does not use it"),
         ("lsgd.local_pull=0.5", "lsgd does not use it here"),

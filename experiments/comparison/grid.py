@@ -14,13 +14,17 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 
-TYPES: dict[str, Any] = {
-    name: {"string": str, "integer": int, "float": float}.get(kind)
-    for group in GROUPS.values()
-    for name, kind, *_ in group
-}
-# What cannot be varied: a switch, or what says which run it is and what it costs.
-FIXED = ("algorithm", "dataset", "data_dir", "seed", "groups", "workers", "batch_size", "steps", "warmup_steps")
+
+def _switch(text: str) -> bool:
+    if text not in ("false", "true"):
+        raise ValueError(f"{text!r} is neither false nor true")
+    return text == "true"
+
+
+READERS: dict[str, Any] = {"string": str, "integer": int, "float": float, "boolean": _switch}
+TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group}
+# What cannot be varied: it says which run it is, what it costs, or where its data is.
+FIXED = ("algorithm", "dataset", "data_dir", "download", "seed", "groups", "workers", "batch_size", "steps")
 COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])
 
 
@@ -41,7 +45,7 @@ def read_variations(texts: Iterable[str]) -> dict[str, dict[str, tuple[Any, ...]
             raise InputError(f"--vary={text}: write flag=value,value or method.flag=value,value")
         if dot and method not in METHODS:
             raise InputError(f"--vary={text}: unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        if TYPES.get(flag) is None or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
+        if flag not in TYPES or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
             raise InputError(f"--vary={text}: {flag!r} is nothing to vary: learning_rate or global_period, say")
         try:
             values = tuple(dict.fromkeys(TYPES[flag](value) for value in right.split(",")))
@@ -74,17 +78,18 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
     """One run. `sgd` has one worker, which takes the steps of all, for as many samples."""
     alone = {"groups": 1, "workers": 1} if method == "sgd" else {}
     longer = base.groups * base.workers if method == "sgd" else 1
+    varied = dataclasses.replace(base, **dict(setting))
     periods = {
-        "steps": base.steps,
-        "eval_every": base.steps if phase == "search" else base.evaluation_period,  # of a search only its end counts
-        "checkpoint_every": base.checkpoint_period,
-        "warmup_steps": base.warmup_steps,
+        "steps": varied.steps,
+        "eval_every": varied.steps if phase == "search" else varied.evaluation_period,  # of a search only its end
+        "checkpoint_every": varied.checkpoint_period,
+        "warmup_steps": varied.warmup_steps,
     }
     changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
-    changes |= {"algorithm": method, "seed": seed, **alone, **dict(setting)}
+    changes |= {"algorithm": method, "seed": seed, **alone}
     told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"
     changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
-    return Trial(method, setting, seed, phase, dataclasses.replace(base, **changes))
+    return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 
 def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
