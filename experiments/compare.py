@@ -15,12 +15,11 @@ from typing import Any
 
 from absl import flags, logging
 from command_line import Flag, define, describe, parse, refuse
+from palette import STYLES
 from settings import GROUPS, PROCESS_FLAGS, given_settings, use_compilation_cache
 
-METHODS = "lsgd,easgd,eamsgd,downpour,local_sgd,diloco,grawa,dppf,data_parallel,sgd,none"
-
 PLAN = (
-    Flag("methods", "list", METHODS, "the methods to compare"),
+    Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
     Flag("vary", "multi_string", [], "flag=value,value for all methods, method.flag=value,value for one (repeat it)"),
     Flag("search_seeds", "list", "0", "seeds of the runs by which settings are chosen"),
     Flag("test_seeds", "list", "1,2,3", "seeds of the runs that are reported: at least 3, others"),
