@@ -78,6 +78,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown init": (["--init=equal"], ["--init=equal", "same, different"]),
     "unknown wire_dtype": (["--wire_dtype=float17"], ["wire_dtype", "float17"]),
     "integers on the wire": (["--wire_dtype=int16"], ["wire_dtype", "int16"]),
+    "an unknown wire_dtype of another method": (["--algorithm=none", "--wire_dtype=float17"], ["--wire_dtype=float17"]),
+    "a wire_dtype that is not used": (["--algorithm=easgd", "--wire_dtype=int8"], ["--wire_dtype=int8", "easgd"]),
     "no groups": (["--groups=0"], ["--groups=0"]),
     "negative groups": (["--groups=-2"], ["--groups=-2"]),
     "no workers": (["--workers=0"], ["--workers=0"]),

@@ -85,6 +85,22 @@ def test_the_learning_rates_of_large_batches_can_be_varied() -> None:
     assert {method: trial.config.warmup_steps for method, trial in trials.items()} == {"data_parallel": 5, "sgd": 30}
 
 
+def test_a_wire_dtype_for_all_is_for_those_that_use_it(tmp_path: Path) -> None:
+    base = dataclasses.replace(BASE, wire_dtype="int8")
+    assert {m: make_trial(m, (), 1, "test", base).config.wire_dtype for m in ("lsgd", "none")} == {
+        "lsgd": "int8",
+        "none": None,
+    }
+    given = {"workdir": str(tmp_path), "model": "mlp", "workers": 2, "batch_size": 8, "wire_dtype": "int8"}
+    seeds: dict[str, Any] = {"search_seeds": ["0"], "test_seeds": ["1", "2", "3"]}
+    rest: dict[str, Any] = {"vary": [], "network": "1 Gb/s Ethernet", "compute_seconds": None, **seeds}
+    make_plan(given, methods=["none", "lsgd"], **rest)
+    with pytest.raises(InputError, match="--wire_dtype=int8: none of --methods uses it"):
+        make_plan(given, methods=["none", "easgd"], **rest)
+    with pytest.raises(InputError, match="--wire_dtype=int9"):
+        make_plan(given | {"wire_dtype": "int9"}, methods=["lsgd"], **rest)
+
+
 def test_a_run_of_the_search_is_evaluated_at_its_end_alone() -> None:
     assert make_trial("easgd", (), 0, "search", BASE).config.evaluation_period == 40
     assert make_trial("sgd", (), 0, "search", BASE).config.evaluation_period == 240

@@ -87,6 +87,8 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
     }
     changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
     changes |= {"algorithm": method, "seed": seed, **alone}
+    if method != "lsgd":
+        changes["wire_dtype"] = None  # given for all, it is for those that use it
     told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"
     changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))

@@ -100,6 +100,8 @@ def make_plan(
         raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
     base = Config(**given)
     check_config(base)
+    if base.wire_dtype is not None and "lsgd" not in methods:
+        raise InputError(f"--wire_dtype={base.wire_dtype}: none of --methods uses it: leave it out")
     source = find_dataset(base.dataset, data_dir=base.data_dir, download=base.download)
     check_model(base.model_name, source.input_shape)
     # One batch size for all: its default depends on the number of workers, and sgd has one.
