@@ -63,7 +63,7 @@ def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) ->
     text = written["report.md"]
     assert all(f"]({figure})" in text for figure in figures)
     for told in ("data set digits; model cnn3 (53,002 parameters); 2 × 4 workers", "16,384 samples a run",
-                 "batches of 32 samples", "device 8 × cpu, jax 0.12.0.1", "search seeds (0, 1)",
+                 "batches of 32 samples", "device 8 × cpu; commit unknown", "; jax 0.12.0.1;", "search seeds (0, 1)",
                  "test seeds (100, 101, 102)", "--workdir=runs/comparison"):  # fmt: skip
         assert told in text
     assert "Not complete" not in text
@@ -268,11 +268,16 @@ def test_the_report_has_the_command_of_each_chosen_setting(written: dict[str, st
     assert commands == [report.train_command(tested[method].trial.config) for method in CHOSEN]
 
 
-def test_outside_a_checkout_no_commit_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report._commit() == ""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert report._commit() == "", "nor without git"
+def test_the_report_tells_what_its_runs_were_computed_with(tmp_path: Path) -> None:
+    known = [
+        {"commit": "abc1234", "lsgd_jax": "0.1.0", "python": "3.13.0", "jax": "0.12.0.1", "device": "2 × cpu"},
+        {"commit": "def5678+", "lsgd_jax": "0.1.0", "python": "3.11.9", "jax": "0.10.1", "device": "8 × cpu"},
+        {"commit": None, "lsgd_jax": None, "jax": "0.10.1", "device": "8 × cpu"},
+    ]
+    made = [run._replace(summary=run.summary | known[i % 3]) for i, run in enumerate(comparison()) if run.summary]
+    text = write(tmp_path / "report", made)["report.md"]
+    assert "device 2 × cpu and 8 × cpu; commit abc1234 and def5678+ and unknown; lsgd_jax 0.1.0 and unknown;" in text
+    assert "jax 0.10.1 and 0.12.0.1; optax unknown; numpy unknown; python 3.11.9 and 3.13.0 and unknown;" in text
 
 
 def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:

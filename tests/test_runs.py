@@ -22,6 +22,7 @@ from lsgd_jax.training import run as run_module
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset, load_dataset
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
+from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import read_leaders, read_metrics
 from lsgd_jax.training.trainer import check_settings, train
 from lsgd_jax.training.workdir import load_config
@@ -104,6 +105,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: pathlib.Path) -> None:
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["test_error"] == rows[-1]["test_error"]
     assert len(summary["worker_test_error"]) == 4
+    assert {name: summary[name] for name in provenance()} == provenance()
     for name in ("config.json", "checkpoints/60", "center", "figures/error.png", "figures/leaders.png"):
         assert (undisturbed / name).exists(), name
     assert list((undisturbed / "tensorboard").glob("events.*"))

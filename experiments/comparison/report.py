@@ -3,11 +3,8 @@
 import csv
 import dataclasses
 import datetime
-import importlib.metadata
 import pathlib
-import platform
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +27,7 @@ from comparison.tables import (
 from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.network import NETWORKS
-
-ROOT = pathlib.Path(__file__).parents[2]
+from lsgd_jax.training.provenance import PACKAGES
 
 
 def write_report(
@@ -111,14 +107,15 @@ def _write_csv(path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, 
 
 
 def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
-    """Data set, model, workers, samples, device, versions, commit, date."""
+    """Data set, model, workers, samples; device, commit and versions of the runs; the date."""
     largest = max((run.trial.config for run in runs), key=lambda config: config.groups * config.workers)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
     samples = {run.end.samples for run in runs}
 
     def each(key: str) -> str:
-        values = sorted({summary[key] for summary in summaries})
-        return " and ".join(f"{value:,}" if isinstance(value, int) else value for value in values)
+        # Runs of earlier versions did not tell all of it.
+        values = {"unknown" if (value := summary.get(key)) is None else value for summary in summaries}
+        return " and ".join(sorted(f"{value:,}" if isinstance(value, int) else value for value in values))
 
     parameters = f" ({each('parameters')} parameters)" if summaries else ""
     facts = [
@@ -127,22 +124,11 @@ def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
         f"{largest.groups} × {largest.workers} workers (groups × workers of each)",
         f"batches of {each('batch_size')} samples a worker" if summaries else "",
         f"{' to '.join(f'{count:,}' for count in sorted({min(samples), max(samples)}))} samples a run",
-        f"device {each('device')}, jax {each('jax')}" if summaries else "",
-        f"Python {platform.python_version()}",
-        *(f"{name} {importlib.metadata.version(name)}" for name in ("optax", "numpy")),
-        f"commit {commit}" if (commit := _commit()) else "",
+        *([f"device {each('device')}", f"commit {each('commit')}"] if summaries else []),
+        *(f"{name} {each(name)}" for name in (*PACKAGES, "python") if summaries),
         datetime.date.today().isoformat(),
     ]
     return "; ".join(filter(None, facts)) + "."
-
-
-def _commit() -> str:
-    """What git calls the code; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _not_complete(methods: Sequence[Method]) -> list[str]:

@@ -21,6 +21,7 @@ from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.models import check_model
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
+from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
@@ -78,6 +79,7 @@ def _train(
     config: Config, source: Source, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
+    computed_with = provenance()  # now: the code may change while the run goes on
     run = build_run(config, source)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints, config.steps)
@@ -91,7 +93,7 @@ def _train(
         where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
         print(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
-    return _finish(config, run, end, workdir)
+    return _finish(config, run, end, workdir, computed_with)
 
 
 def check_settings(
@@ -203,7 +205,9 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     }
 
 
-def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> dict[str, Any]:
+def _finish(
+    config: Config, run: Run, end: Position, workdir: pathlib.Path, computed_with: dict[str, Any]
+) -> dict[str, Any]:
     """Saves the center, the figures and, last of all, the summary."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, config.model_name, run.input_shape, run.classes, run.preprocessing)
@@ -221,7 +225,7 @@ def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> d
         "batch_size": run.batch_size,
         "seed": config.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
-        "jax": jax.__version__,
+        **computed_with,
         "worker_validation_error": [],
         "worker_test_error": [],
         "figures": [str(path.relative_to(workdir)) for path in figures],
