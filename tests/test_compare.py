@@ -119,14 +119,15 @@ def test_settings_are_chosen_by_the_mean_validation_error_of_the_better_of_cente
     assert choose({"lsgd": rates, "none": [()]}, outcomes) == {"lsgd": rates[1], "none": ()}
 
 
-def test_a_method_that_diverged_with_every_setting_is_not_chosen() -> None:
+def test_a_method_that_diverged_with_every_setting_has_none_and_is_not_tested(tmp_path: Path) -> None:
     rates = [(("learning_rate", rate),) for rate in (0.1, 0.2)]
     outcomes = [Outcome(make_trial("lsgd", rate, 0, "search", BASE), [], None) for rate in rates]
-    assert choose({"lsgd": rates}, outcomes) == {}
+    assert choose({"lsgd": rates}, outcomes) == {"lsgd": None}
     assert choose({"lsgd": rates}, outcomes[:1]) == {}, "the search is not over"
     better = outcome_of(outcomes[1].trial, 0.9)
     assert choose({"lsgd": rates}, [better]) == {}
     assert choose({"lsgd": rates}, [outcomes[0], better]) == {"lsgd": rates[1]}
+    assert {trial.method for trial in a_plan(tmp_path).test({"lsgd": None, "sgd": ()})} == {"sgd"}
 
 
 @pytest.mark.parametrize(

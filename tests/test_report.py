@@ -168,6 +168,18 @@ def test_a_comparison_in_which_all_runs_diverged_has_a_report(tmp_path: Path) ->
     assert "1 of 1 (1 of 1 diverged)" in text
 
 
+def test_a_method_that_diverged_with_every_setting_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    lost = [outcome("dppf", (("learning_rate", rate),), 0, "search", [], diverged=True) for rate in (0.1, 0.2)]
+    tested = [outcome("none", PARALLEL, 9, "test", falling(0.0))]
+    text = write(tmp_path / "diverged", [*lost, *tested], {"none": PARALLEL, "dppf": None})["report.md"]
+    assert "Not complete" not in text
+    assert "**Diverged with every setting**, so without a test run: dppf." in text
+    assert "| dppf | learning_rate 0.1, 0.2 | 2 of 2 (2 of 2 diverged) | none: all diverged |  | – |" in text
+    text = write(tmp_path / "on the way", lost, {})["report.md"]
+    assert "dppf has no chosen setting" in text
+    assert "Diverged with every setting" not in text
+
+
 def test_at_equal_bytes_every_method_stops_within_what_the_thriftiest_sends() -> None:
     by_name = methods(comparison())
     budget = least_bytes(list(by_name.values()))

@@ -94,12 +94,12 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 
-def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
+def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting | None]:
     """Each method's setting with the lowest validation error, the mean over its seeds.
 
-    A method of which every setting diverged has none, nor has one whose search is not over.
+    None for a method of which every setting diverged. One whose search is not over is left out.
     """
-    chosen = {}
+    chosen: dict[str, Setting | None] = {}
     for method, choices in settings.items():
         errors = {
             setting: [
@@ -111,8 +111,9 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
         }
         if len(choices) == 1:
             chosen[method] = choices[0]
-        elif all(errors.values()) and any(error < 1 for of_setting in errors.values() for error in of_setting):
-            chosen[method] = min(choices, key=lambda setting: statistics.mean(errors[setting]))
+        elif all(errors.values()):
+            best = min(choices, key=lambda setting: statistics.mean(errors[setting]))
+            chosen[method] = best if statistics.mean(errors[best]) < 1 else None
     return chosen
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison.grid import make_trial, read_variations, settings_of
@@ -54,12 +54,13 @@ class Plan:
             for seed in self.search_seeds
         ]
 
-    def test(self, chosen: dict[str, Setting]) -> list[Trial]:
-        """The runs that are reported, seed by seed."""
+    def test(self, chosen: Mapping[str, Setting | None]) -> list[Trial]:
+        """The runs that are reported, seed by seed; none of a method without a chosen setting."""
         return [
             make_trial(method, setting, seed, "test", self.base)
             for seed in self.test_seeds
             for method, setting in chosen.items()
+            if setting is not None
         ]
 
 

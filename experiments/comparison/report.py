@@ -33,7 +33,7 @@ from lsgd_jax.training.provenance import PACKAGES
 def write_report(
     workdir: pathlib.Path,
     outcomes: Sequence[Outcome],
-    chosen: Mapping[str, Setting],
+    chosen: Mapping[str, Setting | None],
     *,
     network: str,
     compute_seconds: float,
@@ -46,7 +46,7 @@ def write_report(
     Args:
       workdir: the folder for it.
       outcomes: what came of the runs so far, at least one.
-      chosen: each method's setting, for those whose search is over.
+      chosen: each method's setting, for those whose search is over; None if all its settings diverged.
       network: one of `lsgd_jax.training.network.NETWORKS`, for predicted times.
       compute_seconds: of one local step of one worker.
       commands: the command lines that made the comparison.
@@ -132,9 +132,10 @@ def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
 
 
 def _not_complete(methods: Sequence[Method]) -> list[str]:
-    missing = missing_runs(methods)
+    missing, diverged = missing_runs(methods), [method.name for method in methods if method.diverged]
     told = f"**Not complete**: {'; '.join(missing)}. The counts follow from the settings and seeds that have begun."
-    return [told] if missing else []
+    without = f"**Diverged with every setting**, so without a test run: {', '.join(diverged)}."
+    return [told] * bool(missing) + [without] * bool(diverged)
 
 
 def _settings(methods: Sequence[Method]) -> str:

@@ -46,7 +46,7 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
       StoppedError: if a signal has stopped a run.
     """
     outcomes: list[Outcome] = []
-    chosen: dict[str, Setting] = {}
+    chosen: dict[str, Setting | None] = {}
     try:
         search = plan.search()
         for number, trial in enumerate(search, start=1):
@@ -96,7 +96,7 @@ def finished(trial: Trial) -> Outcome | None:
 
 
 def _report(
-    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting], commands: Sequence[str]
+    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting | None], commands: Sequence[str]
 ) -> list[pathlib.Path]:
     if not outcomes:
         return []
