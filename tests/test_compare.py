@@ -22,6 +22,7 @@ from comparison import running
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
 from lsgd_jax.training.methods import METHODS
+from lsgd_jax.training.stopping import StopRequest
 
 BASE = Config(workdir="w", groups=2, workers=3, steps=40, batch_size=8, warmup_steps=2)
 
@@ -184,9 +185,8 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path, capfd: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def made_up(config: Config, *, resume: bool, source: Any) -> dict[str, Any]:
+def made_up(config: Config, **_: Any) -> dict[str, Any]:
     """In place of `train`: leaves what a run leaves, without training."""
-    del resume, source
     errors = {"validation_error": 0.3, "test_error": 0.3, "leader_validation_error": 0.4, "leader_test_error": 0.4}
     row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": 100, **errors}
     workdir = Path(config.workdir)
@@ -242,9 +242,9 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_never_began_begins(
     (Path(unborn.config.workdir) / "checkpoints").mkdir(parents=True)  # killed before it wrote its settings
     resumed = []
 
-    def train(config: Config, *, resume: bool, source: Any) -> Any:
+    def train(config: Config, *, resume: bool, **_: Any) -> Any:
         resumed.append(resume)
-        summary = made_up(config, resume=resume, source=source)
+        summary = made_up(config)
         if len(resumed) == 1:  # as if a signal had come
             Path(config.workdir, "summary.json").unlink()
             return None
@@ -252,10 +252,10 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_never_began_begins(
 
     monkeypatch.setattr(running, "train", train)
     with pytest.raises(StoppedError):
-        run(stopped, plan.source, "")
+        run(stopped, plan.source, "", StopRequest())
     assert (Path(stopped.config.workdir) / "checkpoints").exists()
-    assert run(stopped, plan.source, "").summary is not None
-    assert run(unborn, plan.source, "").summary is not None
+    assert run(stopped, plan.source, "", StopRequest()).summary is not None
+    assert run(unborn, plan.source, "", StopRequest()).summary is not None
     assert resumed == [False, True, False]
 
 
@@ -270,10 +270,31 @@ def test_a_run_that_diverged_is_written_down_and_never_run_again(
         raise AllWorkersLostError("all workers were lost")
 
     monkeypatch.setattr(running, "train", train)
-    assert run(trial, plan.source, "").summary is None
+    assert run(trial, plan.source, "", StopRequest()).summary is None
     assert json.loads((Path(trial.config.workdir) / DIVERGED).read_text()) == {"reason": "all workers were lost"}
     monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("it has been run already"))
-    assert run(trial, plan.source, "").summary is None
+    assert run(trial, plan.source, "", StopRequest()).summary is None
+
+
+def test_a_signal_at_the_very_end_of_a_run_stops_the_comparison_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def train(config: Config, **_: Any) -> Any:
+        begun.append(config.workdir)
+        summary = made_up(config)
+        signal.raise_signal(signal.SIGINT)  # nothing is left to be stopped
+        return summary
+
+    monkeypatch.setattr(running, "train", train)
+    before = signal.getsignal(signal.SIGINT)
+    for runs in (1, 2):
+        with pytest.raises(StoppedError):
+            compare(a_plan(tmp_path), ["python experiments/compare.py"])
+        assert len(begun) == len(set(begun)) == len(list(tmp_path.rglob("summary.json"))) == runs
+        assert "**Not complete**" in (tmp_path / "report.md").read_text()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.fixture

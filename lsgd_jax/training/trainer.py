@@ -25,7 +25,7 @@ from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run, samples_and_batch_size
-from lsgd_jax.training.stopping import stop_on_signals
+from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.train_step import TrainState, call_end, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
 
@@ -47,7 +47,12 @@ class Position(NamedTuple):
 
 
 def train(
-    config: Config, *, resume: bool = False, profile_dir: str | None = None, source: Source | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    profile_dir: str | None = None,
+    source: Source | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -56,6 +61,7 @@ def train(
       resume: whether to go on with the run that is in that workdir.
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       source: the data set of the settings, where the caller has found it already.
+      stop: whether to stop, where the caller listens to signals itself.
 
     Returns:
       The summary that is also in summary.json; None if a signal stopped the run
@@ -72,11 +78,17 @@ def train(
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
     with locked(workdir):
-        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir)
+        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop)
 
 
 def _train(
-    config: Config, source: Source, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
+    config: Config,
+    source: Source,
+    workdir: pathlib.Path,
+    *,
+    resume: bool,
+    profile_dir: str | None,
+    stop: StopRequest | None,
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
     computed_with = provenance()  # now: the code may change while the run goes on
@@ -87,7 +99,7 @@ def _train(
         if resume:
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
-            end = _advance(config, run, start, records, checkpoints, profile_dir)
+            end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
         saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
         where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
@@ -136,9 +148,15 @@ def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
 
 
 def _advance(
-    config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints, profile_dir: str | None
+    config: Config,
+    run: Run,
+    at: Position,
+    records: Records,
+    checkpoints: Checkpoints,
+    profile_dir: str | None,
+    stop: StopRequest | None,
 ) -> Position:
-    """Rounds, with evaluations and checkpoints between them, to the end or a signal."""
+    """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
     state, step, seconds, _ = at
     if step == config.steps:  # stopped there by a signal, or killed before the summary
         if records.last_evaluation != step:
@@ -148,7 +166,7 @@ def _advance(
 
     with (
         contextlib.ExitStack() as closed,
-        stop_on_signals() as stop,
+        stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop,
         Progress(step=step, steps=config.steps, images_per_step=images_per_step) as progress,
     ):
         print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
