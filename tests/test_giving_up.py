@@ -101,10 +101,12 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
     assert "stopped at step 15 of 20, all workers lost: to go on from step 0" in told.out
     assert not list((tmp_path / "run" / "checkpoints").iterdir()), "no run should go back to lost workers"
 
-    summary = trainer.train(config, resume=True)
+    summary = trainer.train(config, resume=True, figures=False)
     log = capsys.readouterr().err
     assert all(f"step 16: worker {rank} starts again" in log for rank in (0, 1))
     assert summary is not None
+    assert summary["figures"] == []
+    assert not (tmp_path / "run" / "figures").exists()
     assert (summary["step"], summary["leader"]) == (20, -1), "all are lost again, but there is a center"
     assert summary["test_error"] < summary["leader_test_error"] == 1
 

@@ -53,6 +53,7 @@ def train(
     profile_dir: str | None = None,
     source: Source | None = None,
     stop: StopRequest | None = None,
+    figures: bool = True,
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -62,6 +63,7 @@ def train(
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       source: the data set of the settings, where the caller has found it already.
       stop: whether to stop, where the caller listens to signals itself.
+      figures: whether to draw them, at the end.
 
     Returns:
       The summary that is also in summary.json; None if a signal stopped the run
@@ -78,7 +80,7 @@ def train(
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
     with locked(workdir):
-        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop)
+        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures)
 
 
 def _train(
@@ -89,6 +91,7 @@ def _train(
     resume: bool,
     profile_dir: str | None,
     stop: StopRequest | None,
+    figures: bool,
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
     computed_with = provenance()  # now: the code may change while the run goes on
@@ -105,7 +108,7 @@ def _train(
         where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
         print(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
-    return _finish(config, run, end, workdir, computed_with)
+    return _finish(config, run, end, workdir, computed_with, figures=figures)
 
 
 def check_settings(
@@ -224,13 +227,13 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
 
 
 def _finish(
-    config: Config, run: Run, end: Position, workdir: pathlib.Path, computed_with: dict[str, Any]
+    config: Config, run: Run, end: Position, workdir: pathlib.Path, computed_with: dict[str, Any], *, figures: bool
 ) -> dict[str, Any]:
     """Saves the center, the figures and, last of all, the summary."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, config.model_name, run.input_shape, run.classes, run.preprocessing)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
-    figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size)
+    drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size) if figures else []
     parameters = sum(x.size for x in jax.tree.leaves(params))
     summary = {
         **metrics[-1],
@@ -246,7 +249,7 @@ def _finish(
         **computed_with,
         "worker_validation_error": [],
         "worker_test_error": [],
-        "figures": [str(path.relative_to(workdir)) for path in figures],
+        "figures": [str(path.relative_to(workdir)) for path in drawn],
     }
     for figures_of_worker in run.evaluate_workers(end.state):
         for split in ("validation", "test"):
