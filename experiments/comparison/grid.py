@@ -74,8 +74,13 @@ def settings_of(method: str, base: Config, variations: Mapping[str, Mapping[str,
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Config) -> Trial:
-    """One run. `sgd` has one worker, which takes the steps of all, for as many samples."""
+def make_trial(
+    method: str, setting: Setting, seed: int, phase: str, base: Config, *, eval_every: int | None = None
+) -> Trial:
+    """One run. `sgd` has one worker, which takes the steps of all, for as many samples.
+
+    A test run is evaluated as often as `base` says, or every `eval_every` of its own steps.
+    """
     alone = {"groups": 1, "workers": 1} if method == "sgd" else {}
     longer = base.groups * base.workers if method == "sgd" else 1
     varied = dataclasses.replace(base, **dict(setting))
@@ -87,6 +92,8 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
     }
     changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
     changes |= {"algorithm": method, "seed": seed, **alone}
+    if eval_every is not None:
+        changes["eval_every"] = eval_every
     if method != "lsgd":
         changes["wire_dtype"] = None  # given for all, it is for those that use it
     told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"

@@ -6,7 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
+from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.datasets import Source, find_dataset
@@ -18,8 +20,8 @@ from lsgd_jax.training.run import samples_and_batch_size
 from lsgd_jax.training.workdir import read_config
 
 LEAST_TEST_SEEDS = 3
-# Where a run lives and how its data got there says nothing about what it computes.
-IRRELEVANT = ("workdir", "data_dir", "download")
+# Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
+IRRELEVANT = ("workdir", "data_dir", "download", "eval_every", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,25 @@ class Plan:
     def test(self, chosen: Mapping[str, Setting | None]) -> list[Trial]:
         """The runs that are reported, seed by seed; none of a method without a chosen setting."""
         return [
-            make_trial(method, setting, seed, "test", self.base)
+            make_trial(method, setting, seed, "test", self.base, eval_every=self.evaluation_periods[method, setting])
             for seed in self.test_seeds
             for method, setting in chosen.items()
             if setting is not None
         ]
+
+    @functools.cached_property
+    def evaluation_periods(self) -> dict[tuple[str, Setting], int]:
+        """Of the test runs, by method and setting. Known beforehand, it does not depend on what has been run."""
+        trials = [
+            make_trial(method, setting, self.test_seeds[0], "test", self.base)
+            for method, choices in self.settings.items()
+            for setting in choices
+        ]
+        cost = make_cost(NETWORKS[self.network], self.compute_seconds or 1.0)
+        if self.compute_seconds is not None:
+            return evaluation_periods(trials, cost)
+        # Not measured yet: time as if there were computation alone.
+        return evaluation_periods(trials, lambda config: cost(config)._replace(seconds=1.0))
 
 
 def make_plan(
@@ -114,7 +130,7 @@ def make_plan(
     source = dataclasses.replace(source, read=functools.cache(source.read))
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
-    tests = [trial for m in settings for setting in settings[m] for trial in plan.test({m: setting})]
+    tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]
     for trial in [*plan.search(), *tests]:
         check_config(trial.config)
         make_method(trial.config)

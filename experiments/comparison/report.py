@@ -10,6 +10,7 @@ from typing import Any
 
 from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
 from comparison.figures import LEAST, draw_figures
+from comparison.schedule import DENSEST
 from comparison.tables import (
     Method,
     Setting,
@@ -232,7 +233,8 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
         "A run that diverged (all workers lost) counts as an error of 100 % from then on, in every mean.",
         "sgd is one worker, which takes as many times the steps as the others have workers."
         if any(method.name == "sgd" for method in methods) else "",
-        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period.",
+        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period. Methods that "
+        f"spend it early in their run are evaluated up to {DENSEST} times as often as the others.",
     ]  # fmt: skip
     return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])
 

@@ -123,11 +123,15 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
     for method in methods:
         if not method.test:
             continue
-        within = [[e for e in run.evaluations if budget.spent(e) <= budget.amount] for run in method.test]
-        if not all(within):
-            lines.append((math.inf, (method.name, "needs more before its first evaluation", "", "")))
+        within = [{e.step: e for e in run.evaluations if budget.spent(e) <= budget.amount} for run in method.test]
+        common = set.intersection(*map(set, within))  # some may have been run with another --eval_every
+        if not common:
+            first = method.test[0].evaluations[0]
+            ends = math.floor(first.step * min(1, budget.amount / budget.spent(first)))
+            told = f"budget ends at about step {ends:,}, before the first evaluation"
+            lines.append((math.inf, (method.name, told, "", "")))
             continue
-        last = [evaluations[-1] for evaluations in within]
+        last = [evaluations[max(common)] for evaluations in within]
         error = spread([evaluation.test.deployed for evaluation in last if evaluation.test])
         spent = budget.spent(last[0])
         told = number(spent / in_unit) if spent else "sends nothing"
