@@ -8,7 +8,6 @@ import pathlib
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,17 +48,14 @@ def provenance() -> dict[str, Any]:
     import jax
     import jaxlib
 
-    def git(*arguments: str) -> str:
-        root = pathlib.Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    from lsgd_jax.training.provenance import commit
 
     return {
         # Without where things lie on this machine.
         "command": shlex.join(
             ["python", os.path.relpath(sys.argv[0]), *(each for each in sys.argv[1:] if "/" not in each)]
         ),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + (" dirty" if git("status", "--porcelain", "--", ":/", ":(top,exclude)results") else ""),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),

@@ -2,7 +2,8 @@
 
 Every method gets the same number of samples. Each setting in the grid is trained with the search seeds; the one
 with the lowest validation error is trained again with the test seeds, and only those runs are tested. All settings
-that are not varied are those of experiments/train.py, by its flags.
+that are not varied are those of experiments/train.py, by its flags; --eval_every is that of the test runs, and up to 4
+times shorter for methods that spend the bytes or the time of the others early in their run.
 
 The same command goes on where it was stopped or killed; what is finished is not run again.
 """
@@ -15,12 +16,11 @@ from typing import Any
 
 from absl import flags, logging
 from command_line import Flag, define, describe, parse, refuse
+from palette import STYLES
 from settings import GROUPS, PROCESS_FLAGS, given_settings, use_compilation_cache
 
-METHODS = "lsgd,easgd,eamsgd,downpour,local_sgd,diloco,grawa,dppf,data_parallel,sgd,none"
-
 PLAN = (
-    Flag("methods", "list", METHODS, "the methods to compare"),
+    Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
     Flag("vary", "multi_string", [], "flag=value,value for all methods, method.flag=value,value for one (repeat it)"),
     Flag("search_seeds", "list", "0", "seeds of the runs by which settings are chosen"),
     Flag("test_seeds", "list", "1,2,3", "seeds of the runs that are reported: at least 3, others"),

@@ -17,13 +17,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "the method, one of those above",
         ),
         Flag("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
-        Flag(
-            "model",
-            "string",
-            None,
-            "mlp, cnn3, cnn7, vgg16, resnet20 or resnet50; the last three have batch norm "
-            "(default: cnn3 for digits, else cnn7, the paper's)",
-        ),
+        Flag("model", "string", None, "see the README (default: cnn3 for digits, else cnn7, the paper's)"),
         Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
         Flag("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
         Flag("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),
@@ -40,9 +34,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("momentum", "float", 0.9, "of sgd (Nesterov's), lars and eamsgd; 0 for none"),
         Flag("weight_decay", "float", 1e-4, "weight decay"),
         Flag("scale_learning_rate", "boolean", False, "times the number of workers, for data_parallel"),
-        Flag(
-            "schedule", "string", "constant", "constant, drop, plateau or cosine: of the learning rate, for all workers"
-        ),
+        Flag("schedule", "string", "constant", "of the learning rate: constant, drop, plateau or cosine"),
         Flag("drop_at", "string", None, "drop: a tenth of the rate from each of these steps on, as 1000,2000"),
         Flag("plateau_patience", "integer", 5, "plateau: a tenth of it after so many evaluations without improvement"),
         Flag("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
@@ -77,7 +69,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "loader_processes",
             "integer",
             None,
-            "that decode images of sets that do not fit in memory; 0: this one (default: one a core, at most 16)",
+            "that decode streamed images; 0: this one (default: one a core, up to 16)",
         ),
         Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
         Flag("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),

@@ -1,12 +1,19 @@
-"""Outcomes of a comparison that nobody ran."""
+"""Plans and outcomes of comparisons that nobody ran."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from comparison.evaluations import evaluate_all
+from comparison.plan import Plan, make_plan
+from comparison.tables import Method, group_by_method
 from comparison.trials import Outcome, Trial
 
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.network import NETWORKS
 
+NETWORK = "1 Gb/s Ethernet"
+COMPUTE = 0.002
 STEPS = 64
 LSGD = (("learning_rate", 0.05), ("global_period", 16))
 PARALLEL = (("learning_rate", 0.05),)
@@ -68,3 +75,28 @@ def comparison() -> list[Outcome]:
 
 
 CHOSEN = {"lsgd": LSGD, "data_parallel": PARALLEL}
+
+
+def methods(outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
+    runs = evaluate_all(outcomes, NETWORKS[NETWORK], COMPUTE)
+    return {method.name: method for method in group_by_method(runs, chosen)}
+
+
+def cells(table: str, method: str) -> list[str]:
+    """The cells of a method's line."""
+    line = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def a_plan(workdir: Path, **changes: Any) -> Plan:
+    """Two methods, one of them with two settings, on an mlp and digits."""
+    given = {"workdir": str(workdir), "model": "mlp", "groups": 1, "workers": 2, "steps": 8, "batch_size": 8}
+    options: dict[str, Any] = {
+        "methods": ["lsgd", "sgd"],
+        "vary": ["lsgd.learning_rate=0.01,0.02"],
+        "search_seeds": ["0"],
+        "test_seeds": ["1", "2", "3"],
+        "network": "1 Gb/s Ethernet",
+        "compute_seconds": None,
+    }
+    return make_plan(given | {"global_period": 4, "eval_every": 4}, **options | changes)

@@ -144,6 +144,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "seed": (-1,),
     "momentum": (-0.1, 1.0, NAN),
     "sampling": ("random", "Shard"),
+    "wire_dtype": ("float32", "int16"),
     "init": ("equal",),
     **dict.fromkeys(("local_pull", "global_pull", "stale_local_pull", "stale_global_pull"), (-0.1, 1.1, NAN)),
 }

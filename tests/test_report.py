@@ -1,7 +1,6 @@
 """The report of a comparison: its figures against those worked out by hand, and what must stand nowhere in it."""
 
 import csv
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,24 +12,31 @@ import pytest
 import train
 from absl.testing import flagsaver
 from comparison import report
-from comparison.evaluations import evaluate_all, final_validation_error
+from comparison.evaluations import final_validation_error
 from comparison.figures import levels, sensitivity
-from comparison.tables import Method, at_the_edge, budget_table, group_by_method, least_bytes, least_seconds, main_table
+from comparison.tables import (
+    at_the_edge,
+    main_table,
+)
 from comparison.trials import Outcome
-from made_up_runs import CHOSEN, LSGD, PARALLEL, STEPS, Figures, comparison, falling, outcome
+from made_up_runs import (
+    CHOSEN,
+    COMPUTE,
+    LSGD,
+    NETWORK,
+    PARALLEL,
+    STEPS,
+    Figures,
+    cells,
+    comparison,
+    falling,
+    methods,
+    outcome,
+)
 from settings import given_settings
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.methods import METHODS
-from lsgd_jax.training.network import NETWORKS
-
-NETWORK = "1 Gb/s Ethernet"
-COMPUTE = 0.002
-
-
-def methods(outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
-    runs = evaluate_all(outcomes, NETWORKS[NETWORK], COMPUTE)
-    return {method.name: method for method in group_by_method(runs, chosen)}
 
 
 def write(workdir: Path, outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, str]:
@@ -40,12 +46,6 @@ def write(workdir: Path, outcomes: Sequence[Outcome], chosen: dict[str, Any] = C
     paths = report.write_report(workdir, outcomes, chosen, network=NETWORK, compute_seconds=COMPUTE, commands=commands)
     assert sorted(paths) == sorted(workdir.iterdir())
     return {path.name: path.read_bytes().decode("latin-1" if path.suffix == ".png" else "utf-8") for path in paths}
-
-
-def cells(table: str, method: str) -> list[str]:
-    """The cells of a method's line."""
-    line = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -63,7 +63,7 @@ def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) ->
     text = written["report.md"]
     assert all(f"]({figure})" in text for figure in figures)
     for told in ("data set digits; model cnn3 (53,002 parameters); 2 × 4 workers", "16,384 samples a run",
-                 "batches of 32 samples", "device 8 × cpu, jax 0.12.0.1", "search seeds (0, 1)",
+                 "batches of 32 samples", "device 8 × cpu; commit unknown", "; jax 0.12.0.1;", "search seeds (0, 1)",
                  "test seeds (100, 101, 102)", "--workdir=runs/comparison"):  # fmt: skip
         assert told in text
     assert "Not complete" not in text
@@ -168,42 +168,16 @@ def test_a_comparison_in_which_all_runs_diverged_has_a_report(tmp_path: Path) ->
     assert "1 of 1 (1 of 1 diverged)" in text
 
 
-def test_at_equal_bytes_every_method_stops_within_what_the_thriftiest_sends() -> None:
-    by_name = methods(comparison())
-    budget = least_bytes(list(by_name.values()))
-    assert budget is not None
-    assert (budget.amount, budget.method) == (4 * 10**6, "lsgd")
-    table = budget_table(list(by_name.values()), budget, "MB", 1e6)
-    assert cells(table, "lsgd") == ["lsgd", "3.00 ± 1.00", "16,384", "4"]
-    assert cells(table, "data_parallel") == ["data_parallel", "8.00 ± 0.00", "4,096", "3"]
-
-
-def test_at_equal_bytes_some_send_too_much_and_some_nothing() -> None:
-    talkative = [outcome("data_parallel", PARALLEL, 100, "test", falling(0.01), sent=5 * 10**6)]
-    silent = [outcome("none", PARALLEL, 100, "test", falling(0.05))]
-    both = [made for made in comparison() if made.trial.method == "lsgd"] + talkative + silent
-    by_name = methods(both)
-    budget = least_bytes(list(by_name.values()))
-    assert budget is not None
-    table = budget_table(list(by_name.values()), budget, "MB", 1e6)
-    assert cells(table, "data_parallel") == ["data_parallel", "needs more before its first evaluation", "", ""]
-    assert cells(table, "none") == ["none", "5.00", "16,384", "sends nothing"]
-    assert table.splitlines()[-1].startswith("| data_parallel")
-
-
-def test_at_equal_predicted_time_every_method_stops_within_the_shortest_run() -> None:
-    by_name = methods(comparison())
-    budget = least_seconds(list(by_name.values()))
-    assert budget is not None
-    assert budget.method == "lsgd"
-    lsgd, parallel = by_name["lsgd"].test[0], by_name["data_parallel"].test[0]
-    assert budget.amount == lsgd.end.predicted_seconds
-    steps = math.floor(budget.amount / (parallel.end.predicted_seconds / STEPS) / 16) * 16
-    assert 0 < steps < STEPS
-    table = budget_table(list(by_name.values()), budget, "s", 1)
-    assert cells(table, "lsgd")[1:3] == ["3.00 ± 1.00", "16,384"]
-    error = {16: "8.00 ± 0.00", 32: "4.00 ± 0.00", 48: "2.00 ± 0.00"}[steps]
-    assert cells(table, "data_parallel")[1:3] == [error, f"{steps * 32 * 8:,}"]
+def test_a_method_that_diverged_with_every_setting_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    lost = [outcome("dppf", (("learning_rate", rate),), 0, "search", [], diverged=True) for rate in (0.1, 0.2)]
+    tested = [outcome("none", PARALLEL, 9, "test", falling(0.0))]
+    text = write(tmp_path / "diverged", [*lost, *tested], {"none": PARALLEL, "dppf": None})["report.md"]
+    assert "Not complete" not in text
+    assert "**Diverged with every setting**, so without a test run: dppf." in text
+    assert "| dppf | learning_rate 0.1, 0.2 | 2 of 2 (2 of 2 diverged) | none: all diverged |  | – |" in text
+    text = write(tmp_path / "on the way", lost, {})["report.md"]
+    assert "dppf has no chosen setting" in text
+    assert "Diverged with every setting" not in text
 
 
 def test_a_report_on_the_way_says_what_is_missing(tmp_path: Path) -> None:
@@ -268,11 +242,16 @@ def test_the_report_has_the_command_of_each_chosen_setting(written: dict[str, st
     assert commands == [report.train_command(tested[method].trial.config) for method in CHOSEN]
 
 
-def test_outside_a_checkout_no_commit_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report._commit() == ""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert report._commit() == "", "nor without git"
+def test_the_report_tells_what_its_runs_were_computed_with(tmp_path: Path) -> None:
+    known = [
+        {"commit": "abc1234", "lsgd_jax": "0.1.0", "python": "3.13.0", "jax": "0.12.0.1", "device": "2 × cpu"},
+        {"commit": "def5678+", "lsgd_jax": "0.1.0", "python": "3.11.9", "jax": "0.10.1", "device": "8 × cpu"},
+        {"commit": None, "lsgd_jax": None, "jax": "0.10.1", "device": "8 × cpu"},
+    ]
+    made = [run._replace(summary=run.summary | known[i % 3]) for i, run in enumerate(comparison()) if run.summary]
+    text = write(tmp_path / "report", made)["report.md"]
+    assert "device 2 × cpu and 8 × cpu; commit abc1234 and def5678+ and unknown; lsgd_jax 0.1.0 and unknown;" in text
+    assert "jax 0.10.1 and 0.12.0.1; optax unknown; numpy unknown; python 3.11.9 and 3.13.0 and unknown;" in text
 
 
 def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lsgd_jax.training import classification
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset, load_dataset
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
+from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import read_leaders, read_metrics
 from lsgd_jax.training.trainer import check_settings, train
 from lsgd_jax.training.workdir import load_config
@@ -104,6 +105,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: pathlib.Path) -> None:
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["test_error"] == rows[-1]["test_error"]
     assert len(summary["worker_test_error"]) == 4
+    assert {name: summary[name] for name in provenance()} == provenance()
     for name in ("config.json", "checkpoints/60", "center", "figures/error.png", "figures/leaders.png"):
         assert (undisturbed / name).exists(), name
     assert list((undisturbed / "tensorboard").glob("events.*"))
@@ -280,9 +282,12 @@ def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
         train(Config(**SETTINGS | {"workdir": str(workdir), "checkpoint_every": 4, "eval_every": 4}))
     step, last = map(int, re.search(r"by step (\d+) .* is that of step (\d+)$", str(stopped.value)).groups())
     assert "use a smaller --learning_rate" in str(stopped.value)
-    assert last == step - 4
-    assert (workdir / "checkpoints" / str(last)).exists()
-    assert read_metrics(workdir)[-1]["step"] == last
+    assert step % SETTINGS["global_period"] == 0, "where somebody could have started them again"
+    assert step - 8 <= last < step
+    assert last == max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    last_row = read_metrics(workdir)[-1]
+    assert last_row["step"] == step - 4
+    assert (last_row["leader"] == -1) == (last < step - 4), "an evaluation in between, but no checkpoint"
     assert not (workdir / "center").exists()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +83,14 @@ class Cost(NamedTuple):
     sends: Ledger
     seconds: float
 
+    def bytes(self, step: int) -> int:
+        """Sent by all workers together by a local step."""
+        return self.sends.bytes_sent(step)
+
+    def predicted_seconds(self, step: int) -> float:
+        """By a local step."""
+        return step * self.seconds
+
 
 class Spread(NamedTuple):
     """Mean and sample standard deviation (n - 1; NaN for one value) over seeds."""
@@ -99,9 +107,15 @@ def evaluate_all(outcomes: Iterable[Outcome], network: Network, compute_seconds:
       network: what connects the workers.
       compute_seconds: of one local step of one worker.
     """
+    cost = make_cost(network, compute_seconds)
+    return [evaluate(outcome, cost(outcome.trial.config)) for outcome in outcomes]
+
+
+def make_cost(network: Network, compute_seconds: float) -> Callable[[Config], Cost]:
+    """Makes the `cost_of` of a network, which works out once what is the same for several runs."""
     cost = functools.cache(functools.partial(cost_of, network=network, compute_seconds=compute_seconds))
-    neutral: dict[str, Any] = {"workdir": "", "seed": 0, "learning_rate": 0.0}  # what costs nothing
-    return [evaluate(outcome, cost(dataclasses.replace(outcome.trial.config, **neutral))) for outcome in outcomes]
+    neutral: dict[str, Any] = {"workdir": "", "seed": 0, "learning_rate": 0.0, "eval_every": None}  # what costs nothing
+    return lambda config: cost(dataclasses.replace(config, **neutral))
 
 
 def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost:
@@ -131,9 +145,11 @@ def evaluate(outcome: Outcome, cost: Cost) -> Run:
         lost = Errors(1.0, 1.0, 1.0)
         test = lost if trial.phase == "test" else None
         for step in [*range((reached // period + 1) * period, steps, period), steps]:
-            sent = cost.sends.bytes_sent(step)
+            sent = cost.bytes(step)
             evaluations.append(
-                Evaluation(step, step * cost.samples, sent, step * cost.seconds, None, True, "center", lost, test)
+                Evaluation(
+                    step, step * cost.samples, sent, cost.predicted_seconds(step), None, True, "center", lost, test
+                )
             )
     return Run(trial, tuple(evaluations))
 
@@ -150,7 +166,7 @@ def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evalua
         step=step,
         samples=step * cost.samples,
         bytes=row["bytes_communicated"],
-        predicted_seconds=step * cost.seconds,
+        predicted_seconds=cost.predicted_seconds(step),
         seconds=row["seconds"],
         diverged=False,
         deployed=deployed,

@@ -53,13 +53,15 @@ def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str)
 
 
 def levels(method: Method) -> list[Level]:
-    """The deployed model's test error at each evaluation; all seeds are evaluated at the same steps."""
+    """The deployed model's test error at each evaluation that all seeds have: some may have been run with others."""
     by_step: dict[int, list[Evaluation]] = {}
     for run in method.test:
         for evaluation in run.evaluations:
             by_step.setdefault(evaluation.step, []).append(evaluation)
     found = []
     for _, same in sorted(by_step.items()):
+        if len(same) < len(method.test):
+            continue
         errors = [100 * evaluation.test.deployed for evaluation in same if evaluation.test]
         found.append(Level(same[0], sum(errors) / len(errors), min(errors), max(errors)))
     return found

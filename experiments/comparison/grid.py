@@ -13,14 +13,19 @@ from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
+from lsgd_jax.training.schedules import drop_steps
 
-TYPES: dict[str, Any] = {
-    name: {"string": str, "integer": int, "float": float}.get(kind)
-    for group in GROUPS.values()
-    for name, kind, *_ in group
-}
-# What cannot be varied: a switch, or what says which run it is and what it costs.
-FIXED = ("algorithm", "dataset", "data_dir", "seed", "groups", "workers", "batch_size", "steps", "warmup_steps")
+
+def _switch(text: str) -> bool:
+    if text not in ("false", "true"):
+        raise ValueError(f"{text!r} is neither false nor true")
+    return text == "true"
+
+
+READERS: dict[str, Any] = {"string": str, "integer": int, "float": float, "boolean": _switch}
+TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group}
+# What cannot be varied: it says which run it is, what it costs, or where its data is.
+FIXED = ("algorithm", "dataset", "data_dir", "download", "seed", "groups", "workers", "batch_size", "steps")
 COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])
 
 
@@ -41,7 +46,7 @@ def read_variations(texts: Iterable[str]) -> dict[str, dict[str, tuple[Any, ...]
             raise InputError(f"--vary={text}: write flag=value,value or method.flag=value,value")
         if dot and method not in METHODS:
             raise InputError(f"--vary={text}: unknown method {method!r}: choose one of {', '.join(METHODS)}")
-        if TYPES.get(flag) is None or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
+        if flag not in TYPES or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
             raise InputError(f"--vary={text}: {flag!r} is nothing to vary: learning_rate or global_period, say")
         try:
             values = tuple(dict.fromkeys(TYPES[flag](value) for value in right.split(",")))
@@ -70,29 +75,41 @@ def settings_of(method: str, base: Config, variations: Mapping[str, Mapping[str,
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Config) -> Trial:
-    """One run. `sgd` has one worker, which takes the steps of all, for as many samples."""
+def make_trial(
+    method: str, setting: Setting, seed: int, phase: str, base: Config, *, eval_every: int | None = None
+) -> Trial:
+    """One run. `sgd` has one worker, which takes the steps of all, for as many samples.
+
+    A test run is evaluated as often as `base` says, or every `eval_every` of its own steps.
+    """
     alone = {"groups": 1, "workers": 1} if method == "sgd" else {}
     longer = base.groups * base.workers if method == "sgd" else 1
+    varied = dataclasses.replace(base, **dict(setting))
     periods = {
-        "steps": base.steps,
-        "eval_every": base.steps if phase == "search" else base.evaluation_period,  # of a search only its end counts
-        "checkpoint_every": base.checkpoint_period,
-        "warmup_steps": base.warmup_steps,
+        "steps": varied.steps,
+        "eval_every": varied.steps if phase == "search" else varied.evaluation_period,  # of a search only its end
+        "checkpoint_every": varied.checkpoint_period,
+        "warmup_steps": varied.warmup_steps,
     }
     changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
-    changes |= {"algorithm": method, "seed": seed, **alone, **dict(setting)}
+    if varied.drop_at:
+        changes["drop_at"] = ",".join(str(step * longer) for step in drop_steps(varied))
+    changes |= {"algorithm": method, "seed": seed, **alone}
+    if eval_every is not None:
+        changes["eval_every"] = eval_every
+    if method != "lsgd":
+        changes["wire_dtype"] = None  # given for all, it is for those that use it
     told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"
     changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
-    return Trial(method, setting, seed, phase, dataclasses.replace(base, **changes))
+    return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 
-def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
+def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting | None]:
     """Each method's setting with the lowest validation error, the mean over its seeds.
 
-    A method of which every setting diverged has none, nor has one whose search is not over.
+    None for a method of which every setting diverged. One whose search is not over is left out.
     """
-    chosen = {}
+    chosen: dict[str, Setting | None] = {}
     for method, choices in settings.items():
         errors = {
             setting: [
@@ -104,8 +121,9 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
         }
         if len(choices) == 1:
             chosen[method] = choices[0]
-        elif all(errors.values()) and any(error < 1 for of_setting in errors.values() for error in of_setting):
-            chosen[method] = min(choices, key=lambda setting: statistics.mean(errors[setting]))
+        elif all(errors.values()):
+            best = min(choices, key=lambda setting: statistics.mean(errors[setting]))
+            chosen[method] = best if statistics.mean(errors[best]) < 1 else None
     return chosen
 
 

@@ -3,22 +3,25 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
+from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.datasets import Source
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.network import NETWORKS
+from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.workdir import read_config
 
 LEAST_TEST_SEEDS = 3
-# Where a run lives and how its data got there says nothing about what it computes.
-IRRELEVANT = ("workdir", "data_dir", "download", "loader_processes")
+# Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
+IRRELEVANT = ("workdir", "data_dir", "download", "loader_processes", "eval_every", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +56,28 @@ class Plan:
             for seed in self.search_seeds
         ]
 
-    def test(self, chosen: dict[str, Setting]) -> list[Trial]:
-        """The runs that are reported, seed by seed."""
+    def test(self, chosen: Mapping[str, Setting | None]) -> list[Trial]:
+        """The runs that are reported, seed by seed; none of a method without a chosen setting."""
         return [
-            make_trial(method, setting, seed, "test", self.base)
+            make_trial(method, setting, seed, "test", self.base, eval_every=self.evaluation_periods[method, setting])
             for seed in self.test_seeds
             for method, setting in chosen.items()
+            if setting is not None
         ]
+
+    @functools.cached_property
+    def evaluation_periods(self) -> dict[tuple[str, Setting], int]:
+        """Of the test runs, by method and setting. Known beforehand, it does not depend on what has been run."""
+        trials = [
+            make_trial(method, setting, self.test_seeds[0], "test", self.base)
+            for method, choices in self.settings.items()
+            for setting in choices
+        ]
+        cost = make_cost(NETWORKS[self.network], self.compute_seconds or 1.0)
+        if self.compute_seconds is not None:
+            return evaluation_periods(trials, cost)
+        # Not measured yet: time as if there were computation alone.
+        return evaluation_periods(trials, lambda config: cost(config)._replace(seconds=1.0))
 
 
 def make_plan(
@@ -99,6 +117,9 @@ def make_plan(
         raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
     base = Config(**given)
     check_config(base)
+    make_factor(base)
+    if base.wire_dtype is not None and "lsgd" not in methods:
+        raise InputError(f"--wire_dtype={base.wire_dtype}: none of --methods uses it: leave it out")
     source = find_source(base)
     # One batch size for all: its default depends on the number of workers, and sgd has one.
     base = dataclasses.replace(base, batch_size=kind_of(source).batch_size(base, source))
@@ -110,10 +131,11 @@ def make_plan(
         source = dataclasses.replace(source, read=functools.cache(source.read))
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
-    tests = [trial for m in settings for setting in settings[m] for trial in plan.test({m: setting})]
+    tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]
     for trial in [*plan.search(), *tests]:
         check_config(trial.config)
         make_method(trial.config)
+        make_factor(trial.config)
         kind_of(source).batch_size(trial.config, source)
         _check_same_settings(trial)
     return plan

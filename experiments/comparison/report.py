@@ -3,16 +3,14 @@
 import csv
 import dataclasses
 import datetime
-import importlib.metadata
 import pathlib
-import platform
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
 from comparison.figures import LEAST, draw_figures
+from comparison.schedule import DENSEST
 from comparison.tables import (
     Method,
     Setting,
@@ -30,14 +28,13 @@ from comparison.tables import (
 from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.network import NETWORKS
-
-ROOT = pathlib.Path(__file__).parents[2]
+from lsgd_jax.training.provenance import PACKAGES
 
 
 def write_report(
     workdir: pathlib.Path,
     outcomes: Sequence[Outcome],
-    chosen: Mapping[str, Setting],
+    chosen: Mapping[str, Setting | None],
     *,
     network: str,
     compute_seconds: float,
@@ -50,7 +47,7 @@ def write_report(
     Args:
       workdir: the folder for it.
       outcomes: what came of the runs so far, at least one.
-      chosen: each method's setting, for those whose search is over.
+      chosen: each method's setting, for those whose search is over; None if all its settings diverged.
       network: one of `lsgd_jax.training.network.NETWORKS`, for predicted times.
       compute_seconds: of one local step of one worker.
       commands: the command lines that made the comparison.
@@ -111,14 +108,15 @@ def _write_csv(path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, 
 
 
 def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
-    """Data set, model, workers, samples, device, versions, commit, date."""
+    """Data set, model, workers, samples; device, commit and versions of the runs; the date."""
     largest = max((run.trial.config for run in runs), key=lambda config: config.groups * config.workers)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
     samples = {run.end.samples for run in runs}
 
     def each(key: str) -> str:
-        values = sorted({summary[key] for summary in summaries})
-        return " and ".join(f"{value:,}" if isinstance(value, int) else value for value in values)
+        # Runs of earlier versions did not tell all of it.
+        values = {"unknown" if (value := summary.get(key)) is None else value for summary in summaries}
+        return " and ".join(sorted(f"{value:,}" if isinstance(value, int) else value for value in values))
 
     parameters = f" ({each('parameters')} parameters)" if summaries else ""
     facts = [
@@ -127,28 +125,18 @@ def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
         f"{largest.groups} × {largest.workers} workers (groups × workers of each)",
         f"batches of {each('batch_size')} samples a worker" if summaries else "",
         f"{' to '.join(f'{count:,}' for count in sorted({min(samples), max(samples)}))} samples a run",
-        f"device {each('device')}, jax {each('jax')}" if summaries else "",
-        f"Python {platform.python_version()}",
-        *(f"{name} {importlib.metadata.version(name)}" for name in ("optax", "numpy")),
-        f"commit {commit}" if (commit := _commit()) else "",
+        *([f"device {each('device')}", f"commit {each('commit')}"] if summaries else []),
+        *(f"{name} {each(name)}" for name in (*PACKAGES, "python") if summaries),
         datetime.date.today().isoformat(),
     ]
     return "; ".join(filter(None, facts)) + "."
 
 
-def _commit() -> str:
-    """What git calls the code; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 def _not_complete(methods: Sequence[Method]) -> list[str]:
-    missing = missing_runs(methods)
+    missing, diverged = missing_runs(methods), [method.name for method in methods if method.diverged]
     told = f"**Not complete**: {'; '.join(missing)}. The counts follow from the settings and seeds that have begun."
-    return [told] if missing else []
+    without = f"**Diverged with every setting**, so without a test run: {', '.join(diverged)}."
+    return [told] * bool(missing) + [without] * bool(diverged)
 
 
 def _settings(methods: Sequence[Method]) -> str:
@@ -245,7 +233,8 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
         "A run that diverged (all workers lost) counts as an error of 100 % from then on, in every mean.",
         "sgd is one worker, which takes as many times the steps as the others have workers."
         if any(method.name == "sgd" for method in methods) else "",
-        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period.",
+        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period. Methods that "
+        f"spend it early in their run are evaluated up to {DENSEST} times as often as the others.",
     ]  # fmt: skip
     return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])
 

@@ -19,6 +19,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.run import build_run
+from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
@@ -29,52 +30,56 @@ DIVERGED = "diverged.json"
 
 
 class StoppedError(Exception):
-    """A signal has stopped a run, which can go on."""
+    """A signal has stopped a comparison, which can go on."""
 
 
 def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
     """Runs all that has not been run, and writes the report.
 
-    A report of what there is stands in the workdir also after the search, and when
-    a signal has stopped the comparison.
+    The first SIGTERM or Ctrl-C stops the run that goes on, and the comparison with it.
+    A report of what there is then stands in the workdir, too.
 
     Returns:
       The files of the report.
 
     Raises:
-      StoppedError: if a signal has stopped a run.
+      StoppedError: if a signal has stopped it.
     """
     outcomes: list[Outcome] = []
-    chosen: dict[str, Setting] = {}
-    try:
-        search = plan.search()
-        for number, trial in enumerate(search, start=1):
-            outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}"))
-        chosen = choose(plan.settings, outcomes)
-        tests = plan.test(chosen)
-        for number, trial in enumerate(tests, start=1):
-            outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}"))
-    finally:
-        files = _report(plan, outcomes, chosen, commands)
+    chosen: dict[str, Setting | None] = {}
+    with stop_on_signals() as stop:
+        try:
+            search = plan.search()
+            for number, trial in enumerate(search, start=1):
+                outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}", stop))
+            chosen = choose(plan.settings, outcomes)
+            tests = plan.test(chosen)
+            for number, trial in enumerate(tests, start=1):
+                outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}", stop))
+        finally:
+            files = _report(plan, outcomes, chosen, commands)
     return files
 
 
-def run(trial: Trial, source: AnySource, title: str) -> Outcome:
+def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outcome:
     """Runs a trial, goes on with it, or reads what came of it.
 
     Raises:
-      StoppedError: if a signal has stopped it.
+      StoppedError: if a signal has stopped it, or has come before it began.
     """
     workdir = pathlib.Path(trial.config.workdir)
     outcome = finished(trial)
     if outcome is None:
+        if stop:  # it came at the very end of the run before
+            raise StoppedError
         told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
         print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)
         resume = (workdir / "config.json").exists()
         if not resume:  # killed before it began
             shutil.rmtree(workdir, ignore_errors=True)
         try:
-            if train(trial.config, resume=resume, source=source) is None:
+            # Without figures of its own: they take a quarter of the time of a small run.
+            if train(trial.config, resume=resume, source=source, stop=stop, figures=False) is None:
                 raise StoppedError
         except AllWorkersLostError as error:
             print(error)
@@ -95,7 +100,7 @@ def finished(trial: Trial) -> Outcome | None:
 
 
 def _report(
-    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting], commands: Sequence[str]
+    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting | None], commands: Sequence[str]
 ) -> list[pathlib.Path]:
     if not outcomes:
         return []

@@ -15,13 +15,15 @@ class Method(NamedTuple):
 
     Attributes:
       name: as in --algorithm.
-      chosen: its setting, or None while the search goes on.
+      chosen: its setting, or None while the search goes on, or after it has diverged.
+      diverged: whether it has, with every setting.
       search: the runs of the search.
       test: the runs of the chosen setting.
     """
 
     name: str
     chosen: Setting | None
+    diverged: bool
     search: list[Run]
     test: list[Run]
 
@@ -41,7 +43,7 @@ class Method(NamedTuple):
         return {setting: spread(errors).mean for setting, errors in by_setting.items()}
 
 
-def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting]) -> list[Method]:
+def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -> list[Method]:
     """The methods that have runs, in the order of the palette."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
@@ -50,6 +52,7 @@ def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting]) -> list[
         Method(
             name,
             chosen.get(name),
+            name in chosen and chosen[name] is None,
             [run for run in by_method[name] if run.trial.phase == "search"],
             [run for run in by_method[name] if run.trial.phase == "test"],
         )
@@ -120,11 +123,15 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
     for method in methods:
         if not method.test:
             continue
-        within = [[e for e in run.evaluations if budget.spent(e) <= budget.amount] for run in method.test]
-        if not all(within):
-            lines.append((math.inf, (method.name, "needs more before its first evaluation", "", "")))
+        within = [{e.step: e for e in run.evaluations if budget.spent(e) <= budget.amount} for run in method.test]
+        common = set.intersection(*map(set, within))  # some may have been run with another --eval_every
+        if not common:
+            first = method.test[0].evaluations[0]
+            ends = math.floor(first.step * min(1, budget.amount / budget.spent(first)))
+            told = f"budget ends at about step {ends:,}, before the first evaluation"
+            lines.append((math.inf, (method.name, told, "", "")))
             continue
-        last = [evaluations[-1] for evaluations in within]
+        last = [evaluations[max(common)] for evaluations in within]
         error = spread([evaluation.test.deployed for evaluation in last if evaluation.test])
         spent = budget.spent(last[0])
         told = number(spent / in_unit) if spent else "sends nothing"
@@ -150,6 +157,8 @@ def missing_runs(methods: Sequence[Method]) -> list[str]:
         searched, tested = expected_runs(methods)[method.name]
         if len(method.search) < searched:
             told.append(f"{method.name} has {len(method.search)} of {searched} search runs")
+        if method.diverged:
+            continue
         if method.chosen is None:
             told.append(f"{method.name} has no chosen setting")
         elif not method.test:
@@ -168,9 +177,9 @@ def search_table(methods: Sequence[Method]) -> str:
             method.name,
             "; ".join(f"{flag} {', '.join(map(str, values))}" for flag, values in method.grid.items()) or "–",
             _present(method.search, searched),
-            setting_text(method.chosen),
+            "none: all diverged" if method.diverged else setting_text(method.chosen),
             f"{100 * errors[method.chosen]:.2f}" if method.chosen in errors else "",
-            _present(method.test, tested),
+            "–" if method.diverged else _present(method.test, tested),
         )
         lines.append(cells)
     header = ("method", "grid", "search runs", "chosen setting", "its validation error there [%]", "test runs")

@@ -77,7 +77,7 @@ def diloco(
         found = all_finite(displacement)  # where no worker is left, the center stays
         center = select(found, optax.apply_updates(state.center, updates), state.center)
         state = state._replace(outer=select(found, outer_state, state.outer), center=center)
-        return Outcome(center, state, None, ~all_finite(params))
+        return Outcome(center, state, None, all_finite(center) & ~all_finite(params))
 
     return DistributedOptimizer(
         init=init,

@@ -72,7 +72,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
         # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
         pushed = jax.tree.map(lambda x, c: c + workers * (x - c), pushing, state.fetched)
         center = mean(pushed, axis_name)
-        return Outcome(center, state._replace(fetched=center), None, ~finite)
+        return Outcome(center, state._replace(fetched=center), None, all_finite(center) & ~finite)
 
     return DistributedOptimizer(
         init=init,

@@ -17,6 +17,9 @@ FREE_AT_RESUME = frozenset(
 LARGEST = 2**31 - 1
 LARGEST_WINDOW = 10**6
 
+# How a leader's model may travel, besides as it is.
+WIRE_DTYPES = ("bfloat16", "float16", "int8")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -115,6 +118,10 @@ def check_config(config: Config) -> None:
     _check_choice(config, "sampling", ("shard", "iid"))
     _check_choice(config, "init", ("same", "different"))
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
+    if config.wire_dtype is not None:
+        _check_choice(config, "wire_dtype", WIRE_DTYPES)
+        if config.algorithm != "lsgd":
+            raise InputError(f"--wire_dtype={config.wire_dtype}: {config.algorithm} does not use it: leave it out")
     for level in ("local", "global"):
         if level == "local" and config.groups == 1:
             continue  # one group has no level of its own

@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class AllWorkersLostError(RuntimeError):
-    """No worker has finite parameters left. Its message is one line."""
+    """No worker has finite parameters left, and nothing will start one again. Its message is one line."""
 
 
 def first_line(error: Exception) -> str:

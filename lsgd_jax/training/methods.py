@@ -37,7 +37,7 @@ def _lsgd(config: Config) -> DistributedOptimizer:
         global_period=config.global_period,
         stale_global_pull=config.stale_global_pull,
         window=config.leader_window,
-        wire_dtype=_wire_dtype(config.wire_dtype),
+        wire_dtype=None if config.wire_dtype is None else jnp.dtype(config.wire_dtype),
     )
 
 
@@ -136,9 +136,3 @@ def make_method(config: Config) -> DistributedOptimizer:
     except ValueError as error:
         raise InputError(str(error)) from error
     return method
-
-
-def _wire_dtype(name: str | None) -> jnp.dtype | None:
-    if name not in (None, "bfloat16", "float16", "int8"):
-        raise InputError(f"unknown --wire_dtype={name}: use bfloat16, float16 or int8, or leave it out")
-    return None if name is None else jnp.dtype(name)

@@ -1,6 +1,7 @@
 """From the reports of rounds to leaders.csv, the log, and the progress bar."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -17,6 +18,10 @@ class RoundLog:
 
     A report is read one round late, while the devices compute the next one, so
     that they never wait for the host. `catch_up` reads what is left.
+
+    The run is given up when all workers are lost and nothing is left to start them
+    again: a global communication has left them so, or the method has none. So where
+    calls are cut does not decide about it.
     """
 
     def __init__(
@@ -42,7 +47,8 @@ class RoundLog:
         """Writes down the reports that have been taken but not read.
 
         Raises:
-          AllWorkersLostError: if no worker has finite parameters left.
+          AllWorkersLostError: if no worker has finite parameters left, and no
+            communication will start one again.
         """
         if self._pending is None:
             return
@@ -58,13 +64,32 @@ class RoundLog:
                 self._records.add_leaders(self._leader_rows(step, level, election))
                 lost = lost & ~self._tell_restarts(step, level, election)
         self._lost, self._unscored = lost, unscored
-        if lost.all():
-            self._give_up(step)
+        everywhere = report.elections.get("global")
+        if self.all_lost and (everywhere is None or everywhere.due.any()):
+            self.give_up(step)
 
         able = np.isfinite(report.score) & ~report.lost
         self.train_loss = float(np.mean(report.score, where=able)) if able.any() else float("nan")
         best = int(np.argmin(np.where(able, report.score, np.inf))) if able.any() else None
         self._progress.update(step, self.train_loss, best)
+
+    @property
+    def all_lost(self) -> bool:
+        """Whether no worker had finite parameters at the end of the last round that was read."""
+        return bool(self._lost.all())
+
+    def give_up(self, step: int) -> NoReturn:
+        """Ends the run.
+
+        Raises:
+          AllWorkersLostError: always.
+        """
+        last = self._last_checkpoint()
+        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
+        raise AllWorkersLostError(
+            f"all workers were lost by step {step} (parameters that are not finite): "
+            f"use a smaller --learning_rate in a new --workdir; {kept}"
+        )
 
     def _leader_rows(self, step: int, level: str, election: Election) -> list[LeaderRow]:
         if election.leader is None:
@@ -94,11 +119,3 @@ class RoundLog:
 
     def _rank(self, group: int, worker: int) -> int:
         return int(group) * self._topology.workers + int(worker)
-
-    def _give_up(self, step: int) -> None:
-        last = self._last_checkpoint()
-        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
-        raise AllWorkersLostError(
-            f"all workers were lost by step {step} (parameters that are not finite): "
-            f"use a smaller --learning_rate in a new --workdir; {kept}"
-        )

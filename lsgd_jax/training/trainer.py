@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.training.checkpoints import Checkpoints, save_center
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
@@ -18,11 +19,12 @@ from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
+from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.schedules import make_factor, see
-from lsgd_jax.training.stopping import stop_on_signals
+from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
@@ -45,7 +47,13 @@ class Position(NamedTuple):
 
 
 def train(
-    config: Config, *, resume: bool = False, profile_dir: str | None = None, source: AnySource | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    profile_dir: str | None = None,
+    source: AnySource | None = None,
+    stop: StopRequest | None = None,
+    figures: bool = True,
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -54,6 +62,8 @@ def train(
       resume: whether to go on with the run that is in that workdir.
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       source: the data set of the settings, where the caller has found it already.
+      stop: whether to stop, where the caller listens to signals itself.
+      figures: whether to draw them, at the end.
 
     Returns:
       The summary that is also in summary.json; None if a signal stopped the run
@@ -61,7 +71,8 @@ def train(
 
     Raises:
       InputError: if the settings cannot work; nothing has been changed then.
-      AllWorkersLostError: if no worker has finite parameters left.
+      AllWorkersLostError: if no worker has finite parameters left, and no
+        communication will start one again.
     """
     workdir = pathlib.Path(config.workdir)
     source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
@@ -69,13 +80,21 @@ def train(
         print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
         return summary
     with locked(workdir):
-        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir)
+        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures)
 
 
 def _train(
-    config: Config, source: AnySource, workdir: pathlib.Path, *, resume: bool, profile_dir: str | None
+    config: Config,
+    source: AnySource,
+    workdir: pathlib.Path,
+    *,
+    resume: bool,
+    profile_dir: str | None,
+    stop: StopRequest | None,
+    figures: bool,
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
+    computed_with = provenance()  # now: the code may change while the run goes on
     run = build_run(config, source)
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints, config.steps)
@@ -83,11 +102,13 @@ def _train(
         if resume:
             print(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(Records(workdir, last_step=start.step)) as records:
-            end = _advance(config, run, start, records, checkpoints, profile_dir)
+            end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
+        saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
-        print(f"stopped at step {end.step} of {config.steps}, after saving a checkpoint")
+        where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
+        print(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
-    return _finish(config, run, end, workdir)
+    return _finish(config, run, end, workdir, computed_with, figures=figures)
 
 
 def check_settings(
@@ -129,9 +150,15 @@ def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
 
 
 def _advance(
-    config: Config, run: Run, at: Position, records: Records, checkpoints: Checkpoints, profile_dir: str | None
+    config: Config,
+    run: Run,
+    at: Position,
+    records: Records,
+    checkpoints: Checkpoints,
+    profile_dir: str | None,
+    stop: StopRequest | None,
 ) -> Position:
-    """Rounds, with evaluations and checkpoints between them, to the end or a signal."""
+    """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
     state, step, seconds, _ = at
     if step == config.steps:  # stopped there by a signal, or killed before the summary
         if records.last_evaluation != step:
@@ -141,7 +168,7 @@ def _advance(
 
     with (
         contextlib.ExitStack() as closed,
-        stop_on_signals() as stop,
+        stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop,
         Progress(step, config.steps, run.task.unit, units_per_step) as progress,
     ):
         print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
@@ -166,13 +193,15 @@ def _advance(
             seconds += time.monotonic() - started
             with progress.paused():
                 at = Position(state, step, seconds, log.train_loss)
+                if step == config.steps and log.all_lost and not all_finite(run.candidates(state).center):
+                    log.give_up(step)  # no communication comes any more
                 if evaluating:
                     metrics = _metrics(run, at)
                     records.add_metrics(metrics)
                     if config.schedule == "plateau":
                         state = _lower_rate_on_plateau(state, metrics, config.plateau_patience, run, progress)
                         at = at._replace(state=state)
-                if saving:
+                if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
                     records.flush()  # first: no checkpoint is newer than the records
                     checkpoints.save(step, state, {"seconds": seconds, "train_loss": log.train_loss})
             started = time.monotonic()
@@ -212,12 +241,14 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     }
 
 
-def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> dict[str, Any]:
+def _finish(
+    config: Config, run: Run, end: Position, workdir: pathlib.Path, computed_with: dict[str, Any], *, figures: bool
+) -> dict[str, Any]:
     """Saves the center, the figures and, last of all, the summary."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, run.task.description)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
-    figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size)
+    drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size) if figures else []
     parameters = sum(x.size for x in jax.tree.leaves(params))
     summary = {
         **metrics[-1],
@@ -230,10 +261,10 @@ def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> d
         "batch_size": run.task.batch_size,
         "seed": config.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
-        "jax": jax.__version__,
+        **computed_with,
         "worker_validation_error": [],
         "worker_test_error": [],
-        "figures": [str(path.relative_to(workdir)) for path in figures],
+        "figures": [str(path.relative_to(workdir)) for path in drawn],
     }
     for figures_of_worker in run.evaluate_workers(end.state):
         for split in ("validation", "test"):
