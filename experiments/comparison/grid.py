@@ -10,9 +10,11 @@ from settings import GROUPS
 
 from comparison.evaluations import final_validation_error
 from comparison.trials import Outcome, Setting, Trial
+from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
+from lsgd_jax.training.task import Metric
 
 TYPES: dict[str, Any] = {
     name: {"string": str, "integer": int, "float": float}.get(kind)
@@ -20,7 +22,10 @@ TYPES: dict[str, Any] = {
     for name, kind, *_ in group
 }
 # What cannot be varied: a switch, or what says which run it is and what it costs.
-FIXED = ("algorithm", "dataset", "data_dir", "seed", "groups", "workers", "batch_size", "steps", "warmup_steps")
+FIXED = (
+    *("algorithm", "dataset", "text_file", "data_dir", "seed", "groups", "workers"),
+    *("batch_size", "sequence_length", "steps", "warmup_steps"),
+)
 COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])
 
 
@@ -87,8 +92,10 @@ def make_trial(method: str, setting: Setting, seed: int, phase: str, base: Confi
     return Trial(method, setting, seed, phase, dataclasses.replace(base, **changes))
 
 
-def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting]:
-    """Each method's setting with the lowest validation error, the mean over its seeds.
+def choose(
+    settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome], metric: Metric = ERROR
+) -> dict[str, Setting]:
+    """Each method's setting with the lowest validation figure, the mean over its seeds.
 
     A method of which every setting diverged has none, nor has one whose search is not over.
     """
@@ -96,7 +103,7 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
     for method, choices in settings.items():
         errors = {
             setting: [
-                final_validation_error(outcome)
+                final_validation_error(outcome, metric)
                 for outcome in outcomes
                 if (outcome.trial.method, outcome.trial.varied, outcome.trial.phase) == (method, setting, "search")
             ]
@@ -104,7 +111,9 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
         }
         if len(choices) == 1:
             chosen[method] = choices[0]
-        elif all(errors.values()) and any(error < 1 for of_setting in errors.values() for error in of_setting):
+        elif all(errors.values()) and any(
+            error < metric.worst for of_setting in errors.values() for error in of_setting
+        ):
             chosen[method] = min(choices, key=lambda setting: statistics.mean(errors[setting]))
     return chosen
 

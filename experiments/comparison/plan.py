@@ -12,6 +12,7 @@ from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.network import NETWORKS
+from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.workdir import read_config
 
@@ -41,6 +42,11 @@ class Plan:
     test_seeds: tuple[int, ...]
     network: str
     compute_seconds: float | None
+
+    @property
+    def metric(self) -> Metric:
+        """By which settings are chosen and reported."""
+        return kind_of(self.source).metric
 
     def search(self) -> list[Trial]:
         """The runs by which settings are chosen. A method with one setting needs none."""
@@ -105,7 +111,8 @@ def make_plan(
     if absent := sorted(set(variations) - {"", *methods}):
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
-    source = dataclasses.replace(source, read=functools.cache(source.read))
+    read: Any = functools.cache(source.read)
+    source = dataclasses.replace(source, read=read)
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
     tests = [trial for m in settings for setting in settings[m] for trial in plan.test({m: setting})]

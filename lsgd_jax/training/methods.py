@@ -107,7 +107,9 @@ BASE_OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule, float, float], opta
 def base_optimizer(config: Config, momentum: float | None = None) -> optax.GradientTransformation:
     """The optimizer of the local steps. `momentum` overrides that of the settings."""
     make = BASE_OPTIMIZERS[config.optimizer]
-    return make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
+    base = make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
+    # First of all: weight decay is no part of the gradient that is clipped.
+    return base if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:

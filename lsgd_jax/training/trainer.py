@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.training.checkpoints import Checkpoints, save_center
+from lsgd_jax.training.center import save_center
+from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
@@ -22,6 +23,7 @@ from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.stopping import stop_on_signals
+from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
@@ -86,7 +88,7 @@ def _train(
     if end.step < config.steps:
         print(f"stopped at step {end.step} of {config.steps}, after saving a checkpoint")
         return None
-    return _finish(config, run, end, workdir)
+    return _finish(config, run, end, workdir, kind_of(source).metric)
 
 
 def check_settings(
@@ -143,7 +145,7 @@ def _advance(
         stop_on_signals() as stop,
         Progress(step, config.steps, run.task.unit, units_per_step) as progress,
     ):
-        print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
+        print(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers", flush=True)
         with progress.paused():
             train_step = run.train_step.lower(state, run.task.feed(step, 0), jnp.int32(1)).compile()
         profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
@@ -195,32 +197,35 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     }
 
 
-def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path) -> dict[str, Any]:
-    """Saves the center, the figures and, last of all, the summary."""
+def _finish(config: Config, run: Run, end: Position, workdir: pathlib.Path, metric: Metric) -> dict[str, Any]:
+    """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, run.task.description)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
-    figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size)
+    figures = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     summary = {
         **metrics[-1],
         "algorithm": config.algorithm,
-        "dataset": config.dataset,
-        "model": config.model_name,
+        "dataset": config.data_name,
+        "model": run.task.description["model"],
         "parameters": parameters,
         "groups": config.groups,
         "workers": config.workers,
         "batch_size": run.task.batch_size,
+        "unit": run.task.unit,
+        "units_per_batch": run.task.units_per_batch,
+        "metric": metric.name,
         "seed": config.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
         "jax": jax.__version__,
-        "worker_validation_error": [],
-        "worker_test_error": [],
+        f"worker_validation_{metric.name}": [],
+        f"worker_test_{metric.name}": [],
         "figures": [str(path.relative_to(workdir)) for path in figures],
     }
     for figures_of_worker in run.evaluate_workers(end.state):
         for split in ("validation", "test"):
-            summary[f"worker_{split}_error"].append(figures_of_worker[f"{split}_error"])
+            summary[f"worker_{split}_{metric.name}"].append(figures_of_worker[f"{split}_{metric.name}"])
     write_json(workdir / "summary.json", summary)
     return summary
 
