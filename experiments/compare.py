@@ -1,9 +1,9 @@
 """Compares methods as a reviewer would: settings chosen on validation data, then tested with fresh seeds.
 
 Every method gets the same number of samples. Each setting in the grid is trained with the search seeds; the one
-with the lowest validation error is trained again with the test seeds, and only those runs are tested. All settings
-that are not varied are those of experiments/train.py, by its flags; --eval_every is that of the test runs, and up to 4
-times shorter for methods that spend the bytes or the time of the others early in their run.
+with the lowest validation error (of text: bits per byte) is trained again with the test seeds, and only those runs
+are tested. All settings that are not varied are those of experiments/train.py, by its flags; --eval_every is that of
+the test runs, and up to 4 times shorter for methods that spend the bytes or the time of the others early in their run.
 
 The same command goes on where it was stopped or killed; what is finished is not run again.
 """

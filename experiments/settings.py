@@ -16,8 +16,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "lsgd",
             "the method, one of those above",
         ),
-        Flag("dataset", "string", "digits", "digits (no download), or a TFDS image classification set such as cifar10"),
-        Flag("model", "string", None, "see the README (default: cnn3 for digits, else cnn7, the paper's)"),
+        Flag(
+            "dataset", "string", "digits", "digits (no download), or a TFDS set of labelled images or of text, by name"
+        ),
+        Flag("text_file", "string", None, "in place of a data set: a UTF-8 file, of which bytes are predicted"),
+        Flag("model", "string", None, "see the README (default: digits cnn3, other images cnn7, text transformer)"),
+        Flag("model_width", "integer", None, "of text: units of a layer (default: lstm 650, transformer 256)"),
+        Flag("model_layers", "integer", None, "of text: layers (default: lstm 2, transformer 4)"),
+        Flag("dropout", "float", None, "of text: share of units dropped (default: lstm 0.5, transformer 0.1)"),
         Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
         Flag("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
         Flag("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),
@@ -38,7 +44,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("drop_at", "string", None, "drop: a tenth of the rate from each of these steps on, as 1000,2000"),
         Flag("plateau_patience", "integer", 5, "plateau: a tenth of it after so many evaluations without improvement"),
         Flag("warmup_steps", "integer", 0, "steps in which the learning rate rises to its value"),
-        Flag("batch_size", "integer", None, "images a worker and step (default: 128, or the shard if it is smaller)"),
+        Flag("clip_norm", "float", None, "gradients of a larger norm are scaled down to this one (default: none is)"),
+        Flag("batch_size", "integer", None, "samples a worker and step (default: 128, or the shard if it is smaller)"),
+        Flag("sequence_length", "integer", 128, "of text: bytes of a sample; then the default batch is 32"),
         Flag("steps", "integer", 640, "local steps of each worker"),
         Flag("compute_dtype", "string", "float32", "float32 or bfloat16: of products; the rest stays float32"),
     ),
@@ -85,8 +93,9 @@ def given_settings(values: flags.FlagValues) -> dict[str, Any]:
     """The settings of a run that the user gave, by the command line or a flagfile."""
     names = [flag.name for group in GROUPS.values() for flag in group if flag.name not in PROCESS_FLAGS]
     given = {name: values[name].value for name in names if name in values and values[name].present}
-    if given.get("data_dir"):
-        given["data_dir"] = os.path.abspath(os.path.expanduser(str(given["data_dir"])))
+    for name in ("data_dir", "text_file"):
+        if given.get(name):
+            given[name] = os.path.abspath(os.path.expanduser(str(given[name])))
     return given
 
 

@@ -1,4 +1,4 @@
-"""Trains an image classifier on many workers that talk rarely, with LSGD or a baseline.
+"""Trains an image classifier or a language model on many workers that talk rarely, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
 
@@ -81,31 +81,41 @@ def main(argv: list[str]) -> int:
 def table(summary: dict[str, Any], workdir: str) -> str:
     """The table at the end of a run."""
 
-    def percent(error: float) -> str:
-        return f"{100 * error:10.2f} %"
+    from lsgd_jax.training.tasks import METRICS
 
+    metric = METRICS[summary.get("metric", "error")]
+
+    def shown(model: str) -> str:
+        return "".join(told(summary[f"{model}{split}_{metric.name}"]) for split in ("validation", "test"))
+
+    def told(figure: float | None) -> str:
+        return f"{metric.shown(metric.bounded(figure))} {metric.unit}".rstrip().rjust(12)
+
+    samples = f"{summary.get('units_per_batch', summary['batch_size']):,} {summary.get('unit', 'images')}"
     setting = (
         f"{summary['algorithm']} on {summary['dataset']}: {summary['model']}, {summary['parameters']:,} parameters, "
-        f"{summary['groups']} × {summary['workers']} workers, {summary['step']} steps of {summary['batch_size']} "
-        f"images, {summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
+        f"{summary['groups']} × {summary['workers']} workers, {summary['step']} steps of {samples}, "
+        f"{summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
     )
     leader = f"leader ({summary['leader']})"
     lines = [
         "",
         setting,
-        f"{'error':<16}{'validation':>12}{'test':>12}",
-        f"{'center':<16}{percent(summary['validation_error'])}{percent(summary['test_error'])}",
-        f"{leader:<16}{percent(summary['leader_validation_error'])}{percent(summary['leader_test_error'])}",
+        f"{metric.label:<16}{'validation':>12}{'test':>12}",
+        f"{'center':<16}{shown('')}",
+        f"{leader:<16}{shown('leader_')}",
     ]
-    pairs = zip(summary["worker_validation_error"], summary["worker_test_error"], strict=True)
-    lines += [f"{f'worker {rank}':<16}{percent(v)}{percent(t)}" for rank, (v, t) in enumerate(pairs)]
+    of_workers = (summary[f"worker_{split}_{metric.name}"] for split in ("validation", "test"))
+    for rank, figures in enumerate(zip(*of_workers, strict=True)):
+        lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
     return "\n".join(lines)
 
 
 def _default_workdir() -> str:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return str(pathlib.Path("runs") / f"{now}-{FLAGS.dataset}-{FLAGS.algorithm}")
+    data = pathlib.Path(FLAGS.text_file).stem if FLAGS.text_file else FLAGS.dataset
+    return str(pathlib.Path("runs") / f"{now}-{data}-{FLAGS.algorithm}")
 
 
 def _how_to_resume(program: str, workdir: str) -> str:

@@ -56,7 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "load_center":  # needs the extra `train`, which the rest does not
         try:
-            from lsgd_jax.training.checkpoints import load_center
+            from lsgd_jax.training.center import load_center
         except ImportError as error:
             raise ImportError("load_center needs the extra 'train': pip install 'lsgd_jax[train]'") from error
 

@@ -45,7 +45,7 @@ def outcome(
         }
         for number, (center, center_test, leader, leader_test) in enumerate(errors)
     ]
-    whole = {"parameters": 53_002, "batch_size": 32, "device": "8 × cpu", "jax": "0.12.0.1"}
+    whole = {"model": "cnn3", "parameters": 53_002, "batch_size": 32, "device": "8 × cpu", "jax": "0.12.0.1"}
     summary = None if diverged else {**curve[-1], **whole}
     return Outcome(Trial(method, varied, seed, phase, config), curve, summary)
 

@@ -40,7 +40,7 @@ def made_up(config: Config, *, figures: bool, **_: Any) -> dict[str, Any]:
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    summary = row | {"parameters": 10, "batch_size": config.batch_size, "device": "1 × cpu", "jax": "0"}
+    summary = row | {"model": "mlp", "parameters": 10, "batch_size": config.batch_size, "device": "1 × cpu", "jax": "0"}
     (workdir / "summary.json").write_text(json.dumps(summary))
     return summary
 

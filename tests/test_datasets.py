@@ -205,7 +205,7 @@ def test_a_set_in_a_format_that_needs_tensorflow_is_refused_with_what_to_do(tmp_
     [
         ("cifra10", ("'cifra10'", "did you mean 'cifar10'?")),
         ("digit", ("'digit'", "did you mean 'digits'?")),
-        ("zzzqqqzzz", ("'zzzqqqzzz'", "use 'digits', 'cifar10', or another TFDS image set")),
+        ("zzzqqqzzz", ("'zzzqqqzzz'", "use 'digits', 'cifar10', or another TFDS set")),
         ("a/b/c", ("cannot open", "'a/b/c'")),
         ("", ("cannot open", "''")),
         ("cifar10:9.9.9", ("cannot open", "'cifar10:9.9.9'")),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
@@ -197,8 +198,9 @@ CHANGES = {
     "momentum": 0.5, "weight_decay": 0.0, "batch_size": 7, "steps": 1000, "local_pull": 0.2, "global_pull": 0.2,
     "stale_local_pull": 0.2, "stale_global_pull": 0.2, "local_period": 8, "global_period": 32, "leader_window": 3,
     "warmup_steps": 3, "scale_learning_rate": True, "beta": 0.5, "outer_learning_rate": 0.5, "outer_momentum": 0.5,
-    "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere", "eval_every": 3,
-    "checkpoint_every": 5,
+    "text_file": "/a.txt", "model_width": 64, "model_layers": 3, "dropout": 0.3, "clip_norm": 1.0,
+    "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere",
+    "eval_every": 3, "checkpoint_every": 5,
 }  # fmt: skip
 FREE = {"data_dir", "download", "steps", "workdir", "eval_every", "checkpoint_every"}
 
@@ -243,7 +245,7 @@ def test_figures_are_drawn_with_errors_from_zero_on(
 ) -> None:
     drawn, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda f, *a, **b: drawn.append(f.axes[0]) or save(f, *a, **b))
-    paths = draw_figures(tmp_path / "figures", metrics, leaders, workers=8)
+    paths = draw_figures(tmp_path / "figures", metrics, leaders, workers=8, metric=ERROR)
     assert (drawn[0].get_yscale(), drawn[0].get_ylim()[0]) == ("linear", 0)
     assert [path.name for path in paths] == names
     assert sorted(tmp_path.glob("figures/*")) == sorted(paths)

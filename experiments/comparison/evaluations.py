@@ -11,20 +11,22 @@ import jax
 
 from comparison.trials import Outcome, Trial
 from lsgd_jax import ledger
+from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.ledger import Ledger
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.network import Network, run_seconds
+from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import find_source, kind_of
 
 
 class Errors(NamedTuple):
-    """Shares of wrong predictions, in [0, 1]; 1 for a model that is not finite.
+    """The metric of a task, the share of wrong predictions for one; its worst for a model that is not finite.
 
     Attributes:
       center: of the center.
       leader: of the worker with the lowest training loss.
-      deployed: of the one of the two with the lower validation error, the center if they are equal.
+      deployed: of the one of the two with the lower on validation data, the center if they are equal.
     """
 
     center: float
@@ -33,7 +35,7 @@ class Errors(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """An evaluation of a run, or one that it did not reach since it had diverged: then all errors are 1.
+    """An evaluation of a run, or one that it did not reach since it had diverged: then all errors are the worst.
 
     Attributes:
       step: local steps of each worker.
@@ -59,10 +61,11 @@ class Evaluation(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A trial and its evaluations, the last of them at its last step."""
+    """A trial, its evaluations, the last of them at its last step, and what they are of."""
 
     trial: Trial
     evaluations: tuple[Evaluation, ...]
+    metric: Metric
 
     @property
     def end(self) -> Evaluation:
@@ -77,11 +80,13 @@ class Cost(NamedTuple):
       samples: of all workers in one local step of each.
       sends: what they send.
       seconds: predicted, of one local step.
+      metric: what its models are judged by.
     """
 
     samples: int
     sends: Ledger
     seconds: float
+    metric: Metric
 
     def bytes(self, step: int) -> int:
         """Sent by all workers together by a local step."""
@@ -130,11 +135,11 @@ def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost
     sends = ledger(make_method(config), *shapes, groups=config.groups, workers=config.workers)
     batch_size = kind.batch_size(config, source)
     seconds = run_seconds(sends, network, compute_seconds=compute_seconds, steps=1)
-    return Cost(batch_size * config.groups * config.workers, sends, seconds)
+    return Cost(batch_size * config.groups * config.workers, sends, seconds, kind.metric)
 
 
 def evaluate(outcome: Outcome, cost: Cost) -> Run:
-    """The evaluations of a run; those that it missed after it had diverged are there too, with errors of 1."""
+    """The evaluations of a run; those that it missed after it had diverged are there too, with the worst errors."""
     trial, steps = outcome.trial, outcome.trial.config.steps
     diverged = outcome.summary is None
     rows = [row for row in outcome.curve if not diverged or row["step"] < steps]
@@ -142,7 +147,7 @@ def evaluate(outcome: Outcome, cost: Cost) -> Run:
     if diverged:
         reached = rows[-1]["step"] if rows else 0
         period = trial.config.evaluation_period
-        lost = Errors(1.0, 1.0, 1.0)
+        lost = Errors(*[cost.metric.worst] * 3)
         test = lost if trial.phase == "test" else None
         for step in [*range((reached // period + 1) * period, steps, period), steps]:
             sent = cost.bytes(step)
@@ -151,16 +156,16 @@ def evaluate(outcome: Outcome, cost: Cost) -> Run:
                     step, step * cost.samples, sent, cost.predicted_seconds(step), None, True, "center", lost, test
                 )
             )
-    return Run(trial, tuple(evaluations))
+    return Run(trial, tuple(evaluations), cost.metric)
 
 
 def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evaluation:
     """One row of metrics.jsonl."""
-    step, deployed = row["step"], deployed_model(row)
+    step, deployed = row["step"], deployed_model(row, cost.metric)
 
     def errors(split: str) -> Errors:
-        center, leader = _error(row, "center", split), _error(row, "leader", split)
-        return Errors(center, leader, _error(row, deployed, split))
+        center, leader = cost.metric.read(row, split), cost.metric.read(row, f"leader_{split}")
+        return Errors(center, leader, leader if deployed == "leader" else center)
 
     return Evaluation(
         step=step,
@@ -175,22 +180,17 @@ def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evalua
     )
 
 
-def deployed_model(row: dict[str, Any]) -> str:
-    """ "leader" if it has the lower validation error in a row of metrics.jsonl, else "center"."""
-    return "leader" if _error(row, "leader", "validation") < _error(row, "center", "validation") else "center"
+def deployed_model(row: dict[str, Any], metric: Metric) -> str:
+    """ "leader" if it does better on validation data in a row of metrics.jsonl, else "center"."""
+    return "leader" if metric.read(row, "leader_validation") < metric.read(row, "validation") else "center"
 
 
-def final_validation_error(outcome: Outcome) -> float:
-    """Of the deployed model at the end of a run, by which settings are chosen; 1 if the run diverged."""
+def final_validation_error(outcome: Outcome, metric: Metric = ERROR) -> float:
+    """The metric of the deployed model at the end of a run, by which settings are chosen; the worst if it diverged."""
     if outcome.summary is None:
-        return 1.0
+        return metric.worst
     row = outcome.curve[-1]
-    return _error(row, deployed_model(row), "validation")
-
-
-def _error(row: dict[str, Any], model: str, split: str) -> float:
-    error = row[f"{'leader_' if model == 'leader' else ''}{split}_error"]
-    return 1.0 if error is None else error
+    return min(metric.read(row, "validation"), metric.read(row, "leader_validation"))
 
 
 def spread(values: Sequence[float]) -> Spread:

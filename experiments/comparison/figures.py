@@ -12,12 +12,13 @@ from palette import line_of
 
 from comparison.evaluations import Evaluation
 from comparison.tables import Method, time_unit
+from lsgd_jax.training.task import Metric
 
-LEAST = 0.05  # an error of zero is drawn there, in percent: a logarithmic axis has no zero
+LEAST = 0.05  # what is less is drawn there, an error of zero for one: a logarithmic axis has no zero
 
 
 class Level(NamedTuple):
-    """The test errors of a method's seeds at one evaluation, in percent."""
+    """The test errors of a method's seeds at one evaluation, in the metric's unit."""
 
     evaluation: Evaluation
     mean: float
@@ -48,7 +49,7 @@ def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str)
             method.name: dict(method.chosen)[flag] for method in methods if method.chosen and method.name in lines
         }
         if lines:
-            paths.append(_draw_sensitivity(workdir / name, lines, chosen, label))
+            paths.append(_draw_sensitivity(workdir / name, lines, chosen, label, methods[0].metric))
     return paths
 
 
@@ -62,7 +63,7 @@ def levels(method: Method) -> list[Level]:
     for _, same in sorted(by_step.items()):
         if len(same) < len(method.test):
             continue
-        errors = [100 * evaluation.test.deployed for evaluation in same if evaluation.test]
+        errors = [method.metric.scale * evaluation.test.deployed for evaluation in same if evaluation.test]
         found.append(Level(same[0], sum(errors) / len(errors), min(errors), max(errors)))
     return found
 
@@ -98,8 +99,7 @@ def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) ->
         _plain_numbers(panel.xaxis)
     if any(not curve[-1].evaluation.bytes for curve in curves.values()):
         panels[1].set_title("level lines: send nothing, error at their end", fontsize=9)
-    _percent_axis(panels[0])
-    panels[0].set_ylabel("test error of the deployed model [%]")
+    _error_axis(panels[0], "test", methods[0].metric)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
     return _save(figure, path)
@@ -120,32 +120,33 @@ def _draw_curve(panel: Panel, name: str, curve: list[tuple[float, Level]]) -> No
 
 
 def _draw_sensitivity(
-    path: pathlib.Path, lines: dict[str, dict[Any, float]], chosen: dict[str, Any], label: str
+    path: pathlib.Path, lines: dict[str, dict[Any, float]], chosen: dict[str, Any], label: str, metric: Metric
 ) -> pathlib.Path:
     """Validation error over the values of a flag, a line for each method, a ring around what was chosen."""
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     panel = figure.subplots()
     for name, line in lines.items():
-        panel.plot(list(line), [max(LEAST, 100 * error) for error in line.values()], **line_of(name))
+        panel.plot(list(line), [max(LEAST, metric.scale * error) for error in line.values()], **line_of(name))
         if name in chosen:
             colour = line_of(name)["color"]
-            panel.plot(chosen[name], max(LEAST, 100 * line[chosen[name]]), "o", markersize=13, markerfacecolor="none",
+            y = max(LEAST, metric.scale * line[chosen[name]])
+            panel.plot(chosen[name], y, "o", markersize=13, markerfacecolor="none",
                        markeredgecolor=colour, markeredgewidth=1.2)  # fmt: skip
     values = sorted({value for line in lines.values() for value in line})
     panel.set_xscale("log")
     panel.set_xticks(values, [f"{value:g}" for value in values])
     panel.xaxis.set_minor_locator(NullLocator())
-    _percent_axis(panel)
+    _error_axis(panel, "validation", metric)
     panel.grid(alpha=0.3)
     panel.set_xlabel(label)
-    panel.set_ylabel("validation error of the deployed model [%]")
     figure.legend(loc="outside right upper", frameon=False, title="ring: chosen")
     return _save(figure, path)
 
 
-def _percent_axis(panel: Panel) -> None:
+def _error_axis(panel: Panel, split: str, metric: Metric) -> None:
     panel.set_yscale("log")
     _plain_numbers(panel.yaxis)
+    panel.set_ylabel(f"{split} {metric.label} of the deployed model{metric.in_brackets}")
 
 
 def _plain_numbers(axis: Axis) -> None:

@@ -10,10 +10,12 @@ from settings import GROUPS
 
 from comparison.evaluations import final_validation_error
 from comparison.trials import Outcome, Setting, Trial
+from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.schedules import drop_steps
+from lsgd_jax.training.task import Metric
 
 
 def _switch(text: str) -> bool:
@@ -25,7 +27,10 @@ def _switch(text: str) -> bool:
 READERS: dict[str, Any] = {"string": str, "integer": int, "float": float, "boolean": _switch}
 TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group}
 # What cannot be varied: it says which run it is, what it costs, or where its data is.
-FIXED = ("algorithm", "dataset", "data_dir", "download", "seed", "groups", "workers", "batch_size", "steps")
+FIXED = (
+    *("algorithm", "dataset", "text_file", "data_dir", "download", "seed", "groups", "workers"),
+    *("batch_size", "sequence_length", "steps"),
+)
 COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])
 
 
@@ -104,8 +109,10 @@ def make_trial(
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 
-def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome]) -> dict[str, Setting | None]:
-    """Each method's setting with the lowest validation error, the mean over its seeds.
+def choose(
+    settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome], metric: Metric = ERROR
+) -> dict[str, Setting | None]:
+    """Each method's setting with the lowest validation figure, the mean over its seeds.
 
     None for a method of which every setting diverged. One whose search is not over is left out.
     """
@@ -113,7 +120,7 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
     for method, choices in settings.items():
         errors = {
             setting: [
-                final_validation_error(outcome)
+                final_validation_error(outcome, metric)
                 for outcome in outcomes
                 if (outcome.trial.method, outcome.trial.varied, outcome.trial.phase) == (method, setting, "search")
             ]
@@ -123,7 +130,7 @@ def choose(settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome
             chosen[method] = choices[0]
         elif all(errors.values()):
             best = min(choices, key=lambda setting: statistics.mean(errors[setting]))
-            chosen[method] = best if statistics.mean(errors[best]) < 1 else None
+            chosen[method] = best if statistics.mean(errors[best]) < metric.worst else None
     return chosen
 
 

@@ -11,11 +11,12 @@ from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config, check_config
-from lsgd_jax.training.datasets import Source
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.schedules import make_factor
+from lsgd_jax.training.streamed import StreamedSource
+from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.workdir import read_config
 
@@ -45,6 +46,11 @@ class Plan:
     test_seeds: tuple[int, ...]
     network: str
     compute_seconds: float | None
+
+    @property
+    def metric(self) -> Metric:
+        """By which settings are chosen and reported."""
+        return kind_of(self.source).metric
 
     def search(self) -> list[Trial]:
         """The runs by which settings are chosen. A method with one setting needs none."""
@@ -127,8 +133,9 @@ def make_plan(
     if absent := sorted(set(variations) - {"", *methods}):
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
-    if isinstance(source, Source):
-        source = dataclasses.replace(source, read=functools.cache(source.read))
+    if not isinstance(source, StreamedSource):  # read once, for all runs
+        read: Any = functools.cache(source.read)
+        source = dataclasses.replace(source, read=read)
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
     tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]

@@ -29,6 +29,7 @@ from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.provenance import PACKAGES
+from lsgd_jax.training.task import Metric
 
 
 def write_report(
@@ -64,11 +65,11 @@ def write_report(
     if network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
     runs = evaluate_all(outcomes, NETWORKS[network], compute_seconds)
-    methods = group_by_method(runs, chosen)
+    methods, metric = group_by_method(runs, chosen), runs[0].metric
     flags = list(dict.fromkeys(flag for run in runs for flag, _ in run.trial.varied))
-    runs_csv = _write_csv(workdir / "runs.csv", flags, ((run, run.end) for run in runs))
+    runs_csv = _write_csv(workdir / "runs.csv", flags, ((run, run.end) for run in runs), metric)
     every_evaluation = ((run, evaluation) for run in runs for evaluation in run.evaluations)
-    curves_csv = _write_csv(workdir / "curves.csv", flags, every_evaluation)
+    curves_csv = _write_csv(workdir / "curves.csv", flags, every_evaluation, metric)
     figures = draw_figures(workdir, methods, network)
     sections = [
         f"# Comparison of {', '.join(method.name for method in methods)}",
@@ -76,7 +77,7 @@ def write_report(
         *_not_complete(methods),
         _settings(methods),
         *_results(methods, network),
-        *_figures(figures),
+        *_figures(figures, metric),
         _predicted_and_measured(network, compute_seconds, groups=max(run.trial.config.groups for run in runs)),
         _keep_in_mind(methods),
         _commands(methods, commands),
@@ -86,10 +87,12 @@ def write_report(
     return [report, runs_csv, curves_csv, *figures]
 
 
-def _write_csv(path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, Evaluation]]) -> pathlib.Path:
+def _write_csv(
+    path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, Evaluation]], metric: Metric
+) -> pathlib.Path:
     """A line for each of some evaluations; test errors are empty for runs of the search."""
     measured = ("step", "samples", "bytes", "predicted_seconds", "seconds", "diverged", "deployed")
-    errors = [f"{model}_{split}_error" for split in ("validation", "test") for model in Errors._fields]
+    errors = [f"{model}_{split}_{metric.name}" for split in ("validation", "test") for model in Errors._fields]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "phase", "seed", *flags, "workers", *measured, *errors])
@@ -118,10 +121,12 @@ def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
         values = {"unknown" if (value := summary.get(key)) is None else value for summary in summaries}
         return " and ".join(sorted(f"{value:,}" if isinstance(value, int) else value for value in values))
 
+    # What the settings do not name, the runs do.
+    model = next((summary["model"] for summary in summaries), largest.model_name)
     parameters = f" ({each('parameters')} parameters)" if summaries else ""
     facts = [
-        f"data set {largest.dataset}",
-        f"model {largest.model_name}{parameters}",
+        f"data set {largest.data_name}",
+        f"model {model}{parameters}",
         f"{largest.groups} × {largest.workers} workers (groups × workers of each)",
         f"batches of {each('batch_size')} samples a worker" if summaries else "",
         f"{' to '.join(f'{count:,}' for count in sorted({min(samples), max(samples)}))} samples a run",
@@ -140,15 +145,16 @@ def _not_complete(methods: Sequence[Method]) -> list[str]:
 
 
 def _settings(methods: Sequence[Method]) -> str:
+    figure = methods[0].metric.label
     search_seeds = sorted({run.trial.seed for method in methods for run in method.search})
     test_seeds = sorted({run.trial.seed for method in methods for run in method.test})
     return f"""## How settings were chosen
 
 The *deployed* model of a run is its center or its leader (the worker with the lowest training loss), whichever has the
-lower validation error at the end, the center if they are equal. Of each method's grid the setting was chosen whose
-deployed model has the lowest validation error, mean over the search seeds ({_listed(search_seeds)}). The chosen
-settings were then run again with the test seeds ({_listed(test_seeds)}). No test error entered any choice, and those of
-the search are not in this folder's tables, figures and CSV files.
+lower validation {figure} at the end, the center if they are equal. Of each method's grid the setting was chosen whose
+deployed model has the lowest validation {figure}, mean over the search seeds ({_listed(search_seeds)}). The chosen
+settings were then run again with the test seeds ({_listed(test_seeds)}). No test {figure} entered any choice, and those
+of the search are not in this folder's tables, figures and CSV files.
 
 {search_table(methods)}"""
 
@@ -187,17 +193,18 @@ Each method's deployed model at its last evaluation within {number(seconds.amoun
     return sections
 
 
-def _figures(paths: Sequence[pathlib.Path]) -> list[str]:
+def _figures(paths: Sequence[pathlib.Path], metric: Metric) -> list[str]:
     """The figures, each with what it shows."""
+    figure = metric.label
     captions = {
-        "curves.png": "Test error of the deployed model (at each evaluation the center or the leader, by validation "
-        "error) over samples, bytes and predicted time: the mean over the test seeds, and a band from the lowest to "
-        "the highest. In the middle, a method that sends nothing is a level line at its last error. "
-        f"Errors below {LEAST:g} % are drawn there.",
-        "learning_rate.png": "Validation error over the learning rate, mean over the search seeds, the other settings "
+        "curves.png": f"Test {figure} of the deployed model (at each evaluation the center or the leader, by "
+        f"validation {figure}) over samples, bytes and predicted time: the mean over the test seeds, and a band from "
+        "the lowest to the highest. In the middle, a method that sends nothing is a level line at where it ends. "
+        f"What is below {LEAST:g} {metric.unit or figure} is drawn there.",
+        "learning_rate.png": f"Validation {figure} over the learning rate, mean over the search seeds, the other "
+        "settings at their best for each value.",
+        "period.png": f"Validation {figure} over the global period, mean over the search seeds, the other settings "
         "at their best for each value.",
-        "period.png": "Validation error over the global period, mean over the search seeds, the other settings at "
-        "their best for each value.",
     }
     drawn = [f"![{path.stem.replace('_', ' ')}]({path.name})\n\n*{captions[path.name]}*" for path in paths]
     return ["## Figures", *drawn] if drawn else []
@@ -222,15 +229,17 @@ def _predicted_and_measured(network: str, compute_seconds: float, groups: int) -
 def _keep_in_mind(methods: Sequence[Method]) -> str:
     edges = at_the_edge(methods)
     sizes = {method.name: len(method.search_errors) for method in methods if method.search}
+    metric = methods[0].metric
+    worst = f"{metric.scale * metric.worst:g} {metric.unit or metric.label}"
     facts = [
         f"Settings tried: {', '.join(f'{name} {size}' for name, size in sizes.items())}. A larger grid finds a better "
         "setting more easily." if sizes else "",
         f"Chosen at the edge of the grid: {', '.join(edges)}. A wider grid might do better." if edges else "",
         "A seed decides the start, the order of the data and which tenth of the training images is held out for "
         "validation, so validation errors of different seeds are on different images. The test images are always the "
-        "same.",
+        "same. Of text only the start and the order depend on it.",
         "The standard deviation is over seeds only; it does not contain that of a finite test set.",
-        "A run that diverged (all workers lost) counts as an error of 100 % from then on, in every mean.",
+        f"A run that diverged (all workers lost) counts as {worst} from then on, in every mean; none counts as more.",
         "sgd is one worker, which takes as many times the steps as the others have workers."
         if any(method.name == "sgd" for method in methods) else "",
         "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period. Methods that "

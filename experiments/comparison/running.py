@@ -52,7 +52,7 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
             search = plan.search()
             for number, trial in enumerate(search, start=1):
                 outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}", stop))
-            chosen = choose(plan.settings, outcomes)
+            chosen = choose(plan.settings, outcomes, plan.metric)
             tests = plan.test(chosen)
             for number, trial in enumerate(tests, start=1):
                 outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}", stop))
@@ -137,7 +137,7 @@ class Pace(NamedTuple):
 def forecast(plan: Plan) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
     search = plan.search()
-    chosen = choose(plan.settings, [outcome for trial in search if (outcome := finished(trial))])
+    chosen = choose(plan.settings, [outcome for trial in search if (outcome := finished(trial))], plan.metric)
     # Where the search is not over yet, any setting takes as long.
     tests = plan.test({method: chosen.get(method, choices[0]) for method, choices in plan.settings.items()})
     pace = measure_pace((search or tests)[0].config, plan.source)

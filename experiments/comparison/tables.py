@@ -8,6 +8,7 @@ from palette import STYLES
 
 from comparison.evaluations import Evaluation, Run, Spread, spread
 from comparison.trials import Setting
+from lsgd_jax.training.task import Metric
 
 
 class Method(NamedTuple):
@@ -35,8 +36,13 @@ class Method(NamedTuple):
         return {flag: sorted(of_flag) for flag, of_flag in values.items()}
 
     @property
+    def metric(self) -> Metric:
+        """What its runs are judged by, the same for all methods."""
+        return (self.test or self.search)[0].metric
+
+    @property
     def search_errors(self) -> dict[Setting, float]:
-        """Validation error of the deployed model at the end, mean over the seeds, of each setting of the search."""
+        """Of the deployed model at the end, on validation data, mean over the seeds, of each setting of the search."""
         by_setting: dict[Setting, list[float]] = {}
         for run in self.search:
             by_setting.setdefault(run.trial.varied, []).append(run.end.validation.deployed)
@@ -64,6 +70,7 @@ def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -
 def main_table(methods: Sequence[Method]) -> str:
     """At equal samples: a line for each method that has test runs, the lowest test error first."""
     tested = [method for method in methods if method.test]
+    metric = tested[0].metric
     unit, seconds_in_unit = time_unit(run.end.predicted_seconds for method in tested for run in method.test)
     lines = []
     for method in tested:
@@ -73,17 +80,18 @@ def main_table(methods: Sequence[Method]) -> str:
         cells = (
             method.name,
             setting_text(method.chosen),
-            percent(spread([end.validation.deployed for end in ends])),
-            percent(deployed) + _diverged(ends),
+            shown(spread([end.validation.deployed for end in ends]), metric),
+            shown(deployed, metric) + _diverged(ends),
             _deployed_models(ends),
-            percent(spread([errors.center for errors in test])),
-            percent(spread([errors.leader for errors in test])),
+            shown(spread([errors.center for errors in test]), metric),
+            shown(spread([errors.leader for errors in test]), metric),
             number(ends[0].bytes / 1e6),
             number(ends[0].predicted_seconds / seconds_in_unit),
         )
         lines.append((deployed.mean, cells))
-    header = ("method", "chosen setting", "validation error [%]", "test error [%]", "deployed", "center, test [%]",
-              "leader, test [%]", "sent [MB]", f"predicted [{unit}]")  # fmt: skip
+    header = ("method", "chosen setting", f"validation {metric.title}", f"test {metric.title}", "deployed",
+              f"center, test{metric.in_brackets}", f"leader, test{metric.in_brackets}", "sent [MB]",
+              f"predicted [{unit}]")  # fmt: skip
     return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0, 1, 4))
 
 
@@ -135,8 +143,10 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
         error = spread([evaluation.test.deployed for evaluation in last if evaluation.test])
         spent = budget.spent(last[0])
         told = number(spent / in_unit) if spent else "sends nothing"
-        lines.append((error.mean, (method.name, percent(error) + _diverged(last), f"{last[0].samples:,}", told)))
-    header = ("method", "test error [%]", "samples by then", f"spent [{unit}]")
+        lines.append(
+            (error.mean, (method.name, shown(error, method.metric) + _diverged(last), f"{last[0].samples:,}", told))
+        )
+    header = ("method", f"test {methods[0].metric.title}", "samples by then", f"spent [{unit}]")
     return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0,))
 
 
@@ -178,11 +188,13 @@ def search_table(methods: Sequence[Method]) -> str:
             "; ".join(f"{flag} {', '.join(map(str, values))}" for flag, values in method.grid.items()) or "–",
             _present(method.search, searched),
             "none: all diverged" if method.diverged else setting_text(method.chosen),
-            f"{100 * errors[method.chosen]:.2f}" if method.chosen in errors else "",
+            shown(Spread(errors[method.chosen], math.nan), method.metric) if method.chosen in errors else "",
             "–" if method.diverged else _present(method.test, tested),
         )
         lines.append(cells)
-    header = ("method", "grid", "search runs", "chosen setting", "its validation error there [%]", "test runs")
+    metric = methods[0].metric
+    its = f"its validation {metric.label} there{metric.in_brackets}"
+    header = ("method", "grid", "search runs", "chosen setting", its, "test runs")
     return _markdown(header, lines, left=(0, 1, 2, 3, 5))
 
 
@@ -203,10 +215,10 @@ def setting_text(setting: Setting | None) -> str:
     return ", ".join(f"{flag} {value}" for flag, value in setting) or "–"
 
 
-def percent(of: Spread) -> str:
-    """Mean ± standard deviation in percent; the mean alone where there is one value."""
-    deviation = "" if math.isnan(of.deviation) else f" ± {100 * of.deviation:.2f}"
-    return f"{100 * of.mean:.2f}{deviation}"
+def shown(of: Spread, metric: Metric) -> str:
+    """Mean ± standard deviation in the metric's unit; the mean alone where there is one value."""
+    mean, deviation = map(metric.shown, of)
+    return mean if math.isnan(of.deviation) else f"{mean} ± {deviation}"
 
 
 def number(value: float) -> str:

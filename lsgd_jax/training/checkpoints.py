@@ -1,18 +1,13 @@
-"""Checkpoints of a run, and the center on its own, with Orbax."""
+"""Checkpoints of a run, with Orbax."""
 
-import json
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.images import Preprocessing, preprocess
-from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.train_step import TrainState
-from lsgd_jax.training.workdir import write_json
 
 KEPT = 2
 
@@ -73,63 +68,5 @@ class Checkpoints:
         self._manager.close()
 
 
-class Classifier(nnx.Module):
-    """A trained model together with the preprocessing of its data set."""
-
-    def __init__(self, network: nnx.Module, preprocessing: Preprocessing) -> None:
-        self.network = network
-        self.preprocessing = preprocessing
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """float32[batch, classes] logits of raw images [batch, height, width, channels]."""
-        return self.network(preprocess(images, self.preprocessing))
-
-
-def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
-    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs."""
-    center = workdir / "center"
-    (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (center / "arrays").absolute()
-        checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
-    write_json(center / "model.json", description)
-
-
-def load_center(workdir: str | pathlib.Path) -> tuple[Classifier, Any]:
-    """Loads the center of a finished run.
-
-    Args:
-      workdir: the run's `--workdir`.
-
-    Returns:
-      (model, params): `model(images)` gives logits, float32[batch, classes], for raw
-      images of the data set, [batch, height, width, channels]; `params` are its
-      parameters, a dictionary of arrays.
-
-    Raises:
-      FileNotFoundError: if the run has saved no center (yet).
-    """
-    center = pathlib.Path(workdir).expanduser() / "center"
-    if not (center / "model.json").exists():
-        raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
-    description = json.loads((center / "model.json").read_text())
-    functional = make_model(description["model"], tuple(description["input_shape"]), description["classes"])
-    target = _shapes(functional)
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore((center / "arrays").absolute(), target)
-    how = description["preprocessing"]
-    preprocessing = Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])})
-    network = functional.module(arrays["params"], arrays["model_state"])
-    return Classifier(network, preprocessing), arrays["params"]
-
-
 def _with_raw_keys(state: TrainState) -> TrainState:
     return state._replace(keys=jax.random.key_data(state.keys))
-
-
-def _shapes(functional: FunctionalModel) -> dict[str, Any]:
-    params, model_state = jax.eval_shape(functional.init, jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), {"params": params, "model_state": model_state}
-    )

@@ -15,15 +15,17 @@ from lsgd_jax.training.datasets import Dataset, ImageSource, Source, load_datase
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
 from lsgd_jax.training.images import augment
+from lsgd_jax.training.language_models import LANGUAGE_MODELS
 from lsgd_jax.training.local_steps import Loss
-from lsgd_jax.training.models import Dtype, FunctionalModel, check_model, make_model
+from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
-from lsgd_jax.training.task import Candidate, Kind, Task
+from lsgd_jax.training.task import Candidate, Kind, Metric, Task
 from lsgd_jax.training.topology import Topology
 
 # Training images that batch statistics are measured on, and how many at a time. Each moment is that of all pixels of
 # a channel, so ten thousand images leave it an error far below that of a trained model.
 STATISTICS_SAMPLES, STATISTICS_BATCH = 10_000, 250
+ERROR = Metric("error", "error", "%", scale=100.0, digits=2, worst=1.0)
 
 
 def make_task(config: Config, source: Source, topology: Topology) -> Task:
@@ -80,6 +82,7 @@ def batch_size_of(config: Config, source: ImageSource) -> int:
     Raises:
       InputError: if the model does not fit the images, or the batch is larger than what it is drawn from.
     """
+    _check_settings(config)
     check_model(config.model_name, source.input_shape)
     samples, where = _samples(config, source)
     batch_size = min(128, samples) if config.batch_size is None else config.batch_size
@@ -89,6 +92,17 @@ def batch_size_of(config: Config, source: ImageSource) -> int:
             "use a smaller batch or fewer workers, or --sampling=iid"
         )
     return batch_size
+
+
+def _check_settings(config: Config) -> None:
+    """Refuses what only language models have."""
+    if config.model_name in LANGUAGE_MODELS:
+        raise InputError(
+            f"--model={config.model_name} is for text: choose one of {', '.join(sorted(MODELS))}, or give a --text_file"
+        )
+    for name in ("model_width", "model_layers", "dropout"):
+        if getattr(config, name) is not None:
+            raise InputError(f"--{name} is for language models: leave it out, or give a --text_file")
 
 
 def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
@@ -148,4 +162,4 @@ def _make_evaluate_splits(
     return evaluate_splits
 
 
-KIND = Kind(batch_size_of, model_of, make_task)
+KIND = Kind(ERROR, batch_size_of, model_of, make_task)

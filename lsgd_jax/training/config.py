@@ -12,6 +12,7 @@ FREE_AT_RESUME = frozenset(
     {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes"}
 )
 
+TEXT_MODEL = "transformer"
 
 # What counts on the devices are 32-bit integers.
 LARGEST = 2**31 - 1
@@ -32,7 +33,11 @@ class Config:
     # What
     algorithm: str = "lsgd"
     dataset: str = "digits"
+    text_file: str | None = None
     model: str | None = None
+    model_width: int | None = None
+    model_layers: int | None = None
+    dropout: float | None = None
     data_dir: str | None = None
     download: bool = False
     seed: int = 0
@@ -51,7 +56,9 @@ class Config:
     drop_at: str | None = None
     plateau_patience: int = 5
     warmup_steps: int = 0
+    clip_norm: float | None = None
     batch_size: int | None = None
+    sequence_length: int = 128
     steps: int = 640
     compute_dtype: str = "float32"
     # Communication
@@ -73,9 +80,15 @@ class Config:
     loader_processes: int | None = None
 
     @property
+    def data_name(self) -> str:
+        """The data set, or the text file without its folder."""
+        return self.dataset if self.text_file is None else os.path.basename(self.text_file)
+
+    @property
     def model_name(self) -> str:
-        """The model: by default one that suits the data set."""
-        return self.model or ("cnn3" if self.dataset == "digits" else "cnn7")
+        """The model: by default one that suits the data set, which is one of images unless a text file is named."""
+        image_model = "cnn3" if self.dataset == "digits" else "cnn7"
+        return self.model or (image_model if self.text_file is None else TEXT_MODEL)
 
     @property
     def evaluation_period(self) -> int:
@@ -99,11 +112,12 @@ def check_config(config: Config) -> None:
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
-    for name in ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience"):
+    counts = ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience", "sequence_length")
+    for name in counts:
         _check_at_least(config, name, 1)
     if config.leader_window > LARGEST_WINDOW:
         raise InputError(f"--leader_window={config.leader_window}: must be at most {LARGEST_WINDOW:,}")
-    for name in ("batch_size", "eval_every", "checkpoint_every"):
+    for name in ("batch_size", "eval_every", "checkpoint_every", "model_width", "model_layers"):
         if getattr(config, name) is not None:
             _check_at_least(config, name, 1)
     if config.loader_processes is not None:
@@ -113,6 +127,12 @@ def check_config(config: Config) -> None:
     for name in ("momentum", "outer_momentum"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: must lie in [0, 1)")
+    if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
+        raise InputError(f"--clip_norm={config.clip_norm}: must be more than 0")
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise InputError(f"--dropout={config.dropout}: must lie in [0, 1)")
+    if config.text_file is not None and config.dataset != Config.dataset:
+        raise InputError(f"--text_file and --dataset={config.dataset} are two data sets: leave one out")
     if not 0 <= config.beta <= 1:
         raise InputError(f"--beta={config.beta}: must lie in [0, 1]")
     _check_choice(config, "sampling", ("shard", "iid"))
@@ -154,6 +174,8 @@ def check_resumable(saved: dict[str, Any], config: Config) -> None:
     }
     if before.model_name == now.model_name:
         changed.pop("model", None)
+    if before.text_file and now.text_file:  # it may have moved
+        changed.pop("text_file", None)
     if changed:
         told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
         raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir")

@@ -1,15 +1,14 @@
 """Image classification sets: handwritten digits without a download, any other from TFDS."""
 
 import dataclasses
-import difflib
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.prepared import prepared_builder, reading
 from lsgd_jax.training.streamed import StreamedSource, streamed_source
 
 VALIDATION_SHARE = 0.1
@@ -98,8 +97,16 @@ def find_dataset(name: str, *, data_dir: str | None = None, download: bool = Fal
     """
     if name == "digits":
         return Source(name, (8, 8, 1), 10, DIGITS - _held_out(DIGITS, DIGITS_TEST_SHARE), None, False, _read_digits)
-    builder = _prepared_builder(name, data_dir, download)
-    _check_features(name, builder)
+    return image_source(prepared_builder(name, data_dir, download))
+
+
+def image_source(builder: Any) -> ImageSource:
+    """What a prepared TFDS set of images is.
+
+    Raises:
+      InputError: if it is no image classification set.
+    """
+    _check_features(builder.name, builder)
     features, splits = builder.info.features, builder.info.splits
     if not _fits_in_memory(builder):
         held_out = _held_out(splits["train"].num_examples, VALIDATION_SHARE)
@@ -160,44 +167,14 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
-    """The TFDS builder of a set that is on disk."""
-    import tensorflow_datasets as tfds
-
-    where = data_dir or "the default TFDS folder"
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS image set"
-        raise InputError(f"unknown data set {name!r}: {hint}") from error
-    except ImportError as error:
-        raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
-    except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}") from error
-    if builder.is_prepared():
-        return builder
-    if not download:
-        raise InputError(
-            f"data set {name!r} is not in {where}: give the --data_dir of a prepared TFDS folder, "
-            "or --download to fetch it (needs pip install 'lsgd_jax[train,tensorflow]')"
-        )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise InputError("--download needs TensorFlow to prepare data: pip install 'lsgd_jax[train,tensorflow]'")
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # no network, no space, a set that must be downloaded by hand
-        raise InputError(f"cannot download {name!r} to {where}: {first_line(error)}") from error
-    return builder
-
-
 def _check_features(name: str, builder: Any) -> None:
     features, splits = builder.info.features, builder.info.splits
     is_image = "image" in features and len(features["image"].shape) == 3
     is_label = "label" in features and features["label"].shape == () and hasattr(features["label"], "num_classes")
     if not (is_image and is_label):
-        raise InputError(f"{name!r} is no image classification set: it needs an 'image' and a 'label' of one class")
+        raise InputError(
+            f"{name!r} is no image classification set: it needs an 'image' and a 'label' of one class, or a 'text'"
+        )
     dtype = features["image"].np_dtype
     if dtype != np.uint8:
         raise InputError(f"{name!r} has images of {np.dtype(dtype)}: choose a set with 8-bit images")
@@ -212,18 +189,8 @@ def _fits_in_memory(builder: Any) -> bool:
 
 
 def _read(builder: Any, split: str) -> Images:
-    try:
-        return _read_source(builder.as_data_source(split=split), builder.info.features["image"].shape)
-    except NotImplementedError as error:
-        raise InputError(
-            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
-            "prepare it as array_record, or use --download with another --data_dir"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
-        raise InputError(
-            f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
-            f"({first_line(error)}): prepare the set again"
-        ) from error
+    with reading(builder, split) as source:
+        return _read_source(source, builder.info.features["image"].shape)
 
 
 def _read_source(source: Any, shape: tuple[int, ...]) -> Images:

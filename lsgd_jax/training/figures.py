@@ -8,40 +8,42 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lsgd_jax.training.records import LeaderRow
+from lsgd_jax.training.task import Metric
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 CURVES = (
-    ("test_error", "center, test", BLUE, "-"),
-    ("validation_error", "center, validation", BLUE, ":"),
-    ("leader_test_error", "leader, test", ORANGE, "-"),
-    ("leader_validation_error", "leader, validation", ORANGE, ":"),
+    ("test", "center, test", BLUE, "-"),
+    ("validation", "center, validation", BLUE, ":"),
+    ("leader_test", "leader, test", ORANGE, "-"),
+    ("leader_validation", "leader, validation", ORANGE, ":"),
 )
 
 
 def draw_figures(
-    folder: pathlib.Path, metrics: list[dict[str, Any]], leaders: list[LeaderRow], workers: int
+    folder: pathlib.Path, metrics: list[dict[str, Any]], leaders: list[LeaderRow], workers: int, metric: Metric
 ) -> list[pathlib.Path]:
-    """Draws error.png and, where leaders were elected, leaders.png.
+    """Draws error.png (or what the metric is called) and, where leaders were elected, leaders.png.
 
     Args:
       folder: where to put them.
       metrics: the rows of metrics.jsonl.
       leaders: the rows of leaders.csv.
       workers: of all groups.
+      metric: of metrics.jsonl, what to draw.
 
     Returns:
       The paths of the figures.
     """
     folder.mkdir(exist_ok=True)
-    paths = [_draw_errors(folder / "error.png", metrics)]
+    paths = [_draw_metric(folder / f"{metric.name}.png", metrics, metric)]
     if leaders:
         paths.append(_draw_leaders(folder / "leaders.png", leaders, workers))
     return paths
 
 
-def _draw_errors(path: pathlib.Path, metrics: list[dict[str, Any]]) -> pathlib.Path:
-    """Error over steps, over seconds, and over bytes communicated."""
+def _draw_metric(path: pathlib.Path, metrics: list[dict[str, Any]], metric: Metric) -> pathlib.Path:
+    """The metric over steps, over seconds, and over bytes communicated."""
     axes = (
         ("step", "local steps of each worker", 1.0),
         ("seconds", "training time [s]", 1.0),
@@ -50,13 +52,13 @@ def _draw_errors(path: pathlib.Path, metrics: list[dict[str, Any]]) -> pathlib.P
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for panel, (column, label, unit) in zip(panels, axes, strict=True):
-        for name, legend, colour, style in CURVES:
+        for split, legend, colour, style in CURVES:
             x = [row[column] / unit for row in metrics]
-            y = [100 * row[name] for row in metrics]
+            y = [metric.scale * metric.read(row, split) for row in metrics]
             panel.plot(x, y, style, color=colour, label=legend, marker="o", markersize=2.5)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("error [%]")
+    panels[0].set_ylabel(metric.title)
     panels[0].set_ylim(bottom=0)
     panels[0].legend(fontsize=8)
     return _save(figure, path)

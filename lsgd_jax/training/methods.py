@@ -109,7 +109,9 @@ def base_optimizer(config: Config, momentum: float | None = None) -> optax.Gradi
     """The optimizer of the local steps. `momentum` overrides that of the settings."""
     make = BASE_OPTIMIZERS[config.optimizer]
     base = make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
-    return optax.chain(base, follow_factor())
+    # First of all: weight decay is no part of the gradient that is clipped.
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(*clip, base, follow_factor())
 
 
 def learning_rate(config: Config) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax.training.background import Background
-from lsgd_jax.training.classification import batch_size_of, classification_loss, make_renew, model_of
+from lsgd_jax.training.classification import ERROR, batch_size_of, classification_loss, make_renew, model_of
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import BATCH_SIZE, make_evaluate, put_evaluation_set
 from lsgd_jax.training.feed import Block, Feed, local_ranks
@@ -132,4 +132,4 @@ def _make_evaluate_splits(
     return evaluate_splits
 
 
-KIND = Kind(batch_size_of, model_of, make_task)
+KIND = Kind(ERROR, batch_size_of, model_of, make_task)

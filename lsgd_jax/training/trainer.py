@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lsgd_jax.optimizers.finite import all_finite
-from lsgd_jax.training.checkpoints import Checkpoints, save_center
+from lsgd_jax.training.center import save_center
+from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
@@ -25,6 +26,7 @@ from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.schedules import make_factor, see
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
+from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
@@ -108,7 +110,8 @@ def _train(
         where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
         print(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
-    return _finish(config, run, end, workdir, computed_with, figures=figures)
+    metric = kind_of(source).metric
+    return _finish(config, run, end, workdir, metric, computed_with, figures=figures)
 
 
 def check_settings(
@@ -171,7 +174,7 @@ def _advance(
         stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop,
         Progress(step, config.steps, run.task.unit, units_per_step) as progress,
     ):
-        print(f"compiling {config.model_name} for {config.groups} × {config.workers} workers", flush=True)
+        print(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers", flush=True)
         with progress.paused():
             train_step = run.train_step.lower(state, run.task.feed(step, 0), jnp.int32(1)).compile()
         profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
@@ -242,33 +245,43 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
 
 
 def _finish(
-    config: Config, run: Run, end: Position, workdir: pathlib.Path, computed_with: dict[str, Any], *, figures: bool
+    config: Config,
+    run: Run,
+    end: Position,
+    workdir: pathlib.Path,
+    metric: Metric,
+    computed_with: dict[str, Any],
+    *,
+    figures: bool,
 ) -> dict[str, Any]:
-    """Saves the center, the figures and, last of all, the summary."""
+    """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, run.task.description)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
-    drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size) if figures else []
+    drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
     parameters = sum(x.size for x in jax.tree.leaves(params))
     summary = {
         **metrics[-1],
         "algorithm": config.algorithm,
-        "dataset": config.dataset,
-        "model": config.model_name,
+        "dataset": config.data_name,
+        "model": run.task.description["model"],
         "parameters": parameters,
         "groups": config.groups,
         "workers": config.workers,
         "batch_size": run.task.batch_size,
+        "unit": run.task.unit,
+        "units_per_batch": run.task.units_per_batch,
+        "metric": metric.name,
         "seed": config.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
         **computed_with,
-        "worker_validation_error": [],
-        "worker_test_error": [],
+        f"worker_validation_{metric.name}": [],
+        f"worker_test_{metric.name}": [],
         "figures": [str(path.relative_to(workdir)) for path in drawn],
     }
     for figures_of_worker in run.evaluate_workers(end.state):
         for split in ("validation", "test"):
-            summary[f"worker_{split}_error"].append(figures_of_worker[f"{split}_error"])
+            summary[f"worker_{split}_{metric.name}"].append(figures_of_worker[f"{split}_{metric.name}"])
     write_json(workdir / "summary.json", summary)
     return summary
 

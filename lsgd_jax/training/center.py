@@ -1,0 +1,99 @@
+"""The center of a run on its own, ready to use, with Orbax."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from lsgd_jax.training.images import Preprocessing, preprocess
+from lsgd_jax.training.language_models import fresh_state, make_language_model
+from lsgd_jax.training.models import FunctionalModel, make_model
+from lsgd_jax.training.workdir import write_json
+
+
+class Classifier(nnx.Module):
+    """A trained model together with the preprocessing of its data set."""
+
+    def __init__(self, network: nnx.Module, preprocessing: Preprocessing) -> None:
+        self.network = network
+        self.preprocessing = preprocessing
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """float32[batch, classes] logits of raw images [batch, height, width, channels]."""
+        return self.network(preprocess(images, self.preprocessing))
+
+
+class LanguageModel:
+    """A trained language model, which begins a text at every call."""
+
+    def __init__(self, functional: FunctionalModel, params: Any) -> None:
+        self._functional, self._params = functional, params
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """float32[batch, length, vocabulary] of int[batch, length]: logits of the token after each."""
+        return self._functional.apply(self._params, fresh_state(self._functional, len(tokens)), tokens, None)[0]
+
+
+def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
+    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs."""
+    center = workdir / "center"
+    (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = (center / "arrays").absolute()
+        checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
+    write_json(center / "model.json", description)
+
+
+def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.Array], Any]:
+    """Loads the center of a finished run.
+
+    Args:
+      workdir: the run's `--workdir`.
+
+    Returns:
+      (model, params): `model(images)` gives logits, float32[batch, classes], for raw
+      images of the data set, [batch, height, width, channels]. After a run on text
+      `model(tokens)` gives logits of the next byte, float32[batch, length, 256], for
+      int[batch, length], each row the beginning of a text. `params` are the model's
+      parameters, a dictionary of arrays.
+
+    Raises:
+      FileNotFoundError: if the run has saved no center (yet).
+    """
+    center = pathlib.Path(workdir).expanduser() / "center"
+    if not (center / "model.json").exists():
+        raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
+    description = json.loads((center / "model.json").read_text())
+    load = _load_language_model if description.get("kind") == "text" else _load_classifier
+    return load(center / "arrays", description)
+
+
+def _load_classifier(path: pathlib.Path, description: dict[str, Any]) -> tuple[Classifier, Any]:
+    functional = make_model(description["model"], tuple(description["input_shape"]), description["classes"])
+    params, model_state = _restore(path, *jax.eval_shape(functional.init, jax.random.key(0)))
+    how = description["preprocessing"]
+    preprocessing = Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])})
+    return Classifier(functional.module(params, model_state), preprocessing), params
+
+
+def _load_language_model(path: pathlib.Path, description: dict[str, Any]) -> tuple[LanguageModel, Any]:
+    sizes = {name: description[name] for name in ("vocabulary", "sequence_length", "width", "layers")}
+    functional = make_language_model(description["model"], batch_size=1, **sizes)
+    shapes, _ = jax.eval_shape(functional.init, jax.random.key(0))
+    params, _ = _restore(path, shapes, {})  # what one worker carried is not saved
+    return LanguageModel(functional, params), params
+
+
+def _restore(path: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """(params, model_state) of those shapes."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), {"params": params, "model_state": model_state}
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(path.absolute(), target)
+    return arrays["params"], arrays["model_state"]

@@ -1,0 +1,75 @@
+"""Sets that TFDS has prepared on disk: finding, downloading and opening one."""
+
+import contextlib
+import difflib
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+from lsgd_jax.training.errors import InputError
+
+
+def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
+    """The TFDS builder of a set that is on disk, after downloading it if that is asked for and needed.
+
+    Args:
+      name: the set's.
+      data_dir: where prepared TFDS sets are; TFDS's own default (~/tensorflow_datasets) if None.
+      download: whether TFDS may fetch and prepare what is missing (needs TensorFlow).
+
+    Raises:
+      InputError: if there is no such set, or it is not there.
+    """
+    import tensorflow_datasets as tfds
+
+    where = data_dir or "the default TFDS folder"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS set"
+        raise InputError(f"unknown data set {name!r}: {hint}") from error
+    except ImportError as error:
+        raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
+    except Exception as error:  # TFDS has no common class for what a bad name or folder raises
+        raise InputError(f"cannot open data set {name!r} in {where}: {_first_line(error)}") from error
+    if builder.is_prepared():
+        return builder
+    if not download:
+        raise InputError(
+            f"data set {name!r} is not in {where}: give the --data_dir of a prepared TFDS folder, "
+            "or --download to fetch it (needs pip install 'lsgd_jax[train,tensorflow]')"
+        )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError("--download needs TensorFlow to prepare data: pip install 'lsgd_jax[train,tensorflow]'")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # no network, no space, a set that must be downloaded by hand
+        raise InputError(f"cannot download {name!r} to {where}: {_first_line(error)}") from error
+    return builder
+
+
+@contextlib.contextmanager
+def reading(builder: Any, split: str) -> Iterator[Any]:
+    """The examples of a split, to be read inside.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    try:
+        yield builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise InputError(
+            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
+            "prepare it as array_record, or use --download with another --data_dir"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
+        raise InputError(
+            f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
+            f"({_first_line(error)}): prepare the set again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
