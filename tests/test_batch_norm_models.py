@@ -14,12 +14,12 @@ from jax import lax
 from regression import QUICK
 
 from lsgd_jax import Topology, init_state, lsgd, make_train_step
+from lsgd_jax.training.classification import classification_loss
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.models import make_model
 from lsgd_jax.training.models.layers import max_pool_3
 from lsgd_jax.training.models.resnet import Bottleneck
-from lsgd_jax.training.run import classification_loss
 from lsgd_jax.training.sampling import make_batches, put_on_devices
 
 KEY = jax.random.key(0)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from lsgd_jax import GROUP, WORKER, Axes, Topology, diloco, downpour
-from lsgd_jax.training import run as run_module
+from lsgd_jax.training import classification
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
@@ -69,7 +69,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture
 def _lost_within_10_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every worker breaks, soon after its start and each time it starts again."""
-    plain = run_module.classification_loss
+    plain = classification.classification_loss
 
     def not_finite_once_it_has_fallen(model: Any) -> Any:
         def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
@@ -78,7 +78,7 @@ def _lost_within_10_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return loss
 
-    monkeypatch.setattr(run_module, "classification_loss", not_finite_once_it_has_fallen)
+    monkeypatch.setattr(classification, "classification_loss", not_finite_once_it_has_fallen)
 
 
 @pytest.mark.usefixtures("_lost_within_10_steps")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.language_models import LANGUAGE_MODELS, fresh_state, make_language_model
 from lsgd_jax.training.models import FunctionalModel
-from lsgd_jax.training.transformer import heads_of
+from lsgd_jax.training.models.language import LANGUAGE_MODELS, fresh_state, make_language_model
+from lsgd_jax.training.models.transformer import heads_of
 
 KEY = jax.random.key(0)
 

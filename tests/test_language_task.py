@@ -19,8 +19,8 @@ from lsgd_jax.training import perplexity, trainer
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.language import BITS_PER_BYTE, language_loss, make_task
-from lsgd_jax.training.language_models import make_language_model
 from lsgd_jax.training.methods import base_optimizer, make_method
+from lsgd_jax.training.models.language import make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.tasks import find_source

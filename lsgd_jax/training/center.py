@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from lsgd_jax.training.images import Preprocessing, preprocess
-from lsgd_jax.training.language_models import fresh_state, make_language_model
 from lsgd_jax.training.models import FunctionalModel, make_model
+from lsgd_jax.training.models.language import fresh_state, make_language_model
 from lsgd_jax.training.workdir import write_json
 
 

@@ -15,9 +15,9 @@ from lsgd_jax.training.datasets import Dataset, ImageSource, Source, load_datase
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
 from lsgd_jax.training.images import augment
-from lsgd_jax.training.language_models import LANGUAGE_MODELS
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
+from lsgd_jax.training.models.language import LANGUAGE_MODELS
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.task import Candidate, Kind, Metric, Task
 from lsgd_jax.training.topology import Topology

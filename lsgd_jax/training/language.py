@@ -10,9 +10,9 @@ import optax
 
 from lsgd_jax.training.config import TEXT_MODEL, Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.language_models import LANGUAGE_MODELS, check_language_model, make_language_model
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import Dtype, FunctionalModel
+from lsgd_jax.training.models.language import LANGUAGE_MODELS, check_language_model, make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.training.sampling import shard_size
 from lsgd_jax.training.task import Candidate, Kind, Metric, Task

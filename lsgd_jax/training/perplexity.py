@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.training.language_models import fresh_state
 from lsgd_jax.training.models import FunctionalModel
+from lsgd_jax.training.models.language import fresh_state
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.windows import windows_in
 

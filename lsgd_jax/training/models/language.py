@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.lstm import Lstm
 from lsgd_jax.training.models import Dtype, FunctionalModel
-from lsgd_jax.training.transformer import Transformer
+from lsgd_jax.training.models.lstm import Lstm
+from lsgd_jax.training.models.transformer import Transformer
 
 # Each names its usual width, layers and dropout, and whether it carries a state.
 LANGUAGE_MODELS: dict[str, Any] = {"lstm": Lstm, "transformer": Transformer}
