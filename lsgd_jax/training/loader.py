@@ -58,7 +58,7 @@ class Minibatches:
         else:
             size = shard_size(samples, self.workers)
             epoch, batch = divmod(step, size // self.batch_size)
-            order = shuffle(size, self.seed, rank, epoch)
+            order = shuffle(size, self.seed, 1 + rank, epoch)
             first = batch * self.batch_size
             places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
         everything = shuffle(len(self.source.train), self.seed)
