@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
@@ -156,7 +157,12 @@ def _decode(
 
 
 def _end_with_parent(*_: Any) -> None:
-    """Makes a process end when the one that has started it does, even if that is killed."""
+    """Makes a process end when the one that has started it wants it to, or is gone, and not before.
+
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a program.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
