@@ -17,7 +17,18 @@ NAMES = (
     "easgd", "eamsgd", "downpour", "local_sgd", "diloco", "independent", "grawa", "dppf",
     "Topology", "init_state", "make_train_step", "load_center", "ledger",
 )  # fmt: skip
-EXTRAS = ("flax", "orbax", "tensorflow_datasets", "tensorflow", "tqdm", "matplotlib", "sklearn", "tensorboardX", "PIL")
+EXTRAS = (
+    "flax",
+    "orbax",
+    "tensorflow_datasets",
+    "tensorflow",
+    "tqdm",
+    "matplotlib",
+    "sklearn",
+    "tensorboardX",
+    "PIL",
+    "grain",
+)
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -256,7 +256,11 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
     next(loaded)
     (process,) = multiprocessing.active_children()
     assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)  # as Ctrl-C does to all processes of a program
     os.kill(process.pid, signal.SIGTERM)
+    for _ in range(5):
+        next(loaded)
+    os.kill(process.pid, signal.SIGKILL)
     with refusal("--loader_processes", "/dev/shm"):
         for _ in loaded:
             pass

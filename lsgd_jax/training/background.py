@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -12,8 +13,7 @@ T = TypeVar("T")
 class Background(Generic[T]):
     """Makes the next item of an iterator while the last one is used.
 
-    What the iterator does, and the processes that it starts, do not hear Ctrl-C and SIGTERM,
-    which a terminal or a scheduler sends to all processes of a program: they end when the
+    The thread, and processes that it starts, do not hear Ctrl-C and SIGTERM: they end when the
     iterator is closed.
 
     Args:
@@ -49,4 +49,5 @@ class Background(Generic[T]):
 
 
 def _hold_signals() -> None:
+    resource_tracker.ensure_running()  # a process of Python's own; where it is started, signals are let through again
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
@@ -58,7 +59,7 @@ class Minibatches:
         else:
             size = shard_size(samples, self.workers)
             epoch, batch = divmod(step, size // self.batch_size)
-            order = shuffle(size, self.seed, rank, epoch)
+            order = shuffle(size, self.seed, 1 + rank, epoch)
             first = batch * self.batch_size
             places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
         everything = shuffle(len(self.source.train), self.seed)
@@ -156,7 +157,12 @@ def _decode(
 
 
 def _end_with_parent(*_: Any) -> None:
-    """Makes a process end when the one that has started it does, even if that is killed."""
+    """Makes a process end when the one that has started it wants it to, or is gone, and not before.
+
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a program.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
