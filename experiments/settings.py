@@ -16,9 +16,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "lsgd",
             "the method, one of those above",
         ),
-        Flag(
-            "dataset", "string", "digits", "digits (no download), or a TFDS set of labelled images or of text, by name"
-        ),
+        Flag("dataset", "string", "digits", "digits (no download), or a TFDS set of labelled images or of text"),
         Flag("text_file", "string", None, "in place of a data set: a UTF-8 file, of which bytes are predicted"),
         Flag("model", "string", None, "see the README (default: digits cnn3, other images cnn7, text transformer)"),
         Flag("model_width", "integer", None, "of text: units of a layer (default: lstm 650, transformer 256)"),

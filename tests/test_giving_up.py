@@ -11,8 +11,7 @@ import optax
 import pytest
 
 from lsgd_jax import GROUP, WORKER, Axes, Topology, diloco, downpour
-from lsgd_jax.training import classification
-from lsgd_jax.training import trainer
+from lsgd_jax.training import classification, trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.records import read_metrics

@@ -200,9 +200,10 @@ CHANGES = {
     "warmup_steps": 3, "scale_learning_rate": True, "beta": 0.5, "outer_learning_rate": 0.5, "outer_momentum": 0.5,
     "text_file": "/a.txt", "model_width": 64, "model_layers": 3, "dropout": 0.3, "clip_norm": 1.0,
     "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere",
-    "eval_every": 3, "checkpoint_every": 5,
+    "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5", "plateau_patience": 2,
+    "loader_processes": 1,
 }  # fmt: skip
-FREE = {"data_dir", "download", "steps", "workdir", "eval_every", "checkpoint_every"}
+FREE = {"data_dir", "download", "loader_processes", "steps", "workdir", "eval_every", "checkpoint_every"}
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Config)])
