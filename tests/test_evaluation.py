@@ -140,6 +140,7 @@ def state_of(topology: Topology, method: Any, losses: np.ndarray, lost: tuple[tu
         losses=Window(window, filled),
         keys=jax.random.split(jax.random.key(0), topology.shape),
         step=jnp.int32(8),
+        learning_rate=jnp.ones([]),
         plateau=start_plateau(),
     )
     return jax.device_put(state, state_shardings(topology, state))

@@ -1,5 +1,6 @@
 """From settings to everything that a run computes with."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates
 from lsgd_jax.training.ledger import Ledger, ledger
-from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.methods import learning_rate, make_method
 from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.task import Task
@@ -49,7 +50,9 @@ class Run(NamedTuple):
 
 def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
-    method, topology = make_method(config), Topology(config.groups, config.workers)
+    # The rate itself is in the state of the workers.
+    method = make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))
+    topology = Topology(config.groups, config.workers)
     task = kind_of(source).task(config, source, topology)
     key = jax.random.key(config.seed)
     gather = make_candidates(method, topology)
@@ -72,7 +75,9 @@ def build_run(config: Config, source: AnySource) -> Run:
         topology=topology,
         task=task,
         ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=config.groups, workers=config.workers),
-        init_state=lambda: init_state(method, topology, task.model.init, key, same_init=config.init == "same"),
+        init_state=lambda: init_state(
+            method, topology, task.model.init, key, learning_rate(config), same_init=config.init == "same"
+        ),
         state_shapes=jax.eval_shape(functools.partial(start_state, method, topology, task.model.init), key),
         train_step=train_step,
         call_end=lambda step: call_end(method, config.groups, step, task.longest_call),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader
@@ -36,6 +37,8 @@ class TrainState(NamedTuple):
       losses: the last losses of each worker.
       keys: key[groups, workers], from which each worker draws all its randomness.
       step: int32[], local steps so far, the same for all.
+      learning_rate: float32[], a factor on the base optimizer's updates, the same for all. In the
+        state, so that runs which differ in it share a compiled program.
       plateau: what `lsgd_jax.training.schedules.see` has seen, the same for all; its
         `scale` is a factor on the learning rate.
     """
@@ -46,11 +49,12 @@ class TrainState(NamedTuple):
     losses: Window
     keys: jax.Array
     step: jax.Array
+    learning_rate: jax.Array
     plateau: ReduceLROnPlateauState
 
 
 # What all workers have in common.
-SHARED = ("step", "plateau")
+SHARED = ("step", "learning_rate", "plateau")
 
 
 class Election(NamedTuple):
@@ -86,6 +90,7 @@ def start_state(
     topology: Topology,
     init_model: Callable[[jax.Array], tuple[Any, Any]],
     key: jax.Array,
+    learning_rate: ArrayLike = 1.0,
     *,
     same_init: bool = True,
 ) -> TrainState:
@@ -111,6 +116,7 @@ def start_state(
         losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
         keys=jax.random.split(worker_key, topology.shape),
         step=jnp.zeros([], jnp.int32),
+        learning_rate=jnp.asarray(learning_rate, jnp.float32),
         plateau=start_plateau(),
     )
 
@@ -120,6 +126,7 @@ def init_state(
     topology: Topology,
     init_model: Callable[[jax.Array], tuple[Any, Any]],
     key: jax.Array,
+    learning_rate: float = 1.0,
     *,
     same_init: bool = True,
 ) -> TrainState:
@@ -130,11 +137,13 @@ def init_state(
       topology: where the workers live.
       init_model: `key -> (params, model_state)` of one worker.
       key: the key of the run; what worker j·l + i draws does not depend on the mesh.
+      learning_rate: a factor on updates, where the base optimizer ends with
+        `lsgd_jax.training.schedules.follow_factor`.
       same_init: whether all workers start from the same parameters.
     """
     start = functools.partial(start_state, optimizer, topology, init_model, same_init=same_init)
-    shardings = state_shardings(topology, jax.eval_shape(start, key))
-    return jax.jit(start, out_shardings=shardings, compiler_options=_quick(topology))(key)
+    shardings = state_shardings(topology, jax.eval_shape(start, key, learning_rate))
+    return jax.jit(start, out_shardings=shardings, compiler_options=_quick(topology))(key, learning_rate)
 
 
 def _quick(topology: Topology) -> dict[str, Any] | None:
@@ -206,7 +215,7 @@ def make_train_step(
         steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
 
         def factor(step: jax.Array) -> jax.Array:
-            return rate_factor(step) * state.plateau.scale
+            return state.learning_rate * rate_factor(step) * state.plateau.scale
 
         workers = local_steps(_workers(state), state.keys, state.step, steps, factor, data)
         state = state._replace(**workers._asdict(), step=state.step + steps)
