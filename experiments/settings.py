@@ -66,7 +66,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "loader_processes",
             "integer",
             None,
-            "that decode images of sets that do not fit in memory; 0: this one (default: one a core, at most 16)",
+            "that decode images of sets too large for memory; 0: none (default: one a core, at most 16)",
         ),
         Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
         Flag("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
