@@ -286,7 +286,6 @@ FLAGS: dict[str, dict[str, str]] = {
         "workdir": "(default: ",
         "eval_every": "(default: ",
         "checkpoint_every": "(default: ",
-        "loader_processes": "(default: ",
         "[no]resume": "",
         "profile_dir": "(default: none)",
         "[no]compilation_cache": "",
