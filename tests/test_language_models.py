@@ -11,6 +11,7 @@ import pytest
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.models.language import LANGUAGE_MODELS, fresh_state, make_language_model
+from lsgd_jax.training.models.lstm import over_time, recur
 from lsgd_jax.training.models.transformer import heads_of
 
 KEY = jax.random.key(0)
@@ -110,6 +111,33 @@ def test_the_lstm_is_that_of_its_equations() -> None:
         np.testing.assert_allclose(carried[name]["hidden"][0], hidden, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(carried[name]["cell"][0], cell, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits[0], x @ params["embedding"].T + params["bias"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lanes", ["vmap", "map"])
+def test_the_gradient_of_the_recurrence_is_that_of_plain_differentiation_on_every_lane(lanes: str) -> None:
+    rng = np.random.default_rng(1)
+    shapes = ((5, 2, 12), (3, 12), ((2, 3), (2, 3)))  # 5 steps of 2 rows, 3 units
+    args, weights = (
+        jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32), of, is_leaf=_is_shape)
+        for of in (shapes, ((5, 2, 3), (2, 3)))
+    )
+
+    def gradients(function: Any) -> Any:
+        def total(inputs: jax.Array, recurrent: jax.Array, start: Any, weights: Any) -> jax.Array:
+            outputs, cell = function(None, inputs, recurrent, start)
+            return (outputs * weights[0]).sum() + (cell * weights[1]).sum()
+
+        of_all = jax.grad(total, argnums=(0, 1, 2))
+        over = jax.vmap(of_all) if lanes == "vmap" else lambda *x: jax.lax.map(lambda lane: of_all(*lane), x)
+        return jax.jit(over)(*args, weights)
+
+    right, got = gradients(over_time), gradients(recur)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, right)
+    assert all((jnp.abs(leaf) > 1e-3).any() for leaf in jax.tree.leaves(right))
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x[0], int)
 
 
 def test_no_gradient_crosses_into_the_window_before() -> None:

@@ -1,6 +1,8 @@
 """A recurrent language model: an LSTM with tied embeddings."""
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,23 +32,68 @@ class LstmLayer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32[length, batch, width] to the same; goes on from the carry, and leaves it where it ends."""
-        recurrent = self.recurrent[...]
         # Of all time steps in one product: only what depends on the step before stays in the loop.
         inputs = _product(x, self.input[...], self.dtype) + self.bias[...]
-
-        def step(carry: tuple[jax.Array, jax.Array], at: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            hidden, cell = carry
-            i, f, g, o = jnp.split(at + _product(hidden, recurrent, self.dtype), 4, axis=-1)
-            cell = nnx.sigmoid(f) * cell + nnx.sigmoid(i) * jnp.tanh(g)
-            hidden = nnx.sigmoid(o) * jnp.tanh(cell)
-            return (hidden, cell), hidden
-
         # Truncated back-propagation: gradients end where the window begins.
         start = lax.stop_gradient((self.hidden[...], self.cell[...]))
-        (hidden, cell), outputs = lax.scan(step, start, inputs)
-        self.hidden.set_value(hidden)
+        outputs, cell = recur(self.dtype, inputs, self.recurrent[...], start)
+        self.hidden.set_value(outputs[-1])
         self.cell.set_value(cell)
         return outputs
+
+
+State = tuple[jax.Array, jax.Array]
+"""(hidden, cell), float32[batch, width] each."""
+
+
+def over_time(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> tuple[jax.Array, jax.Array]:
+    """The recurrence of a layer.
+
+    Args:
+      dtype: of the products with the weights.
+      inputs: float32[length, batch, 4 * width], what enters the gates from below.
+      recurrent: the weights, float32[width, 4 * width].
+      start: before the first time step.
+
+    Returns:
+      (outputs, cell): float32[length, batch, width], and float32[batch, width] at the end.
+    """
+
+    def step(carry: State, at: jax.Array) -> tuple[State, jax.Array]:
+        hidden, cell = carry
+        i, f, g, o = jnp.split(at + _product(hidden, recurrent, dtype), 4, axis=-1)
+        cell = nnx.sigmoid(f) * cell + nnx.sigmoid(i) * jnp.tanh(g)
+        hidden = nnx.sigmoid(o) * jnp.tanh(cell)
+        return (hidden, cell), hidden
+
+    (_, cell), outputs = lax.scan(step, start, inputs)
+    return outputs, cell
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recur(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> tuple[jax.Array, jax.Array]:
+    """`over_time`, with the gradient of the weights in one product after the loop.
+
+    Differentiated as it stands, the loop adds an array of the size of the weights up at every time step.
+    """
+    return over_time(dtype, inputs, recurrent, start)
+
+
+def _forward(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> Any:
+    results, pull_back = jax.vjp(lambda inputs, start: over_time(dtype, inputs, recurrent, start), inputs, start)
+    return results, (pull_back, start[0], results[0])
+
+
+def _backward(dtype: Dtype, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, State]:
+    pull_back, first, outputs = kept
+    of_inputs, of_start = pull_back(cotangents)
+    # The weights' product enters where the inputs do: it has their cotangent.
+    before = jnp.concatenate([first[None], outputs[:-1]])
+    of_recurrent = _product(_rows(before).T, _rows(of_inputs), dtype)
+    return of_inputs, of_recurrent, of_start
+
+
+recur.defvjp(_forward, _backward)
 
 
 class Lstm(nnx.Module):
@@ -93,6 +140,11 @@ class Lstm(nnx.Module):
 
 def _uniform(bound: float) -> nnx.Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[length, batch, units] as a matrix."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _product(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> jax.Array:
