@@ -1,8 +1,8 @@
 """Draws the paper's figures from finished runs: error over seconds, and who led when and how often.
 
 --runs names folders of runs, or folders of folders, as a comparison leaves them. Runs that differ in nothing but
-their seed are one line: the mean, and the range. The error is that of the center, as in the paper, where the settings
-do not say otherwise.
+their seed are one line: the mean, and the range. The error (of text: bits per byte) is that of the center, as in the
+paper, where the settings do not say otherwise.
 """
 
 import csv
@@ -11,15 +11,18 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 from command_line import Flag, define, describe, parse, refuse
 from palette import GREY, STYLES, line_of
 
+if TYPE_CHECKING:
+    from lsgd_jax.training.task import Metric
+
 TABLE = (
     Flag("runs", "list", [], "folders of finished runs, or of folders of them"),
-    Flag("workdir", "string", "runs/figures", "folder for the figures and error.csv"),
+    Flag("workdir", "string", "runs/figures", "folder for the figures and their points"),
     Flag("model", "string", "center", "center, or leader: whose error is drawn"),
     Flag("split", "string", "test", "test or validation: of which split"),
 )
@@ -31,10 +34,11 @@ OF_A_SEED = ("seed", "workdir", "data_dir", "download", "checkpoint_every")
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, settings, evaluations and elections."""
+    """A finished run: its folder, settings, the name of what it is judged by, evaluations and elections."""
 
     folder: pathlib.Path
     config: dict[str, Any]
+    metric: str
     metrics: list[dict[str, Any]]
     leaders: list[dict[str, str]]
 
@@ -47,7 +51,7 @@ class Line(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A row of error.csv: an evaluation, over the seeds of a setting."""
+    """A row of error.csv, or what the metric is called: an evaluation, over the seeds of a setting."""
 
     line: str
     step: int
@@ -73,19 +77,28 @@ def main(argv: list[str]) -> int:
         if not found:
             return refuse(argv, f"--runs: there is no finished run with evaluations on its way in {folder}")
         runs += found
+    names = sorted({run.metric for run in runs})
+    if len(names) > 1:
+        return refuse(argv, f"--runs has runs that are judged by {' and by '.join(names)}: draw them apart")
+
+    from lsgd_jax.training.tasks import METRICS  # only now: a mistyped flag is told without waiting for it
+
+    metric = METRICS[names[0]]
     workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
     lines = group(runs)
-    points = [point for line in lines for point in curve(line, str(FLAGS.model), str(FLAGS.split))]
+    points = [point for line in lines for point in curve(line, str(FLAGS.model), str(FLAGS.split), metric)]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / "error.csv", points)
-        files = [workdir / "error.csv", draw_errors(workdir / "error.png", lines, points, str(FLAGS.model))]
-        files += draw_leaders(workdir, lines)
+        table, figure = workdir / f"{metric.name}.csv", workdir / f"{metric.name}.png"
+        write(table, points)
+        draw_curves(figure, lines, points, str(FLAGS.model), metric)
+        files = [table, figure, *draw_leaders(workdir, lines)]
     except OSError as error:
         return refuse(argv, f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder")
     for line in lines:
         last = [point for point in points if point.line == line.name][-1]
-        print(f"{line.name:<40} {len(line.runs)} seeds: {100 * last.mean:6.2f} % after {last.seconds:,.0f} s")
+        told = f"{metric.shown(last.mean):>6} {metric.unit or metric.label}"
+        print(f"{line.name:<40} {len(line.runs)} seeds: {told} after {last.seconds:,.0f} s")
     print(f"\nresults in {workdir}: {', '.join(file.name for file in files)}")
     return 0
 
@@ -99,14 +112,14 @@ def usage() -> str:
 def read_runs(folder: pathlib.Path) -> list[Run]:
     """The finished runs in a folder and below; those that were evaluated only once, as in a search, are left out."""
     runs = []
-    for summary in sorted(folder.rglob("summary.json")):
-        where = summary.parent
+    for path in sorted(folder.rglob("summary.json")):
+        where, metric = path.parent, json.loads(path.read_text()).get("metric", "error")
         metrics = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
         if len(metrics) < 2:
             continue
         with (where / "leaders.csv").open(newline="") as file:
             leaders = list(csv.DictReader(file))
-        runs.append(Run(where, json.loads((where / "config.json").read_text()), metrics, leaders))
+        runs.append(Run(where, json.loads((where / "config.json").read_text()), metric, metrics, leaders))
     return runs
 
 
@@ -129,9 +142,9 @@ def group(runs: Sequence[Run]) -> list[Line]:
     return sorted(lines, key=lambda line: order.index(line.runs[0].config["algorithm"]))
 
 
-def curve(line: Line, model: str, split: str) -> list[Point]:
-    """The error at the steps at which all seeds were evaluated; 1 where it is not finite."""
-    column = f"{'leader_' if model == 'leader' else ''}{split}_error"
+def curve(line: Line, model: str, split: str, metric: "Metric") -> list[Point]:
+    """The metric at the steps at which all seeds were evaluated; its worst where it is not finite."""
+    column = f"{'leader_' if model == 'leader' else ''}{split}"
     by_step: dict[int, list[dict[str, Any]]] = {}
     for run in line.runs:
         for row in run.metrics:
@@ -139,7 +152,7 @@ def curve(line: Line, model: str, split: str) -> list[Point]:
     points = []
     for step, rows in sorted(by_step.items()):
         if len(rows) == len(line.runs):
-            errors = [1.0 if row[column] is None else row[column] for row in rows]
+            errors = [metric.read(row, column) for row in rows]
             seconds = sum(row["seconds"] for row in rows) / len(rows)
             points.append(Point(line.name, step, seconds, sum(errors) / len(errors), min(errors), max(errors)))
     return points
@@ -153,8 +166,10 @@ def write(path: pathlib.Path, points: Sequence[Point]) -> None:
         rows.writerows(points)
 
 
-def draw_errors(path: pathlib.Path, lines: Sequence[Line], points: Sequence[Point], model: str) -> pathlib.Path:
-    """Error over training seconds, a line for each setting: the mean over its seeds, and the range."""
+def draw_curves(
+    path: pathlib.Path, lines: Sequence[Line], points: Sequence[Point], model: str, metric: "Metric"
+) -> None:
+    """The metric over training seconds, a line for each setting: the mean over its seeds, and the range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
@@ -163,16 +178,15 @@ def draw_errors(path: pathlib.Path, lines: Sequence[Line], points: Sequence[Poin
         mine = [point for point in points if point.line == line.name]
         style = line_of(line.runs[0].config["algorithm"]) | {"label": line.name}
         seconds = [point.seconds for point in mine]
-        panel.plot(seconds, [100 * point.mean for point in mine], markevery=max(1, len(mine) // 8), **style)
-        band = [100 * point.lowest for point in mine], [100 * point.highest for point in mine]
+        panel.plot(seconds, [metric.scale * point.mean for point in mine], markevery=max(1, len(mine) // 8), **style)
+        band = [metric.scale * point.lowest for point in mine], [metric.scale * point.highest for point in mine]
         panel.fill_between(seconds, *band, color=style["color"], alpha=0.12, linewidth=0)
     panel.set_xlabel("training time [s]")
-    panel.set_ylabel(f"error of the {model} [%]")
+    panel.set_ylabel(f"{metric.label} of the {model}{metric.in_brackets}")
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
-    return path
 
 
 def draw_leaders(workdir: pathlib.Path, lines: Sequence[Line]) -> list[pathlib.Path]:

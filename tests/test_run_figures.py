@@ -19,19 +19,21 @@ from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
 
 
-def make_up(folder: Path, method: str, seed: int, errors: list[float | None], **settings: Any) -> None:
-    """A finished run with these errors of the center, 10 steps and 2 + seed seconds apart."""
+def make_up(
+    folder: Path, method: str, seed: int, errors: list[float | None], metric: str = "error", **settings: Any
+) -> None:
+    """A finished run with these figures of the center, 10 steps and 2 + seed seconds apart."""
     folder.mkdir(parents=True)
     config = {"algorithm": method, "seed": seed, "workdir": str(folder), "groups": 1, "workers": 3, "beta": 0.9}
     (folder / "config.json").write_text(json.dumps(config | settings))
     rows = [
-        {"step": 10 * n, "seconds": (2.0 + seed) * n, "test_error": error, "leader_test_error": 0.25}
+        {"step": 10 * n, "seconds": (2.0 + seed) * n, f"test_{metric}": error, f"leader_test_{metric}": 0.25}
         for n, error in enumerate(errors, start=1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     elections = "".join(f"{10 * n},global,,{leader},0.5\n" for n, leader in enumerate((0, 2, 2, 1), start=1))
     (folder / "leaders.csv").write_text("step,level,group,leader,score\n" + (elections if method == "lsgd" else ""))
-    (folder / "summary.json").write_text("{}")
+    (folder / "summary.json").write_text(json.dumps({"metric": metric}))
 
 
 @pytest.fixture
@@ -61,6 +63,20 @@ def test_seeds_make_a_line_and_settings_several(runs: Path, tmp_path: Path, caps
     assert figures.main(["figures.py", f"--runs={runs}", f"--workdir={tmp_path}/out", "--model=leader"]) == 0
     with (tmp_path / "out/error.csv").open() as file:
         assert {float(row["mean"]) for row in csv.DictReader(file)} == {0.25}
+
+
+def test_runs_on_text_are_drawn_by_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    importlib.reload(figures)
+    make_up(tmp_path / "text/1", "none", 1, [4.0, 2.5], "bits_per_byte")
+    make_up(tmp_path / "text/2", "none", 2, [None, 3.0], "bits_per_byte")
+    assert figures.main(["figures.py", f"--runs={tmp_path}/text", f"--workdir={tmp_path}/out"]) == 0
+    with (tmp_path / "out/bits_per_byte.csv").open() as file:
+        assert [float(row["mean"]) for row in csv.DictReader(file)] == [6.0, 2.75], "one that is not finite costs 8"
+    assert (tmp_path / "out/bits_per_byte.png").exists()
+    assert "2 seeds:  2.750 bits per byte after" in capsys.readouterr().out
+    make_up(tmp_path / "images", "none", 1, [0.5, 0.4])
+    assert figures.main(["figures.py", f"--runs={tmp_path}", f"--workdir={tmp_path}/out"]) == 2
+    assert "judged by bits_per_byte and by error: draw them apart" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
