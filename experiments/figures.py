@@ -1,4 +1,4 @@
-"""Draws the paper's figures from finished runs: error over seconds, and who led when and how often.
+"""Draws the paper's figures from finished runs: error over steps and seconds, and who led when and how often.
 
 --runs names folders of runs, or folders of folders, as a comparison leaves them. Runs that differ in nothing but
 their seed are one line: the mean, and the range. The error (of text: bits per byte) is that of the center, as in the
@@ -169,23 +169,27 @@ def write(path: pathlib.Path, points: Sequence[Point]) -> None:
 def draw_curves(
     path: pathlib.Path, lines: Sequence[Line], points: Sequence[Point], model: str, metric: "Metric"
 ) -> None:
-    """The metric over training seconds, a line for each setting: the mean over its seeds, and the range."""
+    """The metric over steps and over seconds, a line for each setting: the mean over its seeds, and the range."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
-    panel = figure.subplots()
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for line in lines:
         mine = [point for point in points if point.line == line.name]
         style = line_of(line.runs[0].config["algorithm"]) | {"label": line.name}
-        seconds = [point.seconds for point in mine]
-        panel.plot(seconds, [metric.scale * point.mean for point in mine], markevery=max(1, len(mine) // 8), **style)
+        means = [metric.scale * point.mean for point in mine]
         band = [metric.scale * point.lowest for point in mine], [metric.scale * point.highest for point in mine]
-        panel.fill_between(seconds, *band, color=style["color"], alpha=0.12, linewidth=0)
-    panel.set_xlabel("training time [s]")
-    panel.set_ylabel(f"{metric.label} of the {model}{metric.in_brackets}")
-    panel.set_ylim(bottom=0)
-    panel.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        for panel, over in zip(
+            panels, ([point.step for point in mine], [point.seconds for point in mine]), strict=True
+        ):
+            panel.plot(over, means, markevery=max(1, len(mine) // 8), **style)
+            panel.fill_between(over, *band, color=style["color"], alpha=0.12, linewidth=0)
+    for panel, label in zip(panels, ("local steps of each worker", "training time [s]"), strict=True):
+        panel.set_xlabel(label)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{metric.label} of the {model}{metric.in_brackets}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
 
 
