@@ -18,8 +18,8 @@ from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel
+from lsgd_jax.training.state import TrainState, state_specs
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, state_specs
 
 BATCH_SIZE = 256
 

@@ -14,10 +14,11 @@ from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import learning_rate, make_method
 from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.schedules import make_factor
+from lsgd_jax.training.state import TrainState, init_state, start_state
 from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, call_end, init_state, make_train_step, start_state
+from lsgd_jax.training.train_step import call_end, make_train_step
 
 
 class Run(NamedTuple):

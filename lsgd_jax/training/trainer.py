@@ -25,10 +25,10 @@ from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.schedules import make_factor, see
+from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
 
 
