@@ -31,6 +31,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("workers", "integer", 4, "workers in each group"),
         Flag("sampling", "string", "shard", "shard (disjoint, reshuffled each epoch) or iid (any image at any time)"),
         Flag("init", "string", "same", "same or different initial parameters of the workers"),
+        Flag(
+            "worker_speeds",
+            "string",
+            None,
+            "simulated, of each worker in steps a second, as 1,1,1,0.25: see the README",
+        ),
     ),
     "local steps": (
         Flag("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),

@@ -46,6 +46,7 @@ class Config:
     workers: int = 4
     sampling: str = "shard"
     init: str = "same"
+    worker_speeds: str | None = None
     # Local steps
     optimizer: str = "sgd"
     learning_rate: float = 0.05

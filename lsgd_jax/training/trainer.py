@@ -9,9 +9,9 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.training.asynchronous import check_asynchronous
 from lsgd_jax.training.center import save_center
 from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config, check_config, check_resumable
@@ -128,7 +128,7 @@ def check_settings(
       InputError: what is wrong and what to do, in one line.
     """
     check_config(config)
-    make_method(config)
+    check_asynchronous(config, make_method(config))
     make_factor(config)
     check_workdir(workdir, resume=resume)
     if resume:
@@ -176,19 +176,19 @@ def _advance(
     ):
         print(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers", flush=True)
         with progress.paused():
-            train_step = run.train_step.lower(state, run.task.feed(step, 0), jnp.int32(1)).compile()
+            advance = run.rounds.compile(state, step)
         profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
-            begin, step = step, _call_end(step, config, run)
-            state, report = train_step(state, run.task.feed(begin, step - begin), jnp.int32(step - begin))
-            log.add(step, report)
+            begin, step = step, run.rounds.end(step)
+            state, report, pace = advance(state, begin, step)
+            log.add(step, report, pace)
             profile.called(state)
 
             stopping = bool(stop)
-            evaluating = step % config.evaluation_period == 0 or step == config.steps
-            saving = step % config.checkpoint_period == 0 or step == config.steps or stopping
+            evaluating = _passed(config.evaluation_period, begin, step) or step == config.steps
+            saving = _passed(config.checkpoint_period, begin, step) or step == config.steps or stopping
             if not (evaluating or saving):
                 continue
             log.catch_up()
@@ -223,11 +223,9 @@ def _lower_rate_on_plateau(
     return state._replace(plateau=plateau)
 
 
-def _call_end(step: int, config: Config, run: Run) -> int:
-    """The step at which the call that begins at `step` ends."""
-    periods = (config.evaluation_period, config.checkpoint_period)
-    stops = [(step // period + 1) * period for period in periods]
-    return min(config.steps, run.call_end(step), *stops)
+def _passed(period: int, begin: int, end: int) -> bool:
+    """Whether a call came to, or went over, a multiple of the period."""
+    return end // period > begin // period
 
 
 def _metrics(run: Run, at: Position) -> dict[str, Any]:
@@ -236,6 +234,7 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     return {
         "step": at.step,
         "seconds": round(at.seconds, 3),
+        **run.rounds.metrics(at.step),
         "bytes_communicated": run.ledger.bytes_sent(at.step),
         "train_loss": at.train_loss,
         **run.task.evaluate(candidates.center, ""),
