@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             None,
             "simulated, of each worker in steps a second, as 1,1,1,0.25: see the README",
         ),
+        Flag("asynchronous", "boolean", False, "let each of several processes take local steps at its own pace"),
     ),
     "local steps": (
         Flag("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),

@@ -112,6 +112,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["--algorithm=data_parallel", "every step", "such as lsgd"],
     ),
     "speeds of workers who never meet": (["--algorithm=none", SPEEDS], ["--algorithm=none", "never meet"]),
+    "one process at its own pace": (["--asynchronous"], ["only process", "--worker_speeds"]),
+    "a simulated and a real pace": (["--asynchronous", SPEEDS], ["--worker_speeds simulates", "leave one out"]),
+    "an own pace in every step": (["--asynchronous", "--algorithm=data_parallel"], ["--asynchronous", "every step"]),
     "a part of a round": ([SPEEDS, "--steps=650"], ["--steps=650", "use 640 or 656"]),
     "less than a round": ([SPEEDS, "--steps=10"], ["--steps=10", "use 16"]),
     "no window": (["--leader_window=0"], ["--leader_window=0"]),
@@ -263,6 +266,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "sampling": "(default: shard)",
         "init": "(default: same)",
         "worker_speeds": "",
+        "[no]asynchronous": "",
     },
     "local steps:": {
         "optimizer": "(default: sgd)",

@@ -130,18 +130,32 @@ def check_asynchronous(config: Config, optimizer: DistributedOptimizer) -> None:
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
-    if config.worker_speeds is None:
+    flag = asynchronous_flag(config)
+    if flag is None:
         return
-    read_speeds(config)
+    if config.worker_speeds is not None:
+        if config.asynchronous:
+            raise InputError("--worker_speeds simulates what --asynchronous does with real processes: leave one out")
+        read_speeds(config)
     try:
         check_rounds(optimizer, config.groups)
     except ValueError as error:
-        raise InputError(f"--worker_speeds does not go with --algorithm={config.algorithm}: {error}") from error
+        raise InputError(f"{flag} does not go with --algorithm={config.algorithm}: {error}") from error
     period = shortest_period(optimizer, config.groups)
     if config.steps % period:
         fewer = config.steps // period * period
         possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)
-        raise InputError(f"--steps={config.steps}: with --worker_speeds a run is whole rounds: use {possible}")
+        raise InputError(f"--steps={config.steps}: with {flag} a run is whole rounds: use {possible}")
+    if config.asynchronous and jax.process_count() == 1:
+        raise InputError(
+            "--asynchronous: this is the only process: start several, as the README says, "
+            "or simulate what they would do with --worker_speeds"
+        )
+
+
+def asynchronous_flag(config: Config) -> str | None:
+    """The flag by which workers do not step together, or None."""
+    return "--asynchronous" if config.asynchronous else "--worker_speeds" if config.worker_speeds is not None else None
 
 
 def read_speeds(config: Config) -> tuple[float, ...]:

@@ -47,6 +47,7 @@ class Config:
     sampling: str = "shard"
     init: str = "same"
     worker_speeds: str | None = None
+    asynchronous: bool = False
     # Local steps
     optimizer: str = "sgd"
     learning_rate: float = 0.05

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.training.apart import Apart, compile_programs, make_programs
 from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, read_speeds, simulate_round
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.schedules import make_factor
-from lsgd_jax.training.state import TrainState
+from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.task import Task
+from lsgd_jax.training.tickets import ServiceMeeting
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import RoundReport, call_end, make_train_step, shortest_period
 
@@ -36,8 +38,9 @@ class Rounds(NamedTuple):
 
 
 def make_rounds(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
-    """Those of the settings: all workers in step, or each at a speed of its own."""
-    return (_in_step if config.worker_speeds is None else _simulated)(config, method, topology, task)
+    """Those of the settings: all workers in step, or each process or simulated worker at a pace of its own."""
+    make = _apart if config.asynchronous else _in_step if config.worker_speeds is None else _simulated
+    return make(config, method, topology, task)
 
 
 def _in_step(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
@@ -97,3 +100,29 @@ def _simulated(config: Config, method: DistributedOptimizer, topology: Topology,
         compile=compile,
         metrics=lambda step: {"simulated_seconds": step // period * seconds},
     )
+
+
+def _apart(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Whole rounds of processes that take local steps at their own pace."""
+    period = shortest_period(method, config.groups)
+    programs = make_programs(
+        method,
+        topology,
+        task.loss,
+        task.batches,
+        rate_factor=make_factor(config),
+        compiler_options=compiler_options(config.compute_dtype, topology),
+    )
+
+    def compile(state: TrainState, step: int) -> Advance:
+        data, shapes = task.feed(step, 0), jax.eval_shape(lambda state: state, state)
+        compiled = compile_programs(programs, topology, state, data)
+        shardings = state_shardings(topology, shapes)
+        take_round = Apart(compiled, topology, period, shapes, shardings, ServiceMeeting)
+
+        def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
+            return take_round(state, task.feed(begin, end - begin), end)
+
+        return advance
+
+    return Rounds(end=lambda step: step + period, compile=compile, metrics=lambda step: {})

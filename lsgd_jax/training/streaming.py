@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgd_jax.training.asynchronous import asynchronous_flag
 from lsgd_jax.training.background import Background
 from lsgd_jax.training.classification import ERROR, batch_size_of, classification_loss, make_renew, model_of
 from lsgd_jax.training.config import Config
@@ -78,9 +79,9 @@ def streamed_batch_size(config: Config, source: StreamedSource) -> int:
     Raises:
       InputError: if the model does not fit the images, or the batch or the workers' speeds the set.
     """
-    if config.worker_speeds is not None:
+    if flag := asynchronous_flag(config):
         raise InputError(
-            "--worker_speeds: images that are decoded while training come to all workers step by step: "
+            f"{flag}: images that are decoded while training come to all workers step by step: "
             "leave it out, or use a data set that fits in memory"
         )
     return batch_size_of(config, source)
