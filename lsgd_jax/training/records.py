@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from tensorboardX import SummaryWriter
 
+from lsgd_jax.training import processes
+
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
 
@@ -69,6 +71,34 @@ class Records:
         self._metrics.close()
         self._leaders.close()
         self._events.close()
+
+
+class Unwritten(Records):
+    """The records of a process that leaves writing to another; `last_evaluation` is that one's."""
+
+    def __init__(self, last_evaluation: int | None) -> None:
+        self.last_evaluation = last_evaluation
+
+    def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
+        """Nothing."""
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_records(workdir: pathlib.Path, last_step: int) -> Records:
+    """The records of a run; all its processes have to call this. The main process writes them."""
+    if processes.is_main():
+        records = Records(workdir, last_step=last_step)
+        processes.from_main(lambda: records.last_evaluation)
+        return records
+    return Unwritten(processes.from_main(lambda: None))
 
 
 def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:

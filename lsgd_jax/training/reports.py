@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.processes import whole
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import LeaderRow, Records
 from lsgd_jax.training.topology import Topology
@@ -41,7 +42,7 @@ class RoundLog:
     def add(self, step: int, report: RoundReport) -> None:
         """Takes the report of the round that ends at `step`."""
         self.catch_up()
-        self._pending = step, report
+        self._pending = step, whole(report, self._topology)
 
     def catch_up(self) -> None:
         """Writes down the reports that have been taken but not read.
