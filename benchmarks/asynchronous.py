@@ -55,6 +55,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     from lsgd_jax.training.apart import Apart, Programs, compile_programs, make_programs
     from lsgd_jax.training.classification import classification_loss
     from lsgd_jax.training.models import make_model
+    from lsgd_jax.training.processes import put
     from lsgd_jax.training.sampling import make_batches
     from lsgd_jax.training.state import init_state, state_shardings
     from lsgd_jax.training.tickets import ServiceMeeting
@@ -75,10 +76,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     state = init_state(method, topology, model.init, jax.random.key(0))
     shapes = jax.eval_shape(lambda state: state, state)
 
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, topology.replicated, lambda index: array[index])
-
-    data = jax.tree.map(put, random_images(SAMPLES))
+    data = jax.tree.map(lambda array: put(array, topology.replicated), random_images(SAMPLES))
     programs = make_programs(method, topology, classification_loss(model), batches)
     programs = compile_programs(programs, topology, state, data)
     lasts = step_seconds * (slowdown if jax.process_index() == PROCESSES - 1 else 1)

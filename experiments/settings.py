@@ -74,6 +74,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("outer_momentum", "float", 0.9, "diloco: its Nesterov momentum; 0 for none"),
         Flag("push", "float", 0.1, "dppf: length of the push away from the mean"),
     ),
+    "several processes": (
+        Flag("coordinator_address", "string", None, "host:port that process 0 listens on (default: what JAX detects)"),
+        Flag("num_processes", "integer", None, "how many; 1 for this one alone (default: what JAX detects)"),
+        Flag("process_id", "integer", None, "which of them this is, from 0 on (default: what JAX detects)"),
+        Flag("connect_timeout", "float", 120.0, "seconds in which all have to come"),
+    ),
     "run": (
         Flag("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
         Flag("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
@@ -91,7 +97,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 }
 
 # What concerns this process, not the run: not kept in config.json.
-PROCESS_FLAGS = ("resume", "profile_dir", "compilation_cache")
+PROCESS_FLAGS = (
+    "resume",
+    "profile_dir",
+    "compilation_cache",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "connect_timeout",
+)
 
 
 def given_settings(values: flags.FlagValues) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from train_steps import REGRESSION, faulty_loss
 
 from lsgd_jax import Topology, init_state
 from lsgd_jax.training.apart import Apart, Programs, make_programs
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tickets import ServiceMeeting
 
@@ -28,12 +29,11 @@ SECONDS = 0.02
 def start(topology: Topology) -> tuple[TrainState, Any]:
     """(the state in which each worker has the problem's own starting point, its data)."""
 
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, topology.per_worker, lambda index: array[index])
-
     zeros = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)}
     state = init_state(method(SETTINGS), topology, lambda key: (zeros, {}), jax.random.key(0))
-    params, data = jax.tree.map(put, laid_out((PROBLEM.initial, PROBLEM.batches), topology.groups))
+    params, data = jax.tree.map(
+        lambda array: put(array, topology.per_worker), laid_out((PROBLEM.initial, PROBLEM.batches), topology.groups)
+    )
     return state._replace(params=params), data
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +19,13 @@ from regression import QUICK, numpy_loss_and_grad
 from train_steps import REGRESSION, faulty_loss, run
 
 from lsgd_jax import Topology, make_train_step
+from lsgd_jax.training import checks, rounds
 from lsgd_jax.training.apart import Apart, join, make_programs, own_mesh, take_own
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.records import read_leaders, read_rounds
 from lsgd_jax.training.state import state_shardings
 from lsgd_jax.training.tickets import share_round
+from lsgd_jax.training.trainer import train
 
 ROUNDS = 5
 
@@ -102,6 +107,21 @@ def test_a_process_alone_trains_as_if_all_were_in_step() -> None:
         assert bool(report.elections["global"].due.all()) == (end % 6 == 0)
 
 
+def test_a_run_of_one_process_with_tickets_of_its_own_is_recorded_round_by_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "check_asynchronous", lambda *_: None)  # it would refuse a single process
+    monkeypatch.setattr(rounds, "ServiceMeeting", Counter)
+    settings: dict[str, Any] = {"model": "mlp", "groups": 1, "batch_size": 16, "steps": 16, "global_period": 8}
+    summary = train(Config(str(tmp_path / "run"), **settings, asynchronous=True), figures=False)
+    assert summary is not None
+    assert summary["step"] == 16
+    assert "simulated_seconds" not in summary
+    rows = read_rounds(tmp_path / "run")
+    assert [row[:3] for row in rows] == [(step, rank, 8) for step in (8, 16) for rank in range(4)]
+    assert [row.step for row in read_leaders(tmp_path / "run")] == [8, 16]
+
+
 def test_two_processes_at_paces_of_their_own_go_where_numpy_goes_with_as_many_steps() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,16 +148,16 @@ def test_two_processes_at_paces_of_their_own_go_where_numpy_goes_with_as_many_st
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], outputs
-    rounds = json.loads(outputs[0][0].splitlines()[-1])
-    steps = [of_round["steps"] for of_round in rounds]
+    told = json.loads(outputs[0][0].splitlines()[-1])
+    steps = [of_round["steps"] for of_round in told]
     assert [sum(of_workers) for of_workers in steps] == [8 * SETTINGS.local_period] * ROUNDS
     assert all(len(set(of_workers[:4])) == len(set(of_workers[4:])) == 1 for of_workers in steps)
-    assert all(waiting >= 0 for of_round in rounds for waiting in of_round["waiting"])
+    assert all(waiting >= 0 for of_round in told for waiting in of_round["waiting"])
 
     gradient = numpy_loss_and_grad(PROBLEM, SETTINGS.workers)
     reference = simulate(PROBLEM.starts, gradient, SETTINGS, SGD, 0, rounds=steps)
     for name, expected in reference.trajectory.items():
-        ours = np.array([of_round["params"][name] for of_round in rounds]).reshape(expected.shape)
+        ours = np.array([of_round["params"][name] for of_round in told]).reshape(expected.shape)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
-    leaders = [of_round["leader"] for of_round in rounds[1::2]]
+    leaders = [of_round["leader"] for of_round in told[1::2]]
     assert leaders == [election.rank for election in reference.elections if election.level == "global"]

@@ -298,6 +298,12 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
     },
+    "several processes:": {
+        "coordinator_address": "(default: what JAX detects)",
+        "num_processes": "(default: what JAX detects)",
+        "process_id": "(default: what JAX detects)",
+        "connect_timeout": "(default: 120.0)",
+    },
     "run:": {
         "loader_processes": "(default: ",
         "workdir": "(default: ",

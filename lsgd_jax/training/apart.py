@@ -16,7 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.training import processes
 from lsgd_jax.training.asynchronous import Pace, check_rounds
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.local_steps import Batches, Loss
 from lsgd_jax.training.schedules import Factor, constant
 from lsgd_jax.training.state import TrainState, state_specs
@@ -85,16 +87,22 @@ def compile_programs(programs: Programs, topology: Topology, state: TrainState, 
 
 
 def check_shares(topology: Topology) -> None:
-    """Raises ValueError unless each process has as many workers as every other."""
+    """Refuses a topology in which processes have different numbers of workers: they claim tickets for all of theirs.
+
+    Raises:
+      InputError: naming the flags.
+    """
     shares = Counter(device.process_index for device in topology.mesh.devices.flat)
     if len(set(shares.values())) > 1:
-        raise ValueError("processes would have different numbers of workers: choose groups and workers that fit them")
+        raise InputError(
+            f"--asynchronous: --groups={topology.groups} --workers={topology.workers} give processes different numbers "
+            "of workers: choose numbers that their devices divide"
+        )
 
 
 def own_mesh(topology: Topology) -> Mesh:
     """This process's devices of a topology, as (1, devices): local steps know no neighbours."""
-    process = jax.process_index()
-    own = [device for device in topology.mesh.devices.flat if device.process_index == process]
+    own = [device for device in topology.mesh.devices.flat if device.process_index == processes.number()]
     return Mesh(np.array(own).reshape(1, -1), (GROUP, WORKER))
 
 
@@ -128,14 +136,11 @@ class Apart:
 
     Args:
       programs: of the method.
-      topology: of all processes; each has as many workers.
+      topology: of all processes, which `check_shares` has checked.
       period: local steps between two communications.
       shapes: of the state.
       shardings: of the state.
       make_meeting: makes what the processes share in the next round.
-
-    Raises:
-      ValueError: if a process has more workers than another.
     """
 
     def __init__(
@@ -147,7 +152,6 @@ class Apart:
         shardings: TrainState,
         make_meeting: Callable[[], Meeting],
     ) -> None:
-        check_shares(topology)
         self._programs, self._topology, self._make_meeting = programs, topology, make_meeting
         self._budget, self._shapes, self._shardings = topology.size * period, shapes, shardings
         self._mesh = own_mesh(topology)
@@ -168,5 +172,4 @@ class Apart:
 
     def _everywhere(self, value: float, dtype: Any) -> jax.Array:
         """What each process knows of its workers, as an array of all."""
-        filled = np.full(self._topology.shape, value, dtype)
-        return jax.make_array_from_callback(filled.shape, self._topology.per_worker, lambda index: filled[index])
+        return processes.put(np.full(self._topology.shape, value, dtype), self._topology.per_worker)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
+from lsgd_jax.training import processes
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.local_steps import Batches, Loss, keeps_gradients
@@ -146,9 +147,9 @@ def check_asynchronous(config: Config, optimizer: DistributedOptimizer) -> None:
         fewer = config.steps // period * period
         possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)
         raise InputError(f"--steps={config.steps}: with {flag} a run is whole rounds: use {possible}")
-    if config.asynchronous and jax.process_count() == 1:
+    if config.asynchronous and processes.alone():
         raise InputError(
-            "--asynchronous: this is the only process: start several, as the README says, "
+            "--asynchronous: this is the only process: start several with python -m lsgd_jax.launch, "
             "or simulate what they would do with --worker_speeds"
         )
 

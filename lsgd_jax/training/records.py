@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TextIO
 
 from tensorboardX import SummaryWriter
 
+from lsgd_jax.training import processes
+
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
 
@@ -101,6 +103,37 @@ class Records:
 
     def _files(self) -> list[TextIO]:
         return [file for file in (self._metrics, self._leaders, self._rounds) if file is not None]
+
+
+class Unwritten(Records):
+    """The records of a process that leaves writing to another; `last_evaluation` is that one's."""
+
+    def __init__(self, last_evaluation: int | None) -> None:
+        self.last_evaluation = last_evaluation
+
+    def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
+        """Nothing."""
+
+    def add_rounds(self, rows: Iterable[RoundRow]) -> None:
+        """Nothing."""
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_records(workdir: pathlib.Path, last_step: int) -> Records:
+    """The records of a run; all its processes have to call this. The main process writes them."""
+    if processes.is_main():
+        records = Records(workdir, last_step=last_step)
+        processes.from_main(lambda: records.last_evaluation)
+        return records
+    return Unwritten(processes.from_main(lambda: None))
 
 
 def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:

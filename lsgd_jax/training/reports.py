@@ -8,6 +8,7 @@ import numpy as np
 
 from lsgd_jax.training.asynchronous import Pace
 from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.processes import whole
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.records import LeaderRow, Records, RoundRow
 from lsgd_jax.training.topology import Topology
@@ -42,7 +43,7 @@ class RoundLog:
     def add(self, step: int, report: RoundReport, pace: Pace | None = None) -> None:
         """Takes the report of the round that ends at `step`, and its pace where workers differ."""
         self.catch_up()
-        self._pending = step, report, pace
+        self._pending = step, *whole((report, pace), self._topology)
 
     def catch_up(self) -> None:
         """Writes down the reports that have been taken but not read.

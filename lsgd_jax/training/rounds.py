@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.training.apart import Apart, compile_programs, make_programs
 from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, read_speeds, simulate_round
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.precision import compiler_options
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.task import Task
@@ -85,7 +87,7 @@ def _simulated(config: Config, method: DistributedOptimizer, topology: Topology,
         rate_factor=make_factor(config),
         compiler_options=compiler_options(config.compute_dtype, topology),
     )
-    steps = jax.device_put(pace.steps.astype(jnp.int32), topology.per_worker)
+    steps = put(pace.steps.astype(np.int32), topology.per_worker)
 
     def compile(state: TrainState, step: int) -> Advance:
         compiled = train_step.lower(state, task.feed(step, 0), steps).compile()
@@ -119,6 +121,7 @@ def _apart(config: Config, method: DistributedOptimizer, topology: Topology, tas
         compiled = compile_programs(programs, topology, state, data)
         shardings = state_shardings(topology, shapes)
         take_round = Apart(compiled, topology, period, shapes, shardings, ServiceMeeting)
+        ServiceMeeting().arrive()  # all have compiled: they begin together
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
             return take_round(state, task.feed(begin, end - begin), end)

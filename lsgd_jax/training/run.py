@@ -12,6 +12,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import learning_rate, make_method
+from lsgd_jax.training.processes import devices
 from lsgd_jax.training.rounds import Rounds, make_rounds
 from lsgd_jax.training.state import TrainState, init_state, start_state
 from lsgd_jax.training.task import Task
@@ -49,7 +50,7 @@ def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
     # The rate itself is in the state of the workers.
     method = make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))
-    topology = Topology(config.groups, config.workers)
+    topology = Topology(config.groups, config.workers, devices())
     task = kind_of(source).task(config, source, topology)
     key = jax.random.key(config.seed)
     gather = make_candidates(method, topology)

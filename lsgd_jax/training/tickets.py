@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-import jax
+from lsgd_jax.training import processes
 
-KEYS = "lsgd_jax/round"
-POLL_MILLISECONDS = 500
+KEYS = f"{processes.KEYS}/round"
 
 
 class Meeting(Protocol):
@@ -29,25 +28,19 @@ class ServiceMeeting:
     """
 
     def __init__(self) -> None:
-        self._client, self._count = _client(), jax.process_count()
+        self._client = processes.client()
         # The same in all processes, so that no two rounds share keys.
-        self._turn = self._client.key_value_increment(f"{KEYS}s/{jax.process_index()}", 1)
+        self._turn = self._client.key_value_increment(f"{KEYS}s/{processes.number()}", 1)
         self._keys = f"{KEYS}/{self._turn}"
 
     def claim(self, count: int) -> int:
         return self._client.key_value_increment(f"{self._keys}/tickets", count) - count
 
     def arrive(self) -> None:
-        if self._client.key_value_increment(f"{self._keys}/arrived", 1) == self._count:
+        if self._client.key_value_increment(f"{self._keys}/arrived", 1) == processes.count():
             self._client.key_value_set(f"{self._keys}/go", "")
-        while True:  # between polls Ctrl-C is heard
-            try:
-                self._client.blocking_key_value_get(f"{self._keys}/go", POLL_MILLISECONDS)
-                break
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-        if jax.process_index() == 0:  # nobody reads those of the round before any more
+        processes.get(f"{self._keys}/go")
+        if processes.is_main():  # nobody reads those of the round before any more
             self._client.key_value_delete(f"{KEYS}/{self._turn - 1}")
 
 
@@ -73,10 +66,3 @@ def share_round(meeting: Meeting, budget: int, workers: int, step: Callable[[], 
     arrived = time.monotonic()
     meeting.arrive()
     return steps, time.monotonic() - arrived
-
-
-def _client() -> Any:
-    """JAX has no public name for it."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
