@@ -167,6 +167,7 @@ class Apart:
             jax.block_until_ready(own)  # so that tickets are claimed as fast as steps are computed, not sent
 
         steps, waiting = share_round(self._make_meeting(), self._budget, self._workers, step)
+        # The count that all share is no longer the same in all; the meeting sets it.
         state, report = self._programs.meet(join(own, self._shapes, self._shardings), np.int32(end))
         return state, report, Pace(self._everywhere(steps, np.int32), self._everywhere(waiting, np.float32))
 
