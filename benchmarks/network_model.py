@@ -5,22 +5,19 @@ are fitted on the smallest and the largest; the model then predicts the one in b
 """
 
 import argparse
-import multiprocessing
 import os
 import pathlib
-import queue
-import socket
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from local_processes import first_result
 from measure import as_table, writable, write_results
 
 PROCESSES = 4
 MEGABYTES = (1, 4, 16)
-TIMEOUT_SECONDS = 300
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -33,7 +30,7 @@ def main() -> int:
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
     try:
-        result = compare(measure(args.repeats))
+        result = compare(first_result(work, PROCESSES, args.repeats))
     except (TimeoutError, RuntimeError) as error:
         print(f"network_model.py: {error}", file=sys.stderr)
         return 1
@@ -42,58 +39,12 @@ def main() -> int:
     return 0
 
 
-def measure(repeats: int) -> dict[int, list[float]]:
-    """Seconds of each communication in one of the processes, by size in MB.
-
-    Raises:
-      RuntimeError: if a process ends early.
-      TimeoutError: if they take too long; none of them is left over.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [
-        context.Process(target=work, args=(rank, coordinator, repeats, results), daemon=True)
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        return _first(results, workers)
-    finally:
-        for worker in reversed(workers):  # the first serves the others: without it they end with long errors
-            worker.kill()
-        for worker in workers:
-            worker.join()
-
-
-def _first(results: Any, workers: list[Any]) -> dict[int, list[float]]:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            return results.get(timeout=1)
-        except queue.Empty:
-            if any(worker.exitcode for worker in workers):
-                raise RuntimeError("a process ended early: its error stands above") from None
-    raise TimeoutError(f"not done after {TIMEOUT_SECONDS} s: free this machine, or ask for fewer --repeats")
-
-
-def work(rank: int, coordinator: str, repeats: int, results: Any) -> None:
-    """What each process does: one worker on one device."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, PROCESSES, rank)
+def work(repeats: int) -> dict[int, list[float]]:
+    """Seconds of each communication in this process, by size in MB; each process is one worker on one device."""
     communications = {megabytes: _communication(megabytes) for megabytes in MEGABYTES}
     # The sizes take turns, so that what else the machine does falls on all of them.
     rounds = [{megabytes: next(seconds) for megabytes, seconds in communications.items()} for _ in range(repeats + 2)]
-    if rank == 0:
-        results.put({megabytes: [each[megabytes] for each in rounds[2:]] for megabytes in MEGABYTES})
-    time.sleep(TIMEOUT_SECONDS)  # until it is killed: a process that leaves first makes the others fail
+    return {megabytes: [each[megabytes] for each in rounds[2:]] for megabytes in MEGABYTES}
 
 
 def _communication(megabytes: int) -> Iterator[float]:

@@ -16,8 +16,9 @@ from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.models import make_model
 from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices
+from lsgd_jax.training.state import TrainState, init_state
 from lsgd_jax.training.topology import Lanes, Topology
-from lsgd_jax.training.train_step import LONGEST_CALL, TrainState, init_state, make_train_step
+from lsgd_jax.training.train_step import LONGEST_CALL, make_train_step
 
 BATCH_SIZE = 128
 CROP = 28

@@ -31,6 +31,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("workers", "integer", 4, "workers in each group"),
         Flag("sampling", "string", "shard", "shard (disjoint, reshuffled each epoch) or iid (any sample at any time)"),
         Flag("init", "string", "same", "same or different initial parameters of the workers"),
+        Flag(
+            "worker_speeds",
+            "string",
+            None,
+            "simulated, of each worker in steps a second, as 1,1,1,0.25: see the README",
+        ),
+        Flag("asynchronous", "boolean", False, "let each of several processes take local steps at its own pace"),
     ),
     "local steps": (
         Flag("optimizer", "string", "sgd", "sgd, adam, adamw or lars"),
@@ -67,6 +74,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("outer_momentum", "float", 0.9, "diloco: its Nesterov momentum; 0 for none"),
         Flag("push", "float", 0.1, "dppf: length of the push away from the mean"),
     ),
+    "several processes": (
+        Flag("coordinator_address", "string", None, "host:port that process 0 listens on (default: what JAX detects)"),
+        Flag("num_processes", "integer", None, "how many; 1 for this one alone (default: what JAX detects)"),
+        Flag("process_id", "integer", None, "which of them this is, from 0 on (default: what JAX detects)"),
+        Flag("connect_timeout", "float", 120.0, "seconds in which all have to come"),
+    ),
     "run": (
         Flag("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
         Flag("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
@@ -84,7 +97,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 }
 
 # What concerns this process, not the run: not kept in config.json.
-PROCESS_FLAGS = ("resume", "profile_dir", "compilation_cache")
+PROCESS_FLAGS = (
+    "resume",
+    "profile_dir",
+    "compilation_cache",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "connect_timeout",
+)
 
 
 def given_settings(values: flags.FlagValues) -> dict[str, Any]:

@@ -50,31 +50,46 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--resume needs to know the run: add its --workdir")
 
     # Only now: a mistyped flag is told without waiting for these.
+    from lsgd_jax.training import joining
+    from lsgd_jax.training.errors import InputError
+
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    try:
+        joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
+    except InputError as error:
+        return refuse(argv, str(error))
+    return joining.guard(lambda: run(argv))
+
+
+def run(argv: list[str]) -> int:
+    """What each process does; returns its exit code."""
+    from lsgd_jax.training import processes
     from lsgd_jax.training.errors import AllWorkersLostError, InputError
     from lsgd_jax.training.trainer import train
     from lsgd_jax.training.workdir import load_config
 
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
-    workdir: str = os.path.expanduser(str(FLAGS.workdir or _default_workdir()))
+    given = given_settings(FLAGS)
+    workdir: str = os.path.expanduser(str(FLAGS.workdir or processes.from_main(_default_workdir)))
     try:
-        config = load_config(workdir, given_settings(FLAGS) | {"workdir": workdir}, resume=FLAGS.resume)
+        shape = {} if FLAGS.resume else processes.default_shape(given)
+        config = processes.together(
+            lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=FLAGS.resume)
+        )
         profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
         use_compilation_cache(FLAGS.compilation_cache)
         summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
     except InputError as error:
-        return refuse(argv, str(error))
+        return refuse(argv, str(error)) if processes.is_main() else 2
     except AllWorkersLostError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if processes.is_main():
+            print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
         if (pathlib.Path(workdir) / "config.json").exists():
             print(_how_to_resume(argv[0], workdir), file=sys.stderr)
         return 130
-    if summary is None:
-        print(_how_to_resume(argv[0], workdir))
-    else:
-        print(table(summary, config.workdir))
+    processes.say(_how_to_resume(argv[0], workdir) if summary is None else table(summary, config.workdir))
     return 0
 
 

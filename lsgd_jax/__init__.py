@@ -18,8 +18,9 @@ from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.optimizers.periodic import periodic
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.local_steps import Batches
+from lsgd_jax.training.state import TrainState, init_state
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, init_state, make_train_step
+from lsgd_jax.training.train_step import make_train_step
 
 __all__ = [
     "GROUP",

@@ -120,6 +120,7 @@ def simulate(
     faults: Faults | None = None,
     reseed: bool = False,
     wire: Callable[[np.ndarray], np.ndarray] = lambda leaf: leaf,
+    rounds: Sequence[Sequence[int]] | None = None,
 ) -> Run:
     """Runs LSGD for some steps of every worker.
 
@@ -133,6 +134,8 @@ def simulate(
       reseed: what the trainer does with a lost worker: the leader's parameters in
         full, a fresh optimizer state, an empty window. Else it stays lost.
       wire: what a leaf looks like to those who receive it.
+      rounds: how many steps each worker takes in each round, which ends where a communication
+        is due; instead of one step of all after the other. Then the trajectory has a row a round.
     """
     faults = faults or Faults()
     ranks = range(settings.groups * settings.workers)
@@ -170,16 +173,25 @@ def simulate(
                 reseeds.append(Reseed(step, rank))
             worker.last_leader[level] = as_arrays(heard)
 
-    for step in range(1, steps + 1):
-        for rank, worker in enumerate(team):
-            j, i = divmod(rank, settings.workers)
-            loss, grad = loss_and_grad(worker.x, step, j, i)
-            worker.losses.append(faults.losses.get((step, rank), float(loss)))
-            update, worker.base_state = base.update(grad, worker.base_state, worker.x)
-            worker.x = {name: x + np.asarray(update[name]) for name, x in worker.x.items()}
-            for name in faults.leaves.get((step, rank), ()):
-                worker.x[name] = np.full_like(worker.x[name], np.nan)
-            worker.x = stale_pulled(worker, settings)
+    def local_step(rank: int, step: int) -> None:
+        worker, (j, i) = team[rank], divmod(rank, settings.workers)
+        loss, grad = loss_and_grad(worker.x, step, j, i)
+        worker.losses.append(faults.losses.get((step, rank), float(loss)))
+        update, worker.base_state = base.update(grad, worker.base_state, worker.x)
+        worker.x = {name: x + np.asarray(update[name]) for name, x in worker.x.items()}
+        for name in faults.leaves.get((step, rank), ()):
+            worker.x[name] = np.full_like(worker.x[name], np.nan)
+        worker.x = stale_pulled(worker, settings)
+
+    period = settings.local_period if settings.groups > 1 else settings.global_period
+    counts = [[1] * len(team)] * steps if rounds is None else rounds
+    taken = [0] * len(team)
+    for number, of_round in enumerate(counts, start=1):
+        for rank, count in enumerate(of_round):
+            for _ in range(count):
+                taken[rank] += 1
+                local_step(rank, taken[rank])
+        step = number if rounds is None else number * period
         if settings.groups > 1 and step % settings.local_period == 0:
             for j in range(settings.groups):
                 members = range(j * settings.workers, (j + 1) * settings.workers)

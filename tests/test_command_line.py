@@ -65,6 +65,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+SPEEDS = "--worker_speeds=1,1,1,1,1,1,1,0.25"
 # The arguments, and what the message must contain.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown algorithm": (["--algorithm=lsdg"], ["--algorithm=lsdg", "lsgd", "data_parallel"]),
@@ -102,6 +103,20 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "negative warm-up": (["--warmup_steps=-1"], ["--warmup_steps=-1"]),
     "sgd on many workers": (["--algorithm=sgd"], ["--algorithm=sgd", "--groups=1 --workers=1"]),
     "periods of local_sgd that do not fit": (["--algorithm=local_sgd", "--global_period=40"], ["global_period=40"]),
+    "too few speeds": (["--worker_speeds=1,2"], ["--worker_speeds=1,2", "2 numbers for 2 × 4 workers"]),
+    "a speed that is no number": (["--worker_speeds=1,1,1,1,1,1,1,fast"], ["fast", "separated by commas"]),
+    "a worker that stands still": (["--worker_speeds=1,1,1,1,1,1,1,0"], ["--worker_speeds=1,1", "[1e-06, 1e+06]"]),
+    "a speed of nan": (["--worker_speeds=1,1,1,1,1,1,1,nan"], ["[1e-06, 1e+06]"]),
+    "speeds of workers who step together": (
+        ["--algorithm=data_parallel", SPEEDS],
+        ["--algorithm=data_parallel", "every step", "such as lsgd"],
+    ),
+    "speeds of workers who never meet": (["--algorithm=none", SPEEDS], ["--algorithm=none", "never meet"]),
+    "one process at its own pace": (["--asynchronous"], ["only process", "--worker_speeds"]),
+    "a simulated and a real pace": (["--asynchronous", SPEEDS], ["--worker_speeds simulates", "leave one out"]),
+    "an own pace in every step": (["--asynchronous", "--algorithm=data_parallel"], ["--asynchronous", "every step"]),
+    "a part of a round": ([SPEEDS, "--steps=650"], ["--steps=650", "use 640 or 656"]),
+    "less than a round": ([SPEEDS, "--steps=10"], ["--steps=10", "use 16"]),
     "no window": (["--leader_window=0"], ["--leader_window=0"]),
     "a batch larger than a shard": (["--batch_size=162"], ["--batch_size=162", "shard of 161"]),
     "a batch larger than the set": (["--sampling=iid", "--batch_size=1295"], ["--batch_size=1295", "1294"]),
@@ -250,6 +265,8 @@ FLAGS: dict[str, dict[str, str]] = {
         "workers": "(default: 4)",
         "sampling": "(default: shard)",
         "init": "(default: same)",
+        "worker_speeds": "",
+        "[no]asynchronous": "",
     },
     "local steps:": {
         "optimizer": "(default: sgd)",
@@ -280,6 +297,12 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_learning_rate": "(default: 0.7)",
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
+    },
+    "several processes:": {
+        "coordinator_address": "(default: what JAX detects)",
+        "num_processes": "(default: what JAX detects)",
+        "process_id": "(default: what JAX detects)",
+        "connect_timeout": "(default: 120.0)",
     },
     "run:": {
         "loader_processes": "(default: ",

@@ -24,7 +24,7 @@ from lsgd_jax.training.evaluation import (
 from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.schedules import start_plateau
-from lsgd_jax.training.train_step import TrainState, state_shardings
+from lsgd_jax.training.state import TrainState, state_shardings
 
 GROUPS, WORKERS, WINDOW = 2, 4, 3
 DEVICES = (1, 2, 8)
@@ -140,6 +140,7 @@ def state_of(topology: Topology, method: Any, losses: np.ndarray, lost: tuple[tu
         losses=Window(window, filled),
         keys=jax.random.split(jax.random.key(0), topology.shape),
         step=jnp.int32(8),
+        own_steps=jnp.full(topology.shape, 8, jnp.int32),
         learning_rate=jnp.ones([]),
         plateau=start_plateau(),
     )

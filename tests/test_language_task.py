@@ -23,9 +23,9 @@ from lsgd_jax.training.methods import base_optimizer, make_method
 from lsgd_jax.training.models.language import make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.training.records import read_metrics
+from lsgd_jax.training.state import state_shardings
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.text import TextSource, split_text
-from lsgd_jax.training.train_step import state_shardings
 from lsgd_jax.training.windows import TextBatch
 from lsgd_jax.training.workdir import load_config
 

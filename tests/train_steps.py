@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from regression import QUICK, Problem, laid_out, loss_of
 
 from lsgd_jax import GROUP, WORKER, Batches, DistributedOptimizer, Topology, TrainState
-from lsgd_jax.training.train_step import start_state, state_shardings
+from lsgd_jax.training.state import start_state, state_shardings
 
 STEPS = 66
 REGRESSION = Batches(

@@ -1,5 +1,6 @@
 """Runs the trials of a comparison, each once, and foretells how long they take."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from comparison.grid import choose
 from comparison.plan import Plan
@@ -170,13 +170,14 @@ def _seconds(config: Config, pace: Pace) -> float:
 def measure_pace(config: Config, source: AnySource) -> Pace:
     """Times the start of a run, a few steps, and an evaluation."""
     started = time.monotonic()
-    built = build_run(config, source)
+    built = build_run(dataclasses.replace(config, worker_speeds=None), source)  # as many steps, one after the other
     state = built.init_state()
-    state, _ = jax.block_until_ready(built.train_step(state, built.task.feed(0, 1), jnp.int32(1)))
+    advance = built.rounds.compile(state, 0)
+    state, *_ = jax.block_until_ready(advance(state, 0, 1))
     start = time.monotonic() - started
-    steps = min(8, built.call_end(1) - 1)
+    steps = min(8, built.rounds.end(1) - 1)
     started = time.monotonic()
-    state, _ = jax.block_until_ready(built.train_step(state, built.task.feed(1, steps), jnp.int32(steps)))
+    state, *_ = jax.block_until_ready(advance(state, 1, 1 + steps))
     sample = (time.monotonic() - started) / (steps * built.task.batch_size * built.topology.size)
     built.task.close()
 

@@ -12,6 +12,7 @@ from flax import nnx
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
+from lsgd_jax.training.processes import is_main
 from lsgd_jax.training.workdir import write_json
 
 
@@ -39,13 +40,17 @@ class LanguageModel:
 
 
 def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
-    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs."""
+    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs.
+
+    All processes of a run have to call it.
+    """
     center = workdir / "center"
     (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
     with ocp.StandardCheckpointer() as checkpointer:
         path = (center / "arrays").absolute()
         checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
-    write_json(center / "model.json", description)
+    if is_main():
+        write_json(center / "model.json", description)
 
 
 def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.Array], Any]:

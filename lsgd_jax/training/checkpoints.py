@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.train_step import TrainState
+from lsgd_jax.training.state import TrainState
 
 KEPT = 2
 

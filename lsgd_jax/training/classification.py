@@ -18,6 +18,7 @@ from lsgd_jax.training.images import augment
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.models.language import LANGUAGE_MODELS
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.task import Candidate, Kind, Metric, Task
 from lsgd_jax.training.topology import Topology
@@ -136,7 +137,7 @@ def make_renew(
         images = read(STATISTICS_SAMPLES)
         size = min(STATISTICS_BATCH, len(images))
         images = images[: len(images) // size * size]
-        return jax.device_put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
+        return put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
 
     @jax.jit
     def renew(center: Candidate, batches: jax.Array) -> Candidate:

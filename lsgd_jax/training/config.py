@@ -46,6 +46,8 @@ class Config:
     workers: int = 4
     sampling: str = "shard"
     init: str = "same"
+    worker_speeds: str | None = None
+    asynchronous: bool = False
     # Local steps
     optimizer: str = "sgd"
     learning_rate: float = 0.05

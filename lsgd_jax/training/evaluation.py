@@ -18,8 +18,9 @@ from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel
+from lsgd_jax.training.processes import put
+from lsgd_jax.training.state import TrainState, state_specs
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, state_specs
 
 BATCH_SIZE = 256
 
@@ -91,7 +92,7 @@ def put_evaluation_set(split: Images, topology: Topology, batch_size: int | None
 
     spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
     arrays = (split.images, split.labels, np.ones(len(split.labels), np.float32))
-    return EvaluationSet(*[jax.device_put(batched(array), spread) for array in arrays])
+    return EvaluationSet(*[put(batched(array), spread) for array in arrays])
 
 
 def make_evaluate(model: FunctionalModel, preprocessing: Preprocessing) -> Callable[..., dict[str, jax.Array]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lsgd_jax.training.background import Background
 from lsgd_jax.training.loader import Minibatches, stream
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.topology import Topology
 
 
@@ -88,8 +89,7 @@ class Feed:
                 begin = end
 
     def _put(self, array: np.ndarray) -> jax.Array:
-        array = array.reshape(*self._topology.shape, *array.shape[1:])
-        return jax.make_array_from_callback(array.shape, self._topology.per_worker, lambda index: array[index])
+        return put(array.reshape(*self._topology.shape, *array.shape[1:]), self._topology.per_worker)
 
 
 def local_ranks(topology: Topology) -> tuple[int, ...]:

@@ -36,25 +36,41 @@ class Batches(NamedTuple):
     per_worker: bool
 
 
+class Draws(NamedTuple):
+    """What a worker draws in a call.
+
+    Attributes:
+      key: of the worker.
+      first: int32[], steps it has taken before: what it draws follows its own count.
+      planned: of `Batches.plan`, from there on.
+    """
+
+    key: jax.Array
+    first: jax.Array
+    planned: Any
+
+
 def make_local_steps(
     optimizer: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int
 ) -> Callable[[WorkerState, jax.Array, jax.Array, jax.Array, Factor, Any], WorkerState]:
     """Makes the function that takes up to `longest` steps on all workers of a device.
 
     Returns:
-      `(workers, keys, step, steps, factor, data) -> workers`, where leaves of the workers
-      and `keys` have the shape (groups, workers, ...) of a device, `step` is that of
-      the first and `steps` how many there are, both int32[] and the same for all, and
-      `factor` is that of the learning rate.
+      `(workers, keys, own_steps, steps, factor, data) -> workers`, where leaves of the
+      workers, `keys` and `own_steps` have the shape (groups, workers, ...) of a device.
+      `own_steps`, int32, is how many each has taken before. `steps` is how many to take:
+      int32[], the same for all, or int32 of each worker, for methods that keep gradients.
+      `factor` is that of the learning rate, from the index of a step in the call.
     """
     data_axis = 0 if batches.per_worker else None
 
-    def plan(step: jax.Array, key: jax.Array) -> Any:
-        return batches.plan(jax.random.fold_in(key, 0), step, longest)
+    def plan(key: jax.Array, first: jax.Array) -> Draws:
+        return Draws(key, first, batches.plan(jax.random.fold_in(key, 0), first, longest))
 
-    def gradient(worker: WorkerState, key: jax.Array, planned: Any, step: jax.Array, data: Any) -> Any:
-        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
-        batch = batches.draw(data, planned, draw_key)
+    def gradient(worker: WorkerState, draws: Draws, i: jax.Array, data: Any) -> Any:
+        step_key = jax.random.fold_in(jax.random.fold_in(draws.key, 1), draws.first + i)
+        draw_key, loss_key = jax.random.split(step_key)
+        batch = batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key)
         return jax.value_and_grad(loss, has_aux=True)(worker.params, worker.model_state, batch, loss_key)
 
     def update(worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array) -> WorkerState:
@@ -62,26 +78,22 @@ def make_local_steps(
         params, losses = optax.apply_updates(worker.params, updates), record(worker.losses, value)
         return WorkerState(params, model_state, opt_state, losses)
 
-    def apart(
-        workers: WorkerState, keys: Any, to_draw: Any, step: jax.Array, steps: jax.Array, factor: Factor, data: Any
-    ) -> WorkerState:
+    def apart(workers: WorkerState, draws: Draws, steps: jax.Array, factor: Factor, data: Any) -> WorkerState:
         """All steps of a worker, then all of the next: only one gradient at a time takes memory."""
 
-        def all_steps(worker: WorkerState, key: jax.Array, to_draw: Any, data: Any) -> WorkerState:
+        def all_steps(worker: WorkerState, draws: Draws, steps: jax.Array, data: Any) -> WorkerState:
             def local_step(i: jax.Array, worker: WorkerState) -> WorkerState:
-                planned = jax.tree.map(lambda x: x[i], to_draw)
-                (value, model_state), grads = gradient(worker, key, planned, step + i, data)
-                return update(worker, value, model_state, grads, factor(step + i))
+                (value, model_state), grads = gradient(worker, draws, i, data)
+                return update(worker, value, model_state, grads, factor(i))
 
             return lax.fori_loop(0, steps, local_step, worker)
 
-        return topology.update_lanes(all_steps, in_axes=(0, 0, data_axis))(workers, keys, to_draw, data)
+        in_axes = (0, 0 if steps.ndim else None, data_axis)
+        return topology.update_lanes(all_steps, in_axes)(workers, draws, steps, data)
 
-    def in_step(
-        workers: WorkerState, keys: Any, to_draw: Any, step: jax.Array, steps: jax.Array, factor: Factor, data: Any
-    ) -> WorkerState:
+    def in_step(workers: WorkerState, draws: Draws, steps: jax.Array, factor: Factor, data: Any) -> WorkerState:
         """A step of all workers, then the next: their gradients meet in each."""
-        gradients = topology.each_lane(gradient, in_axes=(0, 0, 0, None, data_axis))
+        gradients = topology.each_lane(gradient, in_axes=(0, 0, None, data_axis))
 
         def reduce_and_update(
             worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array
@@ -89,18 +101,22 @@ def make_local_steps(
             return update(worker, value, model_state, optimizer.reduce_gradients(grads, topology.axes), rate)
 
         def local_step(i: jax.Array, workers: WorkerState) -> WorkerState:
-            planned = jax.tree.map(lambda x: x[:, :, i], to_draw)
-            (values, model_state), grads = gradients(workers, keys, planned, step + i, data)
+            (values, model_state), grads = gradients(workers, draws, i, data)
             together = topology.over_lanes(reduce_and_update, in_axes=(0, 0, 0, 0, None))
-            return together(workers, values, model_state, grads, factor(step + i))
+            return together(workers, values, model_state, grads, factor(i))
 
         return lax.fori_loop(0, steps, local_step, workers)
 
     def local_steps(
-        workers: WorkerState, keys: jax.Array, step: jax.Array, steps: jax.Array, factor: Factor, data: Any
+        workers: WorkerState, keys: jax.Array, own_steps: jax.Array, steps: jax.Array, factor: Factor, data: Any
     ) -> WorkerState:
-        to_draw = topology.over_lanes(plan, in_axes=(None, 0))(step, keys)
-        take_all = apart if optimizer.reduce_gradients is keep_gradients else in_step
-        return take_all(workers, keys, to_draw, step, steps, factor, data)
+        draws = topology.over_lanes(plan)(keys, own_steps)
+        take_all = apart if keeps_gradients(optimizer) else in_step
+        return take_all(workers, draws, steps, factor, data)
 
     return local_steps
+
+
+def keeps_gradients(optimizer: DistributedOptimizer) -> bool:
+    """Whether workers step apart, so that each may take as many steps as it likes."""
+    return optimizer.reduce_gradients is keep_gradients

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.models.language import fresh_state
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.windows import windows_in
 
@@ -51,7 +52,7 @@ def put_evaluation_text(text: np.ndarray, length: int, topology: Topology) -> Ev
 
     spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
     arrays = (text[:-1], text[1:], np.ones(len(text) - 1, bool))
-    return EvaluationText(*[jax.device_put(in_rows(array), spread) for array in arrays])
+    return EvaluationText(*[put(in_rows(array), spread) for array in arrays])
 
 
 def make_evaluate_text(model: FunctionalModel) -> Callable[[Any, EvaluationText], dict[str, jax.Array]]:

@@ -15,9 +15,9 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Shows steps/s, images/s (or what else the unit is), the loss and the leader, on standard error."""
 
-    def __init__(self, step: int, steps: int, unit: str, units_per_step: int) -> None:
-        self._steps, self._unit, self._units_per_step = steps, unit, units_per_step
-        self._bar = _bar(step, steps) if sys.stderr.isatty() else None
+    def __init__(self, step: int, steps: int, unit: str, units_per_step: int, *, silent: bool = False) -> None:
+        self._steps, self._unit, self._units_per_step, self._silent = steps, unit, units_per_step, silent
+        self._bar = _bar(step, steps) if sys.stderr.isatty() and not silent else None
         self._since = self._told = time.monotonic()
         self._from = self._step = step
 
@@ -41,6 +41,8 @@ class Progress:
 
     def tell(self, line: str) -> None:
         """Prints a line without spoiling the bar."""
+        if self._silent:
+            return
         if self._bar is not None:
             self._bar.clear()
         print(line, file=sys.stderr, flush=True)

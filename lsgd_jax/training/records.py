@@ -1,4 +1,4 @@
-"""The files that a run writes as it goes: metrics.jsonl, leaders.csv, TensorBoard events."""
+"""The files that a run writes as it goes: metrics.jsonl, leaders.csv, rounds.csv, TensorBoard events."""
 
 import csv
 import io
@@ -6,10 +6,12 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TextIO
 
 from tensorboardX import SummaryWriter
+
+from lsgd_jax.training import processes
 
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
@@ -24,8 +26,26 @@ class LeaderRow(NamedTuple):
     score: float
 
 
+class RoundRow(NamedTuple):
+    """A row of rounds.csv: what the round that ended at `step` was for one worker.
+
+    Attributes:
+      step: the count that all workers share.
+      worker: its rank j·l + i.
+      steps: those it has taken itself.
+      waiting: seconds it has waited for the others; simulated ones in a simulated round.
+    """
+
+    step: int
+    worker: int
+    steps: int
+    waiting: float
+
+
 class Records:
     """Appends to a run's records. `last_step` drops what was written after a checkpoint.
+
+    There is a rounds.csv where workers differ in their steps.
 
     Attributes:
       last_evaluation: the step of the last row of metrics.jsonl, or None.
@@ -33,32 +53,43 @@ class Records:
 
     def __init__(self, workdir: pathlib.Path, *, last_step: int) -> None:
         self._metrics_path = workdir / "metrics.jsonl"
-        self._leaders_path = workdir / "leaders.csv"
         kept = read_metrics(workdir, last_step)
         self.last_evaluation = kept[-1]["step"] if kept else None
         _rewrite(self._metrics_path, "".join(map(_json_line, kept)))
-        _rewrite(self._leaders_path, _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
+        _rewrite(workdir / "leaders.csv", _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
+        self._rounds_path = workdir / "rounds.csv"
+        if self._rounds_path.exists():
+            _rewrite(self._rounds_path, _csv_text([RoundRow._fields, *read_rounds(workdir, last_step)]))
         self._metrics = self._metrics_path.open("a")
-        self._leaders = self._leaders_path.open("a", newline="")
+        self._leaders = (workdir / "leaders.csv").open("a", newline="")
+        self._rounds: TextIO | None = None
         self._events = SummaryWriter(logdir=str(workdir / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
 
     def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
         """Appends elections to leaders.csv."""
         self._leaders.write(_csv_text(rows))
 
+    def add_rounds(self, rows: Iterable[RoundRow]) -> None:
+        """Appends the workers' parts in a round to rounds.csv."""
+        if self._rounds is None:
+            begun = self._rounds_path.exists()
+            self._rounds = self._rounds_path.open("a", newline="")
+            self._rounds.write("" if begun else _csv_text([RoundRow._fields]))
+        self._rounds.write(_csv_text(rows))
+
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends an evaluation to metrics.jsonl; a number that is not finite becomes null."""
         self._metrics.write(_json_line(row))
         self.last_evaluation = row["step"]
-        self._metrics.flush()  # for those who watch
-        self._leaders.flush()
+        for file in self._files():  # for those who watch
+            file.flush()
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 self._events.add_scalar(name, value, row["step"])
 
     def flush(self) -> None:
         """Brings all rows to disk, so that no checkpoint is newer than they are."""
-        for file in (self._metrics, self._leaders):
+        for file in self._files():
             file.flush()
             os.fsync(file.fileno())
         self._events.flush()
@@ -66,9 +97,43 @@ class Records:
     def close(self) -> None:
         """Flushes and closes the files."""
         self.flush()
-        self._metrics.close()
-        self._leaders.close()
+        for file in self._files():
+            file.close()
         self._events.close()
+
+    def _files(self) -> list[TextIO]:
+        return [file for file in (self._metrics, self._leaders, self._rounds) if file is not None]
+
+
+class Unwritten(Records):
+    """The records of a process that leaves writing to another; `last_evaluation` is that one's."""
+
+    def __init__(self, last_evaluation: int | None) -> None:
+        self.last_evaluation = last_evaluation
+
+    def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
+        """Nothing."""
+
+    def add_rounds(self, rows: Iterable[RoundRow]) -> None:
+        """Nothing."""
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_records(workdir: pathlib.Path, last_step: int) -> Records:
+    """The records of a run; all its processes have to call this. The main process writes them."""
+    if processes.is_main():
+        records = Records(workdir, last_step=last_step)
+        processes.from_main(lambda: records.last_evaluation)
+        return records
+    return Unwritten(processes.from_main(lambda: None))
 
 
 def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
@@ -86,12 +151,28 @@ def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dic
 
 def read_leaders(workdir: pathlib.Path, last_step: float = math.inf) -> list[LeaderRow]:
     """The rows of leaders.csv up to a step. A line that was cut off ends them."""
-    rows: list[LeaderRow] = []
-    for line in csv.reader(_lines(workdir / "leaders.csv")[1:]):
+
+    def read(step: str, level: str, group: str, leader: str, score: str) -> LeaderRow:
+        return LeaderRow(int(step), level, int(group) if group else "", int(leader), float(score))
+
+    return _read_csv(workdir / "leaders.csv", read, last_step)
+
+
+def read_rounds(workdir: pathlib.Path, last_step: float = math.inf) -> list[RoundRow]:
+    """The rows of rounds.csv up to a step, none if it is missing. A line that was cut off ends them."""
+
+    def read(step: str, worker: str, steps: str, waiting: str) -> RoundRow:
+        return RoundRow(int(step), int(worker), int(steps), float(waiting))
+
+    return _read_csv(workdir / "rounds.csv", read, last_step)
+
+
+def _read_csv(path: pathlib.Path, read: Callable[..., Any], last_step: float) -> list[Any]:
+    rows = []
+    for line in csv.reader(_lines(path)[1:]):
         try:
-            step, level, group, leader, score = line
-            row = LeaderRow(int(step), level, int(group) if group else "", int(leader), float(score))
-        except ValueError:
+            row = read(*line)
+        except (TypeError, ValueError):
             break
         if row.step <= last_step:
             rows.append(row)

@@ -9,8 +9,8 @@ from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tasks import find_source
-from lsgd_jax.training.train_step import TrainState, state_shardings
 from lsgd_jax.training.workdir import check_workdir, read_config
 
 

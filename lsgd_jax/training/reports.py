@@ -6,9 +6,11 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from lsgd_jax.training.asynchronous import Pace
 from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.processes import whole
 from lsgd_jax.training.progress import Progress
-from lsgd_jax.training.records import LeaderRow, Records
+from lsgd_jax.training.records import LeaderRow, Records, RoundRow
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import Election, RoundReport
 
@@ -34,14 +36,14 @@ class RoundLog:
         self.train_loss = float("nan")
         self._topology, self._records, self._progress = topology, records, progress
         self._last_checkpoint = last_checkpoint
-        self._pending: tuple[int, RoundReport] | None = None
+        self._pending: tuple[int, RoundReport, Pace | None] | None = None
         self._lost = np.zeros(topology.shape, bool)
         self._unscored = np.zeros(topology.shape, bool)
 
-    def add(self, step: int, report: RoundReport) -> None:
-        """Takes the report of the round that ends at `step`."""
+    def add(self, step: int, report: RoundReport, pace: Pace | None = None) -> None:
+        """Takes the report of the round that ends at `step`, and its pace where workers differ."""
         self.catch_up()
-        self._pending = step, report
+        self._pending = step, *whole((report, pace), self._topology)
 
     def catch_up(self) -> None:
         """Writes down the reports that have been taken but not read.
@@ -52,8 +54,11 @@ class RoundLog:
         """
         if self._pending is None:
             return
-        step, report = self._pending[0], jax.device_get(self._pending[1])
+        step, report, pace = jax.device_get(self._pending)
         self._pending = None
+        if pace is not None:
+            each = enumerate(zip(pace.steps.flat, pace.waiting.flat, strict=True))
+            self._records.add_rounds(RoundRow(step, rank, int(n), float(waiting)) for rank, (n, waiting) in each)
 
         self._tell("has parameters that are not finite", step, report.lost, self._lost)
         unscored = ~np.isfinite(report.score) & ~report.lost

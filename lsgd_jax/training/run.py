@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -12,12 +12,12 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import learning_rate, make_method
-from lsgd_jax.training.precision import compiler_options
-from lsgd_jax.training.schedules import make_factor
+from lsgd_jax.training.processes import devices
+from lsgd_jax.training.rounds import Rounds, make_rounds
+from lsgd_jax.training.state import TrainState, init_state, start_state
 from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import TrainState, call_end, init_state, make_train_step, start_state
 
 
 class Run(NamedTuple):
@@ -30,8 +30,7 @@ class Run(NamedTuple):
       ledger: what they send.
       init_state: makes the state of all workers before the first step.
       state_shapes: the shapes of its leaves.
-      train_step: `(state, data, steps) -> (state, report)`, jitted.
-      call_end: `step -> step` at which a call of it that begins there ends by itself.
+      rounds: how they train.
       candidates: `state -> Candidates`, the models to evaluate.
       evaluate_workers: `state -> figures` of each worker, in the order of ranks.
     """
@@ -42,8 +41,7 @@ class Run(NamedTuple):
     ledger: Ledger
     init_state: Callable[[], TrainState]
     state_shapes: TrainState
-    train_step: Any
-    call_end: Callable[[int], int]
+    rounds: Rounds
     candidates: Callable[[TrainState], Candidates]
     evaluate_workers: Callable[[TrainState], list[dict[str, float]]]
 
@@ -52,7 +50,7 @@ def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
     # The rate itself is in the state of the workers.
     method = make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))
-    topology = Topology(config.groups, config.workers)
+    topology = Topology(config.groups, config.workers, devices())
     task = kind_of(source).task(config, source, topology)
     key = jax.random.key(config.seed)
     gather = make_candidates(method, topology)
@@ -61,15 +59,6 @@ def build_run(config: Config, source: AnySource) -> Run:
         found = gather(state)
         return found._replace(center=task.renew(found.center))
 
-    train_step = make_train_step(
-        method,
-        topology,
-        task.loss,
-        task.batches,
-        rate_factor=make_factor(config),
-        longest_call=task.longest_call,
-        compiler_options=compiler_options(config.compute_dtype, topology),
-    )
     return Run(
         method=method,
         topology=topology,
@@ -79,8 +68,7 @@ def build_run(config: Config, source: AnySource) -> Run:
             method, topology, task.model.init, key, learning_rate(config), same_init=config.init == "same"
         ),
         state_shapes=jax.eval_shape(functools.partial(start_state, method, topology, task.model.init), key),
-        train_step=train_step,
-        call_end=lambda step: call_end(method, config.groups, step, task.longest_call),
+        rounds=make_rounds(config, method, topology, task),
         candidates=candidates,
         evaluate_workers=lambda state: [task.evaluate(worker, "") for worker in every_worker(state, topology)],
     )

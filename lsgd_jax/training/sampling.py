@@ -1,6 +1,6 @@
 """Which training images each worker sees at each step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.images import Preprocessing, augment
 from lsgd_jax.training.local_steps import Batches
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.topology import Topology
 
 
@@ -32,11 +33,18 @@ def put_on_devices(train: Images, topology: Topology, sampling: str, seed: int) 
     every device the whole set.
     """
     if sampling == "iid":
-        return jax.device_put(train, topology.replicated)
+        return jax.tree.map(lambda array: put(array, topology.replicated), train)
     size = shard_size(len(train.labels), topology.size)
     dealt = np.random.default_rng(seed).permutation(len(train.labels))[: size * topology.size]
     dealt = dealt.reshape(*topology.shape, size)
-    return jax.device_put(Images(train.images[dealt], train.labels[dealt]), topology.per_worker)
+
+    def deal(array: np.ndarray) -> jax.Array:
+        def of_device(index: Any) -> np.ndarray:
+            return array[dealt[index[:2]]]
+
+        return jax.make_array_from_callback((*dealt.shape, *array.shape[1:]), topology.per_worker, of_device)
+
+    return jax.tree.map(deal, train)
 
 
 def make_batches(sampling: str, samples: int, batch_size: int, preprocessing: Preprocessing) -> Batches:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgd_jax.training.asynchronous import asynchronous_flag
 from lsgd_jax.training.background import Background
 from lsgd_jax.training.classification import ERROR, batch_size_of, classification_loss, make_renew, model_of
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import BATCH_SIZE, make_evaluate, put_evaluation_set
 from lsgd_jax.training.feed import Block, Feed, local_ranks
 from lsgd_jax.training.images import Preprocessing, preprocess
@@ -34,7 +36,7 @@ STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 def make_task(config: Config, source: StreamedSource, topology: Topology) -> Task:
     """Makes the task; images are read from the first call of its `feed` on."""
-    batch_size = batch_size_of(config, source)
+    batch_size = streamed_batch_size(config, source)
     length = block_length(source, topology, batch_size)
     minibatches = Minibatches(
         source, config.sampling, batch_size, topology.size, ranks=local_ranks(topology), seed=config.seed
@@ -69,6 +71,20 @@ def make_task(config: Config, source: StreamedSource, topology: Topology) -> Tas
         units_per_batch=batch_size,
         close=feed.close,
     )
+
+
+def streamed_batch_size(config: Config, source: StreamedSource) -> int:
+    """A worker's batch size.
+
+    Raises:
+      InputError: if the model does not fit the images, or the batch or the workers' speeds the set.
+    """
+    if flag := asynchronous_flag(config):
+        raise InputError(
+            f"{flag}: images that are decoded while training come to all workers step by step: "
+            "leave it out, or use a data set that fits in memory"
+        )
+    return batch_size_of(config, source)
 
 
 def block_length(source: StreamedSource, topology: Topology, batch_size: int) -> int:
@@ -132,4 +148,4 @@ def _make_evaluate_splits(
     return evaluate_splits
 
 
-KIND = Kind(ERROR, batch_size_of, model_of, make_task)
+KIND = Kind(ERROR, streamed_batch_size, model_of, make_task)

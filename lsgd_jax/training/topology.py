@@ -105,10 +105,10 @@ class Topology:
         """The sharding of arrays that every device has."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def over_devices(self, function: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
-        """`jax.shard_map` over the mesh."""
+    def over_devices(self, function: Callable, *, in_specs: Any, out_specs: Any, mesh: Mesh | None = None) -> Callable:
+        """`jax.shard_map` over the mesh, or over another one of some of its devices."""
         # Collectives over lanes inside a shard_map need check_vma=False.
-        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.shard_map(function, mesh=mesh or self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def over_lanes(self, function: Callable, in_axes: Any = 0) -> Callable:
         """Maps a function of one worker over this device's lanes, where it may communicate."""

@@ -9,27 +9,27 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.training import processes
 from lsgd_jax.training.center import save_center
 from lsgd_jax.training.checkpoints import Checkpoints
-from lsgd_jax.training.config import Config, check_config, check_resumable
+from lsgd_jax.training.checks import check_settings
+from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
-from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.provenance import provenance
-from lsgd_jax.training.records import Records, read_leaders, read_metrics
+from lsgd_jax.training.records import Records, open_records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
-from lsgd_jax.training.schedules import make_factor, see
+from lsgd_jax.training.schedules import see
+from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
-from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.train_step import TrainState, state_shardings
-from lsgd_jax.training.workdir import check_workdir, locked, make_writable, read_config, write_json
+from lsgd_jax.training.tasks import AnySource, kind_of
+from lsgd_jax.training.workdir import locked, write_json
 
 
 class Position(NamedTuple):
@@ -77,11 +77,17 @@ def train(
         communication will start one again.
     """
     workdir = pathlib.Path(config.workdir)
-    source = check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
-    if resume and (summary := _finished(config, workdir)):
-        print(f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on")
+    processes.check_same({**dataclasses.asdict(config), "resume": resume})
+    source = processes.together(
+        lambda: check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
+    )
+    if resume and (summary := processes.from_main(lambda: _finished(config, workdir))):
+        processes.say(
+            f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on"
+        )
         return summary
-    with locked(workdir):
+    with contextlib.ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(locked(workdir)))
         return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures)
 
 
@@ -98,52 +104,29 @@ def _train(
     """What `train` does once all is checked and the workdir is this process's own."""
     computed_with = provenance()  # now: the code may change while the run goes on
     run = build_run(config, source)
+    processes.warm_up(run.topology)
+    settings = dataclasses.asdict(config)
+    if not resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
+        processes.from_main(lambda: write_json(workdir / "config.json", settings))
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(run, checkpoints, config.steps)
-        write_json(workdir / "config.json", dataclasses.asdict(config))
+        processes.from_main(lambda: write_json(workdir / "config.json", settings))
         if resume:
-            print(f"resuming {workdir} at step {start.step} of {config.steps}")
-        with contextlib.closing(Records(workdir, last_step=start.step)) as records:
+            processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
+        with contextlib.closing(open_records(workdir, start.step)) as records:
             end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
         saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
         where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
-        print(f"stopped at step {end.step} of {config.steps}, {where}")
+        processes.say(f"stopped at step {end.step} of {config.steps}, {where}")
         return None
     metric = kind_of(source).metric
     return _finish(config, run, end, workdir, metric, computed_with, figures=figures)
 
 
-def check_settings(
-    config: Config,
-    workdir: pathlib.Path,
-    *,
-    resume: bool,
-    profile_dir: str | None = None,
-    source: AnySource | None = None,
-) -> AnySource:
-    """Finds the data set, after checking all that can be wrong before its images are read.
-
-    Raises:
-      InputError: what is wrong and what to do, in one line.
-    """
-    check_config(config)
-    make_method(config)
-    make_factor(config)
-    check_workdir(workdir, resume=resume)
-    if resume:
-        check_resumable(read_config(workdir), config)
-    source = source or find_source(config)
-    kind_of(source).batch_size(config, source)
-    if profile_dir is not None:
-        make_writable(pathlib.Path(profile_dir), "profile_dir")
-    make_writable(workdir)
-    return source
-
-
 def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
     """Where the newest checkpoint is, or the beginning."""
-    step = checkpoints.latest_step()
+    step = processes.from_main(checkpoints.latest_step)
     if step is None:
         return Position(run.init_state(), 0, 0.0, math.nan)
     if step > steps:
@@ -172,23 +155,24 @@ def _advance(
     with (
         contextlib.ExitStack() as closed,
         stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop,
-        Progress(step, config.steps, run.task.unit, units_per_step) as progress,
+        Progress(step, config.steps, run.task.unit, units_per_step, silent=not processes.is_main()) as progress,
     ):
-        print(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers", flush=True)
+        processes.say(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers")
         with progress.paused():
-            train_step = run.train_step.lower(state, run.task.feed(step, 0), jnp.int32(1)).compile()
-        profile = closed.enter_context(contextlib.closing(Profile(profile_dir)))
+            advance = run.rounds.compile(state, step)
+        profile = closed.enter_context(contextlib.closing(Profile(profile_dir if processes.is_main() else None)))
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
+        asked_to_stop = processes.agreed(stop, run.topology)
         started, stopping = time.monotonic(), False
         while step < config.steps and not stopping:
-            begin, step = step, _call_end(step, config, run)
-            state, report = train_step(state, run.task.feed(begin, step - begin), jnp.int32(step - begin))
-            log.add(step, report)
+            begin, step = step, run.rounds.end(step)
+            state, report, pace = advance(state, begin, step)
+            log.add(step, report, pace)
             profile.called(state)
 
-            stopping = bool(stop)
-            evaluating = step % config.evaluation_period == 0 or step == config.steps
-            saving = step % config.checkpoint_period == 0 or step == config.steps or stopping
+            stopping = asked_to_stop()
+            evaluating = _passed(config.evaluation_period, begin, step) or step == config.steps
+            saving = _passed(config.checkpoint_period, begin, step) or step == config.steps or stopping
             if not (evaluating or saving):
                 continue
             log.catch_up()
@@ -223,11 +207,9 @@ def _lower_rate_on_plateau(
     return state._replace(plateau=plateau)
 
 
-def _call_end(step: int, config: Config, run: Run) -> int:
-    """The step at which the call that begins at `step` ends."""
-    periods = (config.evaluation_period, config.checkpoint_period)
-    stops = [(step // period + 1) * period for period in periods]
-    return min(config.steps, run.call_end(step), *stops)
+def _passed(period: int, begin: int, end: int) -> bool:
+    """Whether a call came to, or went over, a multiple of the period."""
+    return end // period > begin // period
 
 
 def _metrics(run: Run, at: Position) -> dict[str, Any]:
@@ -236,6 +218,7 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     return {
         "step": at.step,
         "seconds": round(at.seconds, 3),
+        **run.rounds.metrics(at.step),
         "bytes_communicated": run.ledger.bytes_sent(at.step),
         "train_loss": at.train_loss,
         **run.task.evaluate(candidates.center, ""),
@@ -257,6 +240,9 @@ def _finish(
     """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, run.task.description)
+    of_workers = run.evaluate_workers(end.state)
+    if not processes.is_main():
+        return processes.from_main(dict)
     metrics, leaders = read_metrics(workdir), read_leaders(workdir)
     drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
     parameters = sum(x.size for x in jax.tree.leaves(params))
@@ -268,6 +254,7 @@ def _finish(
         "parameters": parameters,
         "groups": config.groups,
         "workers": config.workers,
+        "processes": jax.process_count(),
         "batch_size": run.task.batch_size,
         "unit": run.task.unit,
         "units_per_batch": run.task.units_per_batch,
@@ -279,11 +266,11 @@ def _finish(
         f"worker_test_{metric.name}": [],
         "figures": [str(path.relative_to(workdir)) for path in drawn],
     }
-    for figures_of_worker in run.evaluate_workers(end.state):
+    for figures_of_worker in of_workers:
         for split in ("validation", "test"):
             summary[f"worker_{split}_{metric.name}"].append(figures_of_worker[f"{split}_{metric.name}"])
     write_json(workdir / "summary.json", summary)
-    return summary
+    return processes.from_main(lambda: summary)
 
 
 def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax.training.local_steps import Batches
+from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import epoch_order, shard_size
 from lsgd_jax.training.topology import Topology
 
@@ -37,9 +38,9 @@ def put_text_on_devices(train: np.ndarray, topology: Topology, sampling: str) ->
     device holding its workers'. Sampling "iid" gives every device the whole text.
     """
     if sampling == "iid":
-        return jax.device_put(train, topology.replicated)
+        return put(train, topology.replicated)
     size = shard_size(len(train), topology.size)
-    return jax.device_put(train[: size * topology.size].reshape(*topology.shape, size), topology.per_worker)
+    return put(train[: size * topology.size].reshape(*topology.shape, size), topology.per_worker)
 
 
 def windows_in(size: int, length: int) -> int:

@@ -1,0 +1,236 @@
+"""Starts a script as several processes of this machine, which train together over loopback.
+
+    python -m lsgd_jax.launch --processes=4 experiments/train.py --steps=1000
+
+The script is started once a process, with --coordinator_address, --num_processes and --process_id
+after its own flags. When one process fails, the others are ended. Where this machine has NVIDIA
+GPUs, each process gets its share of them.
+"""
+
+import argparse
+import contextlib
+import glob
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, NamedTuple, NoReturn
+
+# When a process has failed the others have so long to tell why they fail too; then they are killed.
+GRACE_SECONDS = 1.0
+POLL_SECONDS = 0.05
+# The first signal asks all to save and stop, as it asks a single process; a second one kills.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Bad flags, and processes that were asked to end: nothing that another start would change.
+FINAL_CODES = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# What Gloo prints about processes that talk to each other.
+NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
+
+
+class Failure(NamedTuple):
+    """The process that failed first: its exit code, 128 and the signal's number if one killed it, and a line."""
+
+    code: int
+    told: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"launch: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    parser = _Parser(
+        prog="python -m lsgd_jax.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--processes", type=int, required=True, help="how many to start")
+    parser.add_argument(
+        "--max_restarts",
+        type=int,
+        default=0,
+        help="how often to start all again when one has died, from the last checkpoint in the script's --workdir",
+    )
+    parser.add_argument("script", help="what to start, and its flags")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.processes < 1 or options.max_restarts < 0:
+        parser.error("--processes must be at least 1, and --max_restarts at least 0")
+    if not os.path.isfile(options.script):
+        parser.error(f"there is no script {options.script}: name one after the flags of the launcher")
+    workdir = _workdir_in(options.flags)
+    if options.max_restarts and workdir is None:
+        parser.error("--max_restarts has to know where the run is: give the script a --workdir")
+    try:
+        environments = _shares_of_gpus(options.processes)
+    except ValueError as error:
+        parser.error(str(error))
+
+    command = [sys.executable, options.script, *options.flags]
+    restarts = 0
+    while True:
+        resumed = ["--resume"] if restarts and workdir and (workdir / "config.json").is_file() else []
+        failure = launch([*command, *resumed], options.processes, environments)
+        if failure is None:
+            return 0
+        if failure.code != 2:  # else the script has told its one line
+            _tell(failure.told)
+        if failure.code in FINAL_CODES or restarts == options.max_restarts:
+            return failure.code
+        restarts += 1
+        _tell(f"restart {restarts} of {options.max_restarts}")
+
+
+def launch(
+    command: Sequence[str],
+    processes: int,
+    environments: Sequence[Mapping[str, str]] | None = None,
+    timeout: float | None = None,
+) -> Failure | None:
+    """Starts a command as processes that find each other over loopback, and waits until all have ended.
+
+    What they print comes out here: of process 0 as it is, of the others after their number, and
+    once if several say the same. No process is left over, however this ends.
+
+    Args:
+      command: gets --coordinator_address, --num_processes and --process_id appended, for
+        `lsgd_jax.training.joining.connect`.
+      processes: how many.
+      environments: what each has in its environment besides what this process has.
+      timeout: seconds that they may take; any number by default.
+
+    Returns:
+      The first failure, or None.
+    """
+    address = f"127.0.0.1:{_free_port()}"
+    started: list[subprocess.Popen] = []
+    copies: list[threading.Thread] = []
+    said: deque[tuple[int, str]] = deque(maxlen=100)
+    with _forwarding_signals(started):
+        try:
+            for number in range(processes):
+                flags = (f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}")
+                own = environments[number] if environments else {}
+                process = subprocess.Popen(
+                    [*command, *flags],
+                    env={"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    # A terminal stays one for process 0, which draws the progress bar.
+                    stderr=None if number == 0 and sys.stderr.isatty() else subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,  # they hear Ctrl-C from here, once
+                )
+                started.append(process)
+                for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                    if source is not None:
+                        copies.append(threading.Thread(target=_copy, args=(number, source, target, said)))
+                        copies[-1].start()
+            return _wait(started, timeout)
+        finally:
+            for process in reversed(started):  # the coordinator last: without it the others end with long errors
+                process.kill()
+                process.wait()
+            for copy in copies:
+                copy.join()
+
+
+def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure | None:
+    """Returns when all have ended, or some time after one has failed."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while not any(process.poll() for process in started):
+        if all(process.poll() is not None for process in started):
+            return None
+        if end is not None and time.monotonic() > end:
+            return Failure(124, f"the processes have not ended within {timeout:g} s")
+        time.sleep(POLL_SECONDS)
+    # Those that abort have missed another.
+    failed = [(process.returncode == -signal.SIGABRT, i) for i, process in enumerate(started) if process.returncode]
+    number = min(failed)[1]
+    code, pid = started[number].returncode, started[number].pid
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    end = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in started) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}")
+
+
+@contextlib.contextmanager
+def _forwarding_signals(started: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """Hands the first signal on to the processes, and kills them at the second."""
+    heard: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        heard.append(number)
+        for process in started:
+            process.send_signal(number if len(heard) == 1 and number != signal.SIGHUP else signal.SIGTERM)
+            if len(heard) > 1:
+                process.kill()
+
+    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+    before = {number: signal.signal(number, handle) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _copy(number: int, source: IO[str], target: IO[str], said: deque[tuple[int, str]]) -> None:
+    """Passes lines on, until the process and all that it has started have closed their end."""
+    for line in source:
+        elsewhere = any(line == other and number != by for by, other in tuple(said))
+        said.append((number, line))
+        if not NOISE.match(line) and (not elsewhere or line.isspace()):
+            target.write(f"[{number}] {line}" if number else line)
+            target.flush()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _workdir_in(flags: Sequence[str]) -> pathlib.Path | None:
+    """The --workdir among the flags of a script."""
+    for place, flag in reversed(list(enumerate(flags))):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name == "workdir":
+            return pathlib.Path(value if equals else "".join(flags[place + 1 : place + 2])).expanduser()
+    return None
+
+
+def _shares_of_gpus(processes: int) -> list[dict[str, str]]:
+    """The environment that gives each process its GPUs, where there are any."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*")))] if visible is None else visible.split(",")
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(gpus):
+        return [{}] * processes
+    if len(gpus) % processes:
+        raise ValueError(
+            f"{len(gpus)} GPUs cannot be dealt to --processes={processes}: choose a number that divides them, "
+            "or set JAX_PLATFORMS=cpu"
+        )
+    share = len(gpus) // processes
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(processes)]
+
+
+def _tell(line: str) -> None:
+    print(f"launch: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

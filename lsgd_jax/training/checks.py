@@ -1,0 +1,49 @@
+"""What can be wrong with a run, seen before it begins."""
+
+import pathlib
+
+from lsgd_jax.training import processes
+from lsgd_jax.training.apart import check_shares
+from lsgd_jax.training.asynchronous import check_asynchronous
+from lsgd_jax.training.config import Config, check_config, check_resumable
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.schedules import make_factor
+from lsgd_jax.training.tasks import AnySource, find_source, kind_of
+from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.workdir import check_workdir, make_writable, read_config
+
+
+def check_settings(
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    resume: bool,
+    profile_dir: str | None = None,
+    source: AnySource | None = None,
+) -> AnySource:
+    """Finds the data set, after checking all that can be wrong before its images are read.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    check_config(config)
+    check_asynchronous(config, make_method(config))
+    make_factor(config)
+    if processes.is_main():
+        check_workdir(workdir, resume=resume)
+    elif not workdir.is_dir():  # the main process has made it
+        raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
+    if resume:
+        check_resumable(read_config(workdir), config)
+    topology = Topology(config.groups, config.workers, processes.devices())
+    processes.check_all_work(topology)
+    if config.asynchronous:
+        check_shares(topology)
+    source = source or find_source(config)
+    kind_of(source).batch_size(config, source)
+    if processes.is_main():
+        if profile_dir is not None:
+            make_writable(pathlib.Path(profile_dir), "profile_dir")
+        make_writable(workdir)
+    return source

@@ -1,0 +1,182 @@
+"""How processes meet, and how they part: the start and the end of a run of several.
+
+Process 0 starts JAX's coordination service, through which the others find each other.
+"""
+
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+
+from lsgd_jax.training import processes
+from lsgd_jax.training.errors import InputError, first_line
+
+# After so long without a heartbeat a process counts as dead, and JAX ends the others.
+HEARTBEAT_SECONDS = 15
+# How long the main process waits for the others, at most, before it ends a run that has failed.
+LEAVING_SECONDS = 2.0
+LEFT = f"{processes.KEYS}/left"
+
+
+def connect(address: str | None, count: int | None, number: int | None, timeout: float) -> None:
+    """Makes this process one of several, if it is to be; before anything is computed.
+
+    Args:
+      address: host:port of the coordinator, which process 0 starts there. On loopback nothing
+        listens on other interfaces. None for what JAX detects: Slurm, Open MPI, Kubernetes, TPU pods.
+      count: how many processes there are. None for what JAX detects; 1 for this one alone.
+      number: which of them this is. None for what JAX detects.
+      timeout: seconds in which all have to come; after them this process ends with exit code 2.
+
+    Raises:
+      InputError: if that cannot be.
+    """
+    if count == 1 or (address is count is number is None and _detected() == 1):
+        return
+    local = address is not None and _is_loopback(_host_and_port(address)[0])
+    if address is not None and number == 0:
+        _check_port(address)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    deadline = threading.Timer(timeout, _miss, (address, timeout))
+    deadline.daemon = True
+    deadline.start()
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            number,
+            initialization_timeout=int(timeout) + 60,  # JAX would end the process with a stack trace
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator_bind_address=address if local else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot join the other processes ({first_line(error)}): "
+            "give all of --coordinator_address, --num_processes and --process_id, or --num_processes=1"
+        ) from error
+    finally:
+        deadline.cancel()
+    if local:
+        _keep_gloo_on_loopback()
+    processes.introduce()
+    jax.devices()  # now: it waits for all processes
+
+
+def guard(body: Callable[[], int]) -> int:
+    """Calls what returns the process's exit code; a failure ends the process at once.
+
+    An ordinary exit would wait for the other processes, and they for this one.
+    """
+    if processes.alone():
+        return body()
+    try:
+        code = body()
+    except Exception as error:
+        code = 1
+        if _is_of_another(error):
+            _tell(f"a collective failed; if a process has died, JAX tells which within {HEARTBEAT_SECONDS} s ({error})")
+            time.sleep(HEARTBEAT_SECONDS + 5)  # meanwhile it ends this process too
+        else:
+            traceback.print_exc()
+    if code:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process; the coordinator last, for the others not to miss it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if processes.is_main():
+        end = time.monotonic() + LEAVING_SECONDS
+        while len(processes.client().key_value_dir_get(LEFT)) < processes.count() - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+    else:
+        processes.client().key_value_set(f"{LEFT}/{processes.number()}", "")
+    os._exit(code)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator_address={address}: must be host:port")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "[::1]") or host.startswith("127.")
+
+
+def _check_port(address: str) -> None:
+    """Refuses a port that something else listens on: gRPC would share it."""
+    host, port = _host_and_port(address)
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]") if _is_loopback(host) else "", port))
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such port"
+        raise InputError(f"cannot listen on --coordinator_address={address} ({reason}): choose another port") from error
+
+
+def _miss(address: str | None, timeout: float) -> NoReturn:
+    """Ends a process that has waited too long for the others."""
+    missing = "not all processes have come"
+    if address is not None and processes.number() != 0:
+        try:
+            host, port = _host_and_port(address)
+            socket.create_connection((host.strip("[]"), port), timeout=1).close()
+        except OSError as error:
+            missing = f"no coordinator answers at {address} ({error.strerror or error})"
+    _tell(f"error: {missing} within --connect_timeout={timeout:g} s: start process 0 first, and all with one address")
+    os._exit(2)
+
+
+def _tell(line: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Whether an error says that a collective, or the coordinator, has failed."""
+    return any(name in str(error) for name in ("Gloo", "NCCL", "UNAVAILABLE", "coordination service"))
+
+
+def _detected() -> int:
+    """The number of processes of the cluster that JAX detects; 1 if it detects none."""
+    from jax._src.clusters import ClusterEnv
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is missing to detect one
+        found = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present())
+        for kind in itertools.islice(found, 1):
+            try:
+                return kind.get_process_count()
+            except Exception as error:  # each kind of cluster has its own
+                raise InputError(
+                    f"cannot find out how many processes there are ({first_line(error)}): "
+                    "give --num_processes=1, or --coordinator_address, --num_processes and --process_id"
+                ) from error
+    return 1
+
+
+def _keep_gloo_on_loopback() -> None:
+    """Gloo listens where the machine's name leads; JAX has no option for it, but its factory has an argument."""
+    from jax._src import xla_bridge
+    from jax._src.lib import _jax
+
+    def make_client() -> Any:
+        return xla_bridge.make_cpu_client(
+            _jax.make_gloo_tcp_collectives(distributed_client=processes.client(), hostname="127.0.0.1")
+        )
+
+    xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)

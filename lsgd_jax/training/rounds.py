@@ -1,0 +1,131 @@
+"""How a run goes from one call of its train step to the next."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.training.apart import Apart, compile_programs, make_programs
+from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, read_speeds, simulate_round
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.precision import compiler_options
+from lsgd_jax.training.processes import put
+from lsgd_jax.training.schedules import make_factor
+from lsgd_jax.training.state import TrainState, state_shardings
+from lsgd_jax.training.task import Task
+from lsgd_jax.training.tickets import ServiceMeeting
+from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.train_step import RoundReport, call_end, make_train_step, shortest_period
+
+Advance = Callable[[TrainState, int, int], tuple[TrainState, RoundReport, Pace | None]]
+"""`(state, begin, end) -> (state, report, pace)`: trains from step `begin` to step `end`. The
+pace is None where all workers take the same steps. It consumes the state."""
+
+
+class Rounds(NamedTuple):
+    """How a run goes from one call of its train step to the next.
+
+    Attributes:
+      end: `step -> step`, the farthest to which the call that begins there may go.
+      compile: `(state, step) -> Advance`, from a state at that step.
+      metrics: `step -> figures` for a row of metrics.jsonl.
+    """
+
+    end: Callable[[int], int]
+    compile: Callable[[TrainState, int], Advance]
+    metrics: Callable[[int], dict[str, float]]
+
+
+def make_rounds(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Those of the settings: all workers in step, or each process or simulated worker at a pace of its own."""
+    make = _apart if config.asynchronous else _in_step if config.worker_speeds is None else _simulated
+    return make(config, method, topology, task)
+
+
+def _in_step(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Calls that end where something is to be done after them; where they are cut changes nothing."""
+    train_step = make_train_step(
+        method,
+        topology,
+        task.loss,
+        task.batches,
+        rate_factor=make_factor(config),
+        longest_call=task.longest_call,
+        compiler_options=compiler_options(config.compute_dtype, topology),
+    )
+    periods = (config.evaluation_period, config.checkpoint_period)
+
+    def end(step: int) -> int:
+        stops = [(step // period + 1) * period for period in periods]
+        return min(config.steps, call_end(method, config.groups, step, task.longest_call), *stops)
+
+    def compile(state: TrainState, step: int) -> Advance:
+        compiled = train_step.lower(state, task.feed(step, 0), jnp.int32(1)).compile()
+
+        def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, None]:
+            return *compiled(state, task.feed(begin, end - begin), jnp.int32(end - begin)), None
+
+        return advance
+
+    return Rounds(end, compile, metrics=lambda step: {})
+
+
+def _simulated(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Whole rounds at the speeds of --worker_speeds; in a simulated second a worker of speed 1 takes a step."""
+    period = shortest_period(method, config.groups)
+    pace, seconds = simulate_round(read_speeds(config), topology.size * period)
+    pace = Pace(*(leaf.reshape(topology.shape) for leaf in pace))
+    train_step = make_asynchronous_step(
+        method,
+        topology,
+        task.loss,
+        task.batches,
+        longest=int(pace.steps.max()),
+        rate_factor=make_factor(config),
+        compiler_options=compiler_options(config.compute_dtype, topology),
+    )
+    steps = put(pace.steps.astype(np.int32), topology.per_worker)
+
+    def compile(state: TrainState, step: int) -> Advance:
+        compiled = train_step.lower(state, task.feed(step, 0), steps).compile()
+
+        def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
+            return *compiled(state, task.feed(begin, end - begin), steps), pace
+
+        return advance
+
+    return Rounds(
+        end=lambda step: step + period,
+        compile=compile,
+        metrics=lambda step: {"simulated_seconds": step // period * seconds},
+    )
+
+
+def _apart(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Whole rounds of processes that take local steps at their own pace."""
+    period = shortest_period(method, config.groups)
+    programs = make_programs(
+        method,
+        topology,
+        task.loss,
+        task.batches,
+        rate_factor=make_factor(config),
+        compiler_options=compiler_options(config.compute_dtype, topology),
+    )
+
+    def compile(state: TrainState, step: int) -> Advance:
+        data, shapes = task.feed(step, 0), jax.eval_shape(lambda state: state, state)
+        compiled = compile_programs(programs, topology, state, data)
+        shardings = state_shardings(topology, shapes)
+        take_round = Apart(compiled, topology, period, shapes, shardings, ServiceMeeting)
+        ServiceMeeting().arrive()  # all have compiled: they begin together
+
+        def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
+            return take_round(state, task.feed(begin, end - begin), end)
+
+        return advance
+
+    return Rounds(end=lambda step: step + period, compile=compile, metrics=lambda step: {})

@@ -1,0 +1,428 @@
+"""Several processes on this machine: what they agree on, the same run as in one, and processes that die.
+
+Starting processes takes seconds of CPU each, so few starts check many things.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from lsgd_jax import launch
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
+from lsgd_jax.training.records import read_leaders, read_metrics
+from lsgd_jax.training.trainer import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROCESSES = 4
+# Beyond this a test has failed; a machine with other work is slow.
+PATIENCE = 240
+SETTINGS: dict[str, Any] = {
+    "model": "mlp",
+    "groups": 2,
+    "workers": 2,
+    "batch_size": 8,
+    "local_period": 4,
+    "global_period": 8,
+    "eval_every": 8,
+    "checkpoint_every": 8,
+}
+FLAGS = [f"--{name}={value}" for name, value in SETTINGS.items()]
+
+
+def environment(folder: pathlib.Path) -> dict[str, str]:
+    """One device a process, and compiled programs that later starts find again."""
+    return os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@contextlib.contextmanager
+def started(*command: str, folder: pathlib.Path) -> Iterator[subprocess.Popen]:
+    """A process whose output is one text; it does not outlive the test."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def by_hand(script: str, *flags: str, folder: pathlib.Path, processes: int) -> contextlib.ExitStack:
+    """Processes that nothing watches over, as the `.members` of what is returned."""
+    address = f"--coordinator_address=127.0.0.1:{launch._free_port()}"
+    stack: Any = contextlib.ExitStack()
+    stack.members = [
+        stack.enter_context(
+            started(script, address, f"--num_processes={processes}", f"--process_id={i}", *flags, folder=folder)
+        )
+        for i in range(processes)
+    ]
+    return stack
+
+
+def lines_until(process: subprocess.Popen, wanted: Callable[[str], bool]) -> list[str]:
+    """The lines of a process up to the first that is wanted."""
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if wanted(line):
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses, in hexadecimal, on which processes listen."""
+    inodes = set()
+    for pid in pids:
+        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(file))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add(fields[1].rpartition(":")[0])
+    return found
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def state_of(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
+    """The same but for seconds, and the rounding of sums in another order."""
+    for ours, theirs in zip(state_of(one, step), state_of(other, step), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    for ours, theirs in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"seconds"}:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-6), name
+    leaders, others = (
+        [(row.step, row.level, row.group, row.leader) for row in read_leaders(run)] for run in (one, other)
+    )
+    assert leaders == others
+
+
+def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
+    """Like a run of a single process throughout; and nothing listens beyond loopback."""
+    one, many = tmp_path / "one", tmp_path / "many"
+    for workdir, steps in ((one, 24), (many, 8)):
+        assert train(Config(str(workdir), **SETTINGS, steps=steps), figures=False)
+
+    script = ["experiments/train.py", f"--workdir={many}", "--steps=24", "--resume", "--nocompilation_cache"]
+    command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", *script]
+    with started(*command, folder=tmp_path) as launcher:
+        lines_until(launcher, lambda line: line.startswith("compiling"))
+        members = children(launcher.pid)
+        assert len(members) == PROCESSES
+        assert listening(members)
+        assert listening(members) <= LOOPBACK
+        os.kill(members[2], signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, output
+    assert f"launch: process 2 of {PROCESSES} (pid {members[2]}) was killed by SIGKILL" in output
+    assert "launch: restart 1 of 1" in output
+    assert f"resuming {many} at step 8 of 24" in output
+    assert output.count("results in") == 1
+    assert_same_run(one, many, 24)
+    summary = json.loads((many / "summary.json").read_text())
+    assert summary["processes"] == PROCESSES
+    assert summary["figures"]
+    theirs = json.loads((one / "summary.json").read_text())
+    assert summary["worker_test_error"] == pytest.approx(theirs["worker_test_error"], abs=1e-6)
+
+    before = state_of(many, 24)
+    seen = {}
+    for workdir in (one, many):
+        assert train(Config(str(workdir), **SETTINGS, steps=32), resume=True, figures=False)
+        seen[workdir] = state_of(workdir, 32)
+    assert_same_run(one, many, 32)
+    assert any((ours != theirs).any() for ours, theirs in zip(before, seen[many], strict=True))
+
+
+MEMBER = """
+import argparse, contextlib, os, sys, time
+import jax, numpy as np
+from lsgd_jax import Topology
+from lsgd_jax.training import joining, processes
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.stopping import stop_on_signals
+
+parser = argparse.ArgumentParser()
+for name in ("num_processes", "process_id"):
+    parser.add_argument("--" + name, type=int)
+parser.add_argument("--coordinator_address")
+options = parser.parse_args()
+joining.connect(options.coordinator_address, options.num_processes, options.process_id, 60)
+
+def refused(call):
+    try:
+        call()
+    except InputError as error:
+        return str(error)
+
+def bad(who):
+    if processes.number() == who:
+        raise InputError("bad luck")
+    return processes.number()
+
+def body():
+    me, main = processes.number(), processes.is_main()
+    topology = Topology(2, 2, processes.devices())
+    processes.warm_up(topology)
+    assert len(set(processes.hosts())) == 1
+    assert processes.default_shape({}) == {"groups": 1, "workers": 4}
+    assert processes.default_shape({"groups": 2}) == {"groups": 2, "workers": 2}
+    assert processes.exchange("numbers", [me]) == [[0], [1], [2], [3]]
+    assert processes.exchange("numbers", -me) == [0, -1, -2, -3]
+    assert processes.from_main(lambda: {"said by": me}) == {"said by": 0}
+    assert refused(lambda: processes.from_main(lambda: bad(0))) == "bad luck"
+    assert processes.together(lambda: me) == me
+    assert "process 3 on " in refused(lambda: processes.together(lambda: bad(3)))
+    settings = {"beta": float("nan"), "steps": 1}
+    processes.check_same(settings)
+    different = settings | {"steps": 1 + (me == 1)}
+    assert "--steps=2, but 1 in process 0" in refused(lambda: processes.check_same(different))
+    assert "leave process 1 without" in refused(lambda: processes.check_all_work(Topology(1, 1, processes.devices())))
+    numbers = np.arange(8).reshape(2, 2, 2)
+    spread = processes.put(numbers, topology.per_worker)
+    assert not spread.is_fully_addressable
+    np.testing.assert_array_equal(jax.device_get(processes.whole(spread, topology)), numbers)
+    with stop_on_signals() as stop:
+        asked = processes.agreed(stop, topology)
+        rounds = 0
+        print("ready", flush=True)
+        while not asked():
+            rounds += 1
+            time.sleep(0.02 * me)
+    print("stopped after", rounds, flush=True)
+    assert processes.exchange("rounds", rounds) == [rounds] * 4
+    while True:
+        jax.block_until_ready(processes.whole(spread, topology))
+        time.sleep(0.1)
+
+sys.exit(joining.guard(body))
+"""
+
+
+def test_four_processes_agree_and_end_when_one_is_killed_with_nobody_watching(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "member.py").write_text(MEMBER)
+    with by_hand(str(tmp_path / "member.py"), folder=tmp_path, processes=PROCESSES) as stack:
+        members = stack.members
+        for member in members:
+            lines_until(member, lambda line: line == "ready\n")
+        members[1].terminate()
+        stopped = {lines_until(member, lambda line: line.startswith("stopped"))[-1] for member in members}
+        assert len(stopped) == 1  # all after the same round
+        members[3].kill()
+        killed = time.monotonic()
+        outputs = [member.communicate(timeout=PATIENCE)[0] for member in members]
+        assert time.monotonic() - killed < PATIENCE
+    assert all(member.returncode for member in members)
+    for output in outputs[:3]:
+        assert "stopped sending heartbeats" in output, output
+        assert "\n3\n" in output  # its number
+    assert HEARTBEAT_SECONDS < 30
+
+
+def test_processes_with_different_flags_are_refused_with_the_flag(tmp_path: pathlib.Path) -> None:
+    train_script = str(ROOT / "experiments" / "train.py")
+    address = f"--coordinator_address=127.0.0.1:{launch._free_port()}"
+    with contextlib.ExitStack() as stack:
+        members = [
+            stack.enter_context(
+                started(
+                    *(train_script, address, "--num_processes=2", f"--process_id={i}", *FLAGS, f"--steps={16 + i}"),
+                    f"--workdir={tmp_path / 'run'}",
+                    folder=tmp_path,
+                )
+            )
+            for i in range(2)
+        ]
+        outputs = [member.communicate(timeout=PATIENCE)[0] for member in members]
+    assert [member.returncode for member in members] == [2, 2], outputs
+    assert "train.py: error: process 1 on " in outputs[0]
+    assert "--steps=17, but 16 in process 0" in outputs[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_that_does_not_answer_is_told_after_the_timeout(tmp_path: pathlib.Path) -> None:
+    address = f"127.0.0.1:{launch._free_port()}"
+    flags = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=1", "--connect_timeout=1")
+    with started("experiments/train.py", *flags, folder=tmp_path) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert f"train.py: error: no coordinator answers at {address}" in output
+    assert output.count("\n") == 1
+
+
+def test_a_port_in_use_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"--coordinator_address={address} \(Address already in use\)"):
+            connect(address, 2, 0, 1.0)
+
+
+@pytest.mark.parametrize("address", ["somewhere", ":80", "127.0.0.1:http", "127.0.0.1:"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    with pytest.raises(InputError, match="must be host:port"):
+        connect(address, 2, 1, 1.0)
+
+
+def test_one_process_needs_no_coordinator() -> None:
+    connect(None, 1, None, 1.0)
+    connect(None, None, None, 1.0)
+    assert jax.process_count() == 1
+
+
+# Scripts that the launcher starts; they need no JAX.
+FAILS = """
+import os, sys, time
+number = int(sys.argv[-1].partition("=")[2])
+print("number", number, flush=True)
+if number == 1:
+    print("out of luck", file=sys.stderr, flush=True)
+    sys.exit(7)
+time.sleep(600)
+"""
+DIES_ONCE = """
+import os, pathlib, signal, sys
+workdir, number = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[-1].partition("=")[2])
+if number == 0:
+    print("resumed" if "--resume" in sys.argv else "new", flush=True)
+    if not (workdir / "config.json").exists():
+        (workdir / "config.json").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+REFUSES = """
+import sys
+print("script: error: bad flag", file=sys.stderr)
+sys.exit(2)
+"""
+WAITS = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+pathlib.Path(sys.argv[1], sys.argv[-1][-1]).touch()
+time.sleep(600)
+"""
+
+
+def write(folder: pathlib.Path, text: str) -> str:
+    (folder / "script.py").write_text(text)
+    return str(folder / "script.py")
+
+
+def test_the_launcher_ends_all_when_one_fails_and_tells_which(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = children(os.getpid())
+    assert launch.main([f"--processes={PROCESSES}", write(tmp_path, FAILS)]) == 7
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == ["[1] number 1", "[2] number 2", "[3] number 3", "number 0"]
+    assert "[1] out of luck\n" in err
+    assert f"launch: process 1 of {PROCESSES} (pid " in err
+    assert err.endswith(") ended with exit code 7\n")
+    assert children(os.getpid()) == before
+
+
+def test_the_launcher_starts_again_from_what_there_is(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = write(tmp_path, DIES_ONCE)
+    assert launch.main(["--processes=2", "--max_restarts=3", script, f"--workdir={tmp_path}"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "new\nresumed\n"
+    assert "process 0 of 2 (pid " in err
+    assert err.endswith("was killed by SIGKILL\nlaunch: restart 1 of 3\n")
+
+
+def test_what_all_processes_refuse_is_told_once_and_not_tried_again(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = write(tmp_path, REFUSES)
+    assert launch.main([f"--processes={PROCESSES}", "--max_restarts=3", script, f"--workdir={tmp_path}"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("script: error: bad flag") == err.count("\n") == 1
+
+
+def test_a_signal_to_the_launcher_reaches_all_processes(tmp_path: pathlib.Path) -> None:
+    script = write(tmp_path, WAITS)
+    with started("-m", "lsgd_jax.launch", "--processes=3", script, str(tmp_path), folder=tmp_path) as launcher:
+        end = time.monotonic() + PATIENCE
+        while len(list(tmp_path.glob("[0-2]"))) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        launcher.terminate()
+        output, _ = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, output) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--processes=0", __file__], "--processes"),
+        (["--processes=two", __file__], "--processes"),
+        ([__file__], "--processes"),
+        (["--processes=2"], "script"),
+        (["--processes=2", "/nowhere/train.py"], "/nowhere/train.py"),
+        (["--processes=2", "--max_restarts=1", __file__, "--steps=3"], "--workdir"),
+    ],
+)
+def test_a_mistake_in_the_launchers_flags_is_told_in_one_line(
+    arguments: list[str], culprit: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(arguments)
+    out, err = capfd.readouterr()
+    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("launch: error: ")
+    assert culprit in err
+
+
+def test_gpus_are_dealt_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
+    assert launch._shares_of_gpus(2) == [{"CUDA_VISIBLE_DEVICES": "3,4"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    with pytest.raises(ValueError, match="4 GPUs cannot be dealt to --processes=3"):
+        launch._shares_of_gpus(3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch._shares_of_gpus(3) == [{}] * 3
