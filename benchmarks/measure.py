@@ -92,3 +92,9 @@ def writable(text: str) -> pathlib.Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write to {text} ({error.strerror}): choose another file") from error
     return path
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a process that `lsgd_jax.launch` has started; `process_id` is None in the program that starts it."""
+    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)

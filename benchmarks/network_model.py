@@ -5,18 +5,19 @@ are fitted on the smallest and the largest; the model then predicts the one in b
 """
 
 import argparse
-import multiprocessing
+import json
 import os
 import pathlib
-import queue
-import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from measure import as_table, writable, write_results
+from measure import add_process_flags, as_table, writable, write_results
+
+from lsgd_jax.launch import launch
 
 PROCESSES = 4
 MEGABYTES = (1, 4, 16)
@@ -29,12 +30,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30, help="of each size; their median counts (%(default)s)")
     parser.add_argument("--output", type=writable, default=str(ROOT / "results/network_model/network_model.json"))
+    add_process_flags(parser)
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
+    if args.process_id is not None:
+        return work(args)
     try:
         result = compare(measure(args.repeats))
-    except (TimeoutError, RuntimeError) as error:
+    except RuntimeError as error:
         print(f"network_model.py: {error}", file=sys.stderr)
         return 1
     print(table(result))
@@ -46,54 +50,31 @@ def measure(repeats: int) -> dict[int, list[float]]:
     """Seconds of each communication in one of the processes, by size in MB.
 
     Raises:
-      RuntimeError: if a process ends early.
-      TimeoutError: if they take too long; none of them is left over.
+      RuntimeError: if a process fails, or they take too long.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [
-        context.Process(target=work, args=(rank, coordinator, repeats, results), daemon=True)
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        return _first(results, workers)
-    finally:
-        for worker in reversed(workers):  # the first serves the others: without it they end with long errors
-            worker.kill()
-        for worker in workers:
-            worker.join()
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    with tempfile.TemporaryDirectory() as folder:
+        found = pathlib.Path(folder) / "seconds.json"
+        command = [sys.executable, __file__, f"--repeats={repeats}", f"--output={found}"]
+        failure = launch(command, PROCESSES, [environment] * PROCESSES, TIMEOUT_SECONDS)
+        if failure is not None:
+            raise RuntimeError(f"{failure.told}: free this machine, or ask for fewer --repeats")
+        return {int(megabytes): seconds for megabytes, seconds in json.loads(found.read_text()).items()}
 
 
-def _first(results: Any, workers: list[Any]) -> dict[int, list[float]]:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            return results.get(timeout=1)
-        except queue.Empty:
-            if any(worker.exitcode for worker in workers):
-                raise RuntimeError("a process ended early: its error stands above") from None
-    raise TimeoutError(f"not done after {TIMEOUT_SECONDS} s: free this machine, or ask for fewer --repeats")
+def work(args: argparse.Namespace) -> int:
+    """What each process does: one worker on one device. The first writes down its seconds."""
+    from lsgd_jax.training.joining import connect
 
-
-def work(rank: int, coordinator: str, repeats: int, results: Any) -> None:
-    """What each process does: one worker on one device."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, PROCESSES, rank)
+    connect(args.coordinator_address, args.num_processes, args.process_id, TIMEOUT_SECONDS)
     communications = {megabytes: _communication(megabytes) for megabytes in MEGABYTES}
     # The sizes take turns, so that what else the machine does falls on all of them.
-    rounds = [{megabytes: next(seconds) for megabytes, seconds in communications.items()} for _ in range(repeats + 2)]
-    if rank == 0:
-        results.put({megabytes: [each[megabytes] for each in rounds[2:]] for megabytes in MEGABYTES})
-    time.sleep(TIMEOUT_SECONDS)  # until it is killed: a process that leaves first makes the others fail
+    rounds = [
+        {megabytes: next(seconds) for megabytes, seconds in communications.items()} for _ in range(args.repeats + 2)
+    ]
+    if args.process_id == 0:
+        args.output.write_text(json.dumps({each: [of_round[each] for of_round in rounds[2:]] for each in MEGABYTES}))
+    return 0
 
 
 def _communication(megabytes: int) -> Iterator[float]:
