@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,12 +31,13 @@ from lsgd_jax.training.trainer import train
 ROOT = pathlib.Path(__file__).parent.parent
 PROCESSES = 4
 # Beyond this a test has failed; a machine with other work is slow.
-PATIENCE = 240
+PATIENCE = 300
 SETTINGS: dict[str, Any] = {
     "model": "mlp",
     "groups": 2,
     "workers": 2,
     "batch_size": 8,
+    "learning_rate": 0.02,
     "local_period": 4,
     "global_period": 8,
     "eval_every": 8,
@@ -65,6 +67,10 @@ def started(*command: str) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
+        for _ in range(2):  # at the second the launcher ends what it has started
+            if process.poll() is None:
+                process.terminate()
+                time.sleep(0.5)
         process.kill()
         process.wait()
 
@@ -144,10 +150,11 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
 def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
     """Like a run of a single process throughout; and nothing listens beyond loopback."""
     one, many = tmp_path / "one", tmp_path / "many"
-    for workdir, steps in ((one, 24), (many, 8)):
-        assert train(Config(str(workdir), **SETTINGS, steps=steps), figures=False)
+    assert train(Config(str(one), **SETTINGS, steps=8), figures=False)
+    shutil.copytree(one, many)
+    assert train(Config(str(one), **SETTINGS, steps=24), resume=True, figures=False)
 
-    script = ["experiments/train.py", f"--workdir={many}", "--steps=24", "--resume", "--nocompilation_cache"]
+    script = ["experiments/train.py", f"--workdir={many}", "--steps=16", "--resume", "--nocompilation_cache"]
     command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", *script]
     with started(*command) as launcher:
         wait_until(lambda: len(children(launcher.pid)) == PROCESSES and listening(children(launcher.pid)))
@@ -158,19 +165,16 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
         rest, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output + rest
     assert f"launch: process 2 of {PROCESSES} (pid {victim}) was killed by SIGKILL\nlaunch: restart 1 of 1\n" in output
-    assert f"resuming {many} at step 8 of 24\n" in output
+    assert f"resuming {many} at step 8 of 16\n" in output
     assert found
     assert found <= LOOPBACK
     assert rest.count("results in") == 1
-    assert_same_run(one, many)
     summary = json.loads((many / "summary.json").read_text())
-    assert summary["processes"] == PROCESSES
+    assert (summary["step"], summary["processes"]) == (16, PROCESSES)
     assert summary["figures"]
-    theirs = json.loads((one / "summary.json").read_text())
-    assert summary["worker_test_error"] == pytest.approx(theirs["worker_test_error"], abs=1e-6)
+    assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
 
-    for workdir in (one, many):
-        assert train(Config(str(workdir), **SETTINGS, steps=32), resume=True, figures=False)
+    assert train(Config(str(many), **SETTINGS, steps=24), resume=True, figures=False)
     assert_same_run(one, many)
 
 
