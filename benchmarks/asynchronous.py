@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from local_processes import first_result
+from local_processes import add_process_flags, finish, join, run_processes
 from measure import as_table, writable, write_results
 
 PROCESSES = 4
@@ -31,12 +31,17 @@ def main() -> int:
         "--slowdown", type=float, default=4.0, help="how many times longer the slow one's (%(default)s)"
     )
     parser.add_argument("--output", type=writable, default=str(ROOT / "results/asynchronous/asynchronous.json"))
+    add_process_flags(parser)
     args = parser.parse_args()
     if min(args.repeats, args.period) < 1 or args.step_ms <= 0 or args.slowdown < 1:
         parser.error("--repeats, --period and --slowdown must be at least 1, --step_ms more than 0")
+    if args.process_id is not None:
+        join(args)
+        return finish(args, work(args.repeats, args.period, args.step_ms / 1e3, args.slowdown))
+    flags = [f"--{name}={getattr(args, name)}" for name in ("repeats", "period", "step_ms", "slowdown")]
     try:
-        measured = first_result(work, PROCESSES, args.repeats, args.period, args.step_ms / 1e3, args.slowdown)
-    except (TimeoutError, RuntimeError) as error:
+        measured = run_processes(flags, PROCESSES)
+    except RuntimeError as error:
         print(f"asynchronous.py: {error}", file=sys.stderr)
         return 1
     result = compare(measured, args.period, args.slowdown)

@@ -9,19 +9,12 @@ one process with eight devices, between which nothing has a wire.
 
 import argparse
 import functools
-import json
-import os
-import pathlib
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import measure
+from local_processes import add_process_flags, finish, join, run_processes
 
 AXIS = "worker"
 LEAVES = 14  # as many arrays as cnn7 has
@@ -37,15 +30,13 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=9, help="timed runs of each alternative")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that one setting may take")
     parser.add_argument("--output", type=measure.writable, default="results/communication/communication.json")
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # of a process that this program has started
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    add_process_flags(parser)
     options = parser.parse_args()
     if options.repeats < 1 or options.devices < 0 or options.timeout <= 0 or 1 in [*options.processes, options.devices]:
         parser.error("--repeats and --timeout must be positive, --processes and --devices at least 2")
-    if options.rank is not None:
+    if options.process_id is not None:
         return _work(options)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends the processes
     rows = []
     for processes in options.processes:
         rows += _run(options, processes, over_gloo=True)
@@ -64,32 +55,13 @@ def _counts(text: str) -> list[int]:
 
 
 def _run(options: argparse.Namespace, workers: int, *, over_gloo: bool) -> list[dict[str, Any]]:
-    """One setting: starts its processes, waits, and leaves none behind."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        found = pathlib.Path(folder) / "rows.json"
-        sizes = ",".join(map(str, options.sizes))
-        command = [
-            *(sys.executable, __file__, f"--sizes={sizes}", f"--repeats={options.repeats}"),
-            *(f"--processes={workers}", f"--output={found}", f"--port={port if over_gloo else 0}"),
-        ]
-        devices = 1 if over_gloo else workers
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        processes: list[subprocess.Popen] = []
-        try:
-            for rank in range(workers if over_gloo else 1):
-                processes.append(subprocess.Popen([*command, f"--rank={rank}"], env=environment))
-            _wait(processes, options.timeout)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        rows = json.loads(found.read_text())
+    """One setting, in processes of its own."""
+    processes, devices = (workers, 1) if over_gloo else (1, workers)
+    flags = [f"--sizes={','.join(map(str, options.sizes))}", f"--repeats={options.repeats}"]
+    try:
+        rows = run_processes(flags, processes, devices=devices, timeout=options.timeout)
+    except RuntimeError as error:
+        raise SystemExit(f"communication.py: {error}") from error
     where = f"{workers} processes, Gloo" if over_gloo else f"{workers} devices of one process"
     print(f"\n{where}")
     measure.print_table(
@@ -107,28 +79,13 @@ def _run(options: argparse.Namespace, workers: int, *, over_gloo: bool) -> list[
     return [{"workers": workers, "over": "gloo" if over_gloo else "one process", **row} for row in rows]
 
 
-def _wait(processes: list[subprocess.Popen], timeout: float) -> None:
-    """Returns when all have ended well; raises as soon as one has not, or the time is over."""
-    end = time.monotonic() + timeout
-    while any(process.poll() is None for process in processes):
-        if any(process.poll() for process in processes) or time.monotonic() > end:
-            break
-        time.sleep(0.1)
-    codes = [process.poll() for process in processes]
-    if any(code != 0 for code in codes):
-        raise SystemExit(f"communication.py: processes ended with {codes} (None: not within {timeout:.0f} s)")
-
-
 def _work(options: argparse.Namespace) -> int:
     """What each of the processes does; rank 0 writes what it measured."""
     import jax
     import numpy as np
     from jax.sharding import Mesh
 
-    (workers,) = options.processes
-    if options.port:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{options.port}", workers, options.rank)
+    join(options, options.timeout)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     rows = []
     for size in options.sizes:
@@ -143,9 +100,7 @@ def _work(options: argparse.Namespace) -> int:
             timing = timings[name]
             row = {"communication": name, "parameters": size, **timing._asdict(), "bytes_a_link": bytes_a_link[name]}
             rows.append(row)
-    if options.rank == 0:
-        options.output.write_text(json.dumps(rows))
-    return 0
+    return finish(options, rows)
 
 
 def _alternatives(mesh: Any, size: int) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:

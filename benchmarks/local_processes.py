@@ -1,69 +1,52 @@
-"""Processes of this machine that compute together, over Gloo on loopback."""
+"""Benchmarks that start themselves as processes of this machine, which compute together over loopback."""
 
-import multiprocessing
-import os
-import queue
-import socket
-import time
-from collections.abc import Callable
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
 from typing import Any
 
-TIMEOUT_SECONDS = 300
+from lsgd_jax.launch import launch
+from lsgd_jax.training.joining import connect
 
 
-def first_result(work: Callable[..., Any], processes: int, *args: Any) -> Any:
-    """What process 0 gives.
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that a process is started with; `process_id` is None in the program that starts them."""
+    for name, kind in (("coordinator_address", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+
+
+def run_processes(flags: Sequence[str], processes: int, *, devices: int = 1, timeout: float = 300.0) -> Any:
+    """Starts this script as processes, and returns what the first has given to `finish`.
 
     Args:
-      work: a function of a module, `work(*args)`, which all processes call.
+      flags: of the script.
       processes: how many.
-      args: its arguments.
+      devices: CPU devices of each.
+      timeout: seconds that they may take.
 
     Raises:
-      RuntimeError: if a process ends early.
-      TimeoutError: if they take too long; none of them is left over.
+      RuntimeError: if one fails, or they take too long; none of them is left over.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    started = [
-        context.Process(target=_join_and_work, args=(work, coordinator, processes, number, results, args), daemon=True)
-        for number in range(processes)
-    ]
-    try:
-        for process in started:
-            process.start()
-        return _wait(results, started)
-    finally:
-        for process in reversed(started):  # the first serves the others: without it they end with long errors
-            process.kill()
-        for process in started:
-            process.join()
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    with tempfile.TemporaryDirectory() as folder:
+        found = pathlib.Path(folder) / "found.json"
+        command = [sys.executable, sys.argv[0], *flags, f"--output={found}"]
+        failure = launch(command, processes, [environment] * processes, timeout)
+        if failure is not None:
+            raise RuntimeError(f"{failure.told}: free this machine, or ask for less")
+        return json.loads(found.read_text())
 
 
-def _wait(results: Any, started: list[Any]) -> Any:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            return results.get(timeout=1)
-        except queue.Empty:
-            if any(process.exitcode for process in started):
-                raise RuntimeError("a process ended early: its error stands above") from None
-    raise TimeoutError(f"not done after {TIMEOUT_SECONDS} s: free this machine, or ask for fewer --repeats")
+def join(args: argparse.Namespace, timeout: float = 300.0) -> None:
+    """Meets the other processes; before JAX is used."""
+    connect(args.coordinator_address, args.num_processes, args.process_id, timeout)
 
 
-def _join_and_work(
-    work: Callable[..., Any], coordinator: str, processes: int, number: int, results: Any, args: tuple[Any, ...]
-) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, number)
-    result = work(*args)
-    if number == 0:
-        results.put(result)
-    time.sleep(TIMEOUT_SECONDS)  # until it is killed: a process that leaves first makes the others fail
+def finish(args: argparse.Namespace, found: Any) -> int:
+    """Leaves what was found, as JSON has it, if this is the first process; returns the exit code."""
+    if args.process_id == 0:
+        args.output.write_text(json.dumps(found))
+    return 0

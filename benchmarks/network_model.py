@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from local_processes import first_result
+from local_processes import add_process_flags, finish, join, run_processes
 from measure import as_table, writable, write_results
 
 PROCESSES = 4
@@ -26,12 +26,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=30, help="of each size; their median counts (%(default)s)")
     parser.add_argument("--output", type=writable, default=str(ROOT / "results/network_model/network_model.json"))
+    add_process_flags(parser)
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
+    if args.process_id is not None:
+        return work(args)
     try:
-        result = compare(first_result(work, PROCESSES, args.repeats))
-    except (TimeoutError, RuntimeError) as error:
+        result = compare(measure(args.repeats))
+    except RuntimeError as error:
         print(f"network_model.py: {error}", file=sys.stderr)
         return 1
     print(table(result))
@@ -39,12 +42,25 @@ def main() -> int:
     return 0
 
 
-def work(repeats: int) -> dict[int, list[float]]:
-    """Seconds of each communication in this process, by size in MB; each process is one worker on one device."""
+def measure(repeats: int) -> dict[int, list[float]]:
+    """Seconds of each communication in one of the processes, by size in MB.
+
+    Raises:
+      RuntimeError: if a process fails, or they take too long.
+    """
+    found = run_processes([f"--repeats={repeats}"], PROCESSES)
+    return {int(megabytes): seconds for megabytes, seconds in found.items()}
+
+
+def work(args: argparse.Namespace) -> int:
+    """What each process does: one worker on one device."""
+    join(args)
     communications = {megabytes: _communication(megabytes) for megabytes in MEGABYTES}
     # The sizes take turns, so that what else the machine does falls on all of them.
-    rounds = [{megabytes: next(seconds) for megabytes, seconds in communications.items()} for _ in range(repeats + 2)]
-    return {megabytes: [each[megabytes] for each in rounds[2:]] for megabytes in MEGABYTES}
+    rounds = [
+        {megabytes: next(seconds) for megabytes, seconds in communications.items()} for _ in range(args.repeats + 2)
+    ]
+    return finish(args, {each: [of_round[each] for of_round in rounds[2:]] for each in MEGABYTES})
 
 
 def _communication(megabytes: int) -> Iterator[float]:

@@ -51,20 +51,21 @@ def main(argv: list[str]) -> int:
 
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training import joining
-    from lsgd_jax.training.errors import InputError
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
-    try:
-        joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
-    except InputError as error:
-        return refuse(argv, str(error))
     return joining.guard(lambda: run(argv))
 
 
 def run(argv: list[str]) -> int:
     """What each process does; returns its exit code."""
-    from lsgd_jax.training import processes
-    from lsgd_jax.training.errors import AllWorkersLostError, InputError
+    from lsgd_jax.training import joining, processes
+    from lsgd_jax.training.errors import AgreedInputError, AllWorkersLostError, InputError
+
+    try:
+        joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
+    except InputError as error:
+        return refuse(argv, str(error))
+
     from lsgd_jax.training.trainer import train
     from lsgd_jax.training.workdir import load_config
 
@@ -79,7 +80,8 @@ def run(argv: list[str]) -> int:
         use_compilation_cache(FLAGS.compilation_cache)
         summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
     except InputError as error:
-        return refuse(argv, str(error)) if processes.is_main() else 2
+        silent = isinstance(error, AgreedInputError) and not processes.is_main()
+        return 2 if silent else refuse(argv, str(error))
     except AllWorkersLostError as error:
         if processes.is_main():
             print(f"train.py: {error}", file=sys.stderr)

@@ -57,6 +57,10 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             coordinator_bind_address=address if local else None,
         )
+        if local:
+            _keep_gloo_on_loopback()
+        processes.introduce()
+        jax.devices()  # now: it waits for all processes
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"cannot join the other processes ({first_line(error)}): "
@@ -64,29 +68,25 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
         ) from error
     finally:
         deadline.cancel()
-    if local:
-        _keep_gloo_on_loopback()
-    processes.introduce()
-    jax.devices()  # now: it waits for all processes
 
 
 def guard(body: Callable[[], int]) -> int:
-    """Calls what returns the process's exit code; a failure ends the process at once.
+    """Calls what connects this process and returns its exit code; a failure among several ends it at once.
 
     An ordinary exit would wait for the other processes, and they for this one.
     """
-    if processes.alone():
-        return body()
     try:
         code = body()
     except Exception as error:
+        if processes.alone():
+            raise
         code = 1
         if _is_of_another(error):
             _tell(f"a collective failed; if a process has died, JAX tells which within {HEARTBEAT_SECONDS} s ({error})")
             time.sleep(HEARTBEAT_SECONDS + 5)  # meanwhile it ends this process too
         else:
             traceback.print_exc()
-    if code:
+    if code and not processes.alone():
         _leave(code)
     return code
 

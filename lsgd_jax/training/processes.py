@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import AgreedInputError, InputError
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.topology import Topology
 
@@ -178,7 +178,7 @@ def from_main(function: Callable[[], T]) -> T:
       function: its result goes to other processes as JSON.
 
     Raises:
-      InputError: in all processes, if the function raises it.
+      AgreedInputError: in all processes, if the function raises InputError.
     """
     if alone():
         return function()
@@ -192,7 +192,7 @@ def together(check: Callable[[], T]) -> T:
     """What a function gives: called first in the main process, then in the others. All have to call this.
 
     Raises:
-      InputError: in all processes, if the function raises it in any.
+      AgreedInputError: in all processes, if the function raises InputError in any.
     """
     if alone():
         return check()
@@ -208,7 +208,7 @@ def check_same(settings: Mapping[str, Any]) -> None:
     """Refuses settings that are not those of the main process.
 
     Raises:
-      InputError: in all processes, naming the first that differs.
+      AgreedInputError: in all processes, naming the first that differs.
     """
     if alone():
         return
@@ -237,7 +237,7 @@ def _attempt(function: Callable[[], T]) -> tuple[Any, str | None]:
 def _raise_together(error: str | None) -> None:
     for i, told in enumerate(exchange("errors", error)):
         if told is not None:
-            raise InputError(told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
+            raise AgreedInputError(told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
 
 
 @functools.cache
