@@ -5,7 +5,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo compare test lint
+.PHONY: demo compare theory test lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed-train
 
 compare: $(VENV)/.installed-train
 	$(BIN)/python experiments/compare.py --flagfile=experiments/flagfiles/digits.flags --workdir=runs/compare
+
+theory: $(VENV)/.installed-train
+	$(BIN)/python experiments/theory.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4

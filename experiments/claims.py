@@ -23,10 +23,11 @@ class Claim(NamedTuple):
     expected: bool = True
 
 
-def conclude(workdir: pathlib.Path, claims: Sequence[Claim]) -> int:
+def conclude(workdir: pathlib.Path, claims: Iterable[Claim]) -> int:
     """Prints the table of claims, writes claims.json, and returns the exit code: 1 if one that should hold does not."""
+    claims = list(claims)
     print(table(claims))
-    text = json.dumps([claim._asdict() for claim in claims], indent=2)
+    text = json.dumps([claim._asdict() | {"held": bool(claim.held)} for claim in claims], indent=2)
     (workdir / "claims.json").write_text(text + "\n")
     return int(any(claim.expected and not claim.held for claim in claims))
 

@@ -1,0 +1,1 @@
+"""The parts of experiments/convergence.py, one file a theorem."""
