@@ -163,8 +163,8 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any
     [
         ("digits", METHODS, 2, {}),
         ("cifar10_cnn7_4_workers", METHODS, 3, {"lsgd": 6}),
-        ("tinyshakespeare_transformer", BASELINES, 2, {"lsgd": 4, "diloco": 4}),
-        ("tinyshakespeare_lstm", BASELINES, 2, {"lsgd": 4, "diloco": 4}),
+        ("tinyshakespeare_transformer", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
+        ("tinyshakespeare_lstm", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
     ],
 )
 def test_the_flagfiles_give_every_method_as_many_settings(
