@@ -23,6 +23,17 @@ def test_at_equal_bytes_every_method_stops_within_what_the_thriftiest_sends() ->
     assert cells(table, "data_parallel") == ["data_parallel", "8.00 ± 0.00", "4,096", "3"]
 
 
+def test_a_few_bytes_more_than_the_budget_do_not_cost_an_evaluation() -> None:
+    thrifty = [outcome("lsgd", LSGD, 100, "test", falling(0.02), sent=10**6)]
+    for sent, samples in ((1_009_000, "16,384"), (1_011_000, "12,288")):
+        other = [outcome("local_sgd", LSGD, 100, "test", falling(0.01), sent=sent)]
+        by_name = methods([*thrifty, *other])
+        budget = least_bytes(list(by_name.values()))
+        assert budget is not None
+        table = budget_table(list(by_name.values()), budget, "MB", 1e6)
+        assert (cells(table, "lsgd")[2], cells(table, "local_sgd")[2]) == ("16,384", samples)
+
+
 def test_at_equal_bytes_some_send_too_much_and_some_nothing() -> None:
     talkative = [outcome("data_parallel", PARALLEL, 100, "test", falling(0.01), sent=5 * 10**6)]
     silent = [outcome("none", PARALLEL, 100, "test", falling(0.05))]

@@ -12,6 +12,7 @@ from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
 from comparison.figures import LEAST, draw_figures
 from comparison.schedule import DENSEST
 from comparison.tables import (
+    SLACK,
     Method,
     Setting,
     at_the_edge,
@@ -242,7 +243,8 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
         f"A run that diverged (all workers lost) counts as {worst} from then on, in every mean; none counts as more.",
         "sgd is one worker, which takes as many times the steps as the others have workers."
         if any(method.name == "sgd" for method in methods) else "",
-        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period. Methods that "
+        "A budget is met at an evaluation, so a method may stay below it by up to one evaluation period; it counts as "
+        f"met by what exceeds it by {SLACK:.0%} or less. Methods that "
         f"spend it early in their run are evaluated up to {DENSEST} times as often as the others.",
     ]  # fmt: skip
     return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])

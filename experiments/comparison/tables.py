@@ -10,6 +10,9 @@ from comparison.evaluations import Evaluation, Run, Spread, spread
 from comparison.trials import Setting
 from lsgd_jax.training.task import Metric
 
+# Methods that communicate as often send the same but for a score or a count: a budget may be exceeded by so much of it.
+SLACK = 0.01
+
 
 class Method(NamedTuple):
     """A method and its runs.
@@ -131,7 +134,8 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
     for method in methods:
         if not method.test:
             continue
-        within = [{e.step: e for e in run.evaluations if budget.spent(e) <= budget.amount} for run in method.test]
+        most = (1 + SLACK) * budget.amount
+        within = [{e.step: e for e in run.evaluations if budget.spent(e) <= most} for run in method.test]
         common = set.intersection(*map(set, within))  # some may have been run with another --eval_every
         if not common:
             first = method.test[0].evaluations[0]

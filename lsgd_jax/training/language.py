@@ -57,7 +57,11 @@ def make_task(config: Config, source: TextSource, topology: Topology) -> Task:
 
 
 def language_loss(model: FunctionalModel) -> Loss:
-    """The mean cross-entropy of the next byte over a minibatch, in nats."""
+    """The mean cross-entropy of the next byte over a minibatch, in nats.
+
+    What the model carries goes on until its rows begin again. A worker that was lost
+    and starts again has the leader's until then.
+    """
 
     def loss(params: Any, model_state: Any, batch: TextBatch, key: jax.Array) -> tuple[jax.Array, Any]:
         model_state = jax.tree.map(lambda x: jnp.where(batch.begins, 0, x), model_state)
