@@ -3,7 +3,6 @@
 Process 0 starts JAX's coordination service, through which the others find each other.
 """
 
-import itertools
 import os
 import socket
 import sys
@@ -95,14 +94,16 @@ def _leave(code: int) -> NoReturn:
     """Ends this process; the coordinator last, for the others not to miss it."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    if processes.is_main():
-        end = time.monotonic() + LEAVING_SECONDS
-        while len(processes.client().key_value_dir_get(LEFT)) < processes.count() - 1 and time.monotonic() < end:
-            time.sleep(0.05)
-        time.sleep(0.2)
-    else:
-        processes.client().key_value_set(f"{LEFT}/{processes.number()}", "")
-    os._exit(code)
+    try:
+        if processes.is_main():
+            end = time.monotonic() + LEAVING_SECONDS
+            while len(processes.client().key_value_dir_get(LEFT)) < processes.count() - 1 and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.2)
+        else:
+            processes.client().key_value_set(f"{LEFT}/{processes.number()}", "")
+    finally:
+        os._exit(code)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -155,17 +156,17 @@ def _detected() -> int:
     """The number of processes of the cluster that JAX detects; 1 if it detects none."""
     from jax._src.clusters import ClusterEnv
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what is missing to detect one
-        found = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present())
-        for kind in itertools.islice(found, 1):
-            try:
-                return kind.get_process_count()
-            except Exception as error:  # each kind of cluster has its own
-                raise InputError(
-                    f"cannot find out how many processes there are ({first_line(error)}): "
-                    "give --num_processes=1, or --coordinator_address, --num_processes and --process_id"
-                ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is missing to detect one
+            for kind in ClusterEnv._cluster_types:
+                if not kind.opt_in_only_method and kind.is_env_present():
+                    return kind.get_process_count()
+    except Exception as error:  # each kind of cluster has its own
+        raise InputError(
+            f"cannot find out how many processes there are ({first_line(error)}): "
+            "give --num_processes=1, or --coordinator_address, --num_processes and --process_id"
+        ) from error
     return 1
 
 
