@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
     from comparison.plan import make_plan
     from comparison.running import StoppedError, compare, forecast
 
-    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.errors import InputError, RunFailedError
     from lsgd_jax.training.workdir import locked, make_writable
 
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
     given: dict[str, Any] = given_settings(FLAGS) | {"workdir": str(workdir)}
     options: dict[str, Any] = {name: FLAGS[name].value for name, *_ in PLAN}
@@ -77,6 +77,9 @@ def main(argv: list[str]) -> int:
             files = compare(plan, commands=[shlex.join(["python", *argv])])
     except InputError as error:
         return refuse(argv, str(error))
+    except RunFailedError as error:
+        print(f"compare.py: {error}", file=sys.stderr)
+        return 1
     except (StoppedError, KeyboardInterrupt):
         print("compare.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -204,8 +204,8 @@ def draw_leaders(workdir: pathlib.Path, lines: Sequence[Line]) -> list[pathlib.P
         elections = [row for row in run.leaders if row["level"] == "global"]
         if not elections:
             continue
-        workers = run.config["groups"] * run.config["workers"]
         steps, leaders = [int(row["step"]) for row in elections], [int(row["leader"]) for row in elections]
+        workers = max(run.config["groups"] * run.config["workers"], *(leader + 1 for leader in leaders))
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         when, often = figure.subplots(1, 2, width_ratios=(3, 1))
         when.step(steps, leaders, where="post", color=GREY, linewidth=0.8)

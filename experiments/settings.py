@@ -91,6 +91,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "that decode streamed images; 0: this one (default: one a core, up to 16)",
         ),
         Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+        Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; see the README"),
         Flag("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
     ),
@@ -99,6 +100,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 # What concerns this process, not the run: not kept in config.json.
 PROCESS_FLAGS = (
     "resume",
+    "elastic",
     "profile_dir",
     "compilation_cache",
     "coordinator_address",

@@ -48,18 +48,20 @@ def main(argv: list[str]) -> int:
 
     if FLAGS.resume and FLAGS.workdir is None:
         return refuse(argv, "--resume needs to know the run: add its --workdir")
+    if FLAGS.elastic and not FLAGS.resume:
+        return refuse(argv, "--elastic is for runs that go on: add --resume and the run's --workdir")
 
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training import joining
 
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
+    logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     return joining.guard(lambda: run(argv))
 
 
 def run(argv: list[str]) -> int:
     """What each process does; returns its exit code."""
     from lsgd_jax.training import joining, processes
-    from lsgd_jax.training.errors import AgreedInputError, AllWorkersLostError, InputError
+    from lsgd_jax.training.errors import AgreedInputError, AllWorkersLostError, InputError, RunFailedError
 
     try:
         joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
@@ -78,12 +80,12 @@ def run(argv: list[str]) -> int:
         )
         profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
         use_compilation_cache(FLAGS.compilation_cache)
-        summary = train(config, resume=FLAGS.resume, profile_dir=profile_dir)
+        summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=profile_dir)
     except InputError as error:
         silent = isinstance(error, AgreedInputError) and not processes.is_main()
         return 2 if silent else refuse(argv, str(error))
-    except AllWorkersLostError as error:
-        if processes.is_main():
+    except RunFailedError as error:
+        if processes.is_main() or not isinstance(error, AllWorkersLostError):  # which all processes find
             print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -35,10 +35,17 @@ NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 
 
 class Failure(NamedTuple):
-    """The process that failed first: its exit code, 128 and the signal's number if one killed it, and a line."""
+    """The process that failed first.
+
+    Attributes:
+      code: its exit code; 128 and the signal's number if one killed it.
+      told: a line.
+      killed: the numbers of all that a signal had killed by then; not those that aborted since they missed another.
+    """
 
     code: int
     told: str
+    killed: tuple[int, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0,
         help="how often to start all again when one has died, from the last checkpoint in the script's --workdir",
     )
+    parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="start again without the processes that were killed; the script then gets --elastic after --resume",
+    )
     parser.add_argument("script", help="what to start, and its flags")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -71,16 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = _workdir_in(options.flags)
     if options.max_restarts and workdir is None:
         parser.error("--max_restarts has to know where the run is: give the script a --workdir")
+    if options.elastic and not options.max_restarts:
+        parser.error("--elastic is about starting again: add --max_restarts")
     try:
         environments = _shares_of_gpus(options.processes)
     except ValueError as error:
         parser.error(str(error))
 
     command = [sys.executable, options.script, *options.flags]
+    again: list[str] = []
     restarts = 0
     while True:
-        resumed = ["--resume"] if restarts and workdir and (workdir / "config.json").is_file() else []
-        failure = launch([*command, *resumed], options.processes, environments)
+        failure = launch([*command, *again], len(environments), environments)
         if failure is None:
             return 0
         if failure.code != 2:  # else the script has told its one line
@@ -88,7 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if failure.code in FINAL_CODES or restarts == options.max_restarts:
             return failure.code
         restarts += 1
-        _tell(f"restart {restarts} of {options.max_restarts}")
+        told = f"restart {restarts} of {options.max_restarts}"
+        if workdir and (workdir / "config.json").is_file():
+            again = ["--resume"]
+            if options.elastic:
+                again.append("--elastic")
+                survivors = [own for number, own in enumerate(environments) if number not in failure.killed]
+                environments = survivors or environments
+                told += f", with {len(environments)} of {options.processes} processes"
+        _tell(told)
 
 
 def launch(
@@ -157,13 +179,14 @@ def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure
         time.sleep(POLL_SECONDS)
     # Those that abort have missed another.
     failed = [(process.returncode == -signal.SIGABRT, i) for i, process in enumerate(started) if process.returncode]
+    killed = tuple(i for aborted, i in failed if not aborted and started[i].returncode < 0)
     number = min(failed)[1]
     code, pid = started[number].returncode, started[number].pid
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     end = time.monotonic() + GRACE_SECONDS
     while any(process.poll() is None for process in started) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
-    return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}")
+    return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}", killed)
 
 
 @contextlib.contextmanager

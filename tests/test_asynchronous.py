@@ -5,6 +5,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ from regression import QUICK, laid_out, make_problem, numpy_loss_and_grad
 from train_steps import REGRESSION, faulty_loss, run, started
 
 from lsgd_jax import Topology, init_state, local_sgd, make_train_step
-from lsgd_jax.training.asynchronous import make_asynchronous_step, simulate_round
+from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.records import RoundRow, read_leaders, read_metrics, read_rounds
+from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.schedules import follow_factor
+from lsgd_jax.training.train_step import RoundReport
 from lsgd_jax.training.trainer import train
 
 SETTINGS = Settings(2, 4, local_period=3, global_period=6, local_pull=0.3, stale_local_pull=0.02, window=4)
@@ -143,6 +146,23 @@ def test_the_learning_rate_follows_the_shared_count_up_to_the_end_of_the_round()
         state, _ = train_step(state, data, np.array([steps], np.int32))
         moved -= sum(of_workers) / 3
         np.testing.assert_allclose(state.params["w"], moved, rtol=1e-6)
+
+
+def test_a_worker_that_has_taken_no_step_is_not_told_to_have_a_loss_that_is_not_finite() -> None:
+    told: list[str] = []
+    records, progress = Mock(), Mock(tell=told.append)
+    log = RoundLog(Topology(1, 2), records, progress, lambda: None)
+
+    def after(step: int, *steps: int) -> list[str]:
+        report = RoundReport(np.array([[1.0, np.nan]]), np.zeros((1, 2), bool), {})
+        log.add(step, report, Pace(np.array([steps]), np.zeros((1, 2))))
+        log.catch_up()
+        return told
+
+    assert after(4, 8, 0) == []
+    once = ["step 8: worker 1 has a loss that is not finite and cannot lead"]
+    assert after(8, 4, 4) == once
+    assert after(12, 8, 0) == after(16, 4, 4) == once
 
 
 RUN: dict[str, Any] = {

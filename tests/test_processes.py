@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from lsgd_jax import launch
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
-from lsgd_jax.training.records import read_leaders, read_metrics
+from lsgd_jax.training.records import read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
 
@@ -178,6 +179,40 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
     assert_same_run(one, many)
 
 
+def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_killed(tmp_path: pathlib.Path) -> None:
+    """Each round has exactly as many steps as there are workers times the period, however many there are."""
+    workdir, period = tmp_path / "run", 8
+    settings = SETTINGS | {"groups": 1, "workers": PROCESSES, "eval_every": 400, "checkpoint_every": 80}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    script = ["experiments/train.py", "--asynchronous", "--steps=400", "--nocompilation_cache", f"--workdir={workdir}"]
+    command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", "--elastic", *script, *flags]
+    with started(*command) as launcher:
+        wait_until(lambda: (workdir / "checkpoints" / "80").is_dir())
+        victim = children(launcher.pid)[1]
+        os.kill(victim, signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 0, output
+    assert f"process 1 of {PROCESSES} (pid {victim}) was killed by SIGKILL\n" in output
+    assert f"launch: restart 1 of 1, with 3 of {PROCESSES} processes\n" in output
+    left_out = re.search(r"^left out: worker (\d) of 1 × 4$", output, re.MULTILINE)
+    begun = re.search(r"^resuming \S+ at step (\d+) of 400$", output, re.MULTILINE)
+    assert left_out, output
+    assert begun, output
+    assert int(begun[1]) % 80 == 0
+
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["step"], summary["processes"], summary["workers"]) == (400, 3, 3)
+    assert json.loads((workdir / "config.json").read_text())["workers"] == 3
+    steps: dict[int, list[int]] = {}
+    for row in read_rounds(workdir):
+        steps.setdefault(row.step, []).append(row.steps)
+        assert row.waiting >= 0
+    assert sorted(steps) == list(range(period, 401, period))
+    assert all(len(of_round) == (4 if step <= int(begun[1]) else 3) for step, of_round in steps.items())
+    assert all(sum(of_round) == len(of_round) * period for of_round in steps.values())
+    assert sorted({row.step for row in read_leaders(workdir)}) == sorted(steps)
+
+
 MEMBER = """
 import argparse, contextlib, os, sys, time
 import jax, numpy as np
@@ -322,6 +357,16 @@ if number == 0:
         (workdir / "config.json").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 """
+SHRINKS = """
+import os, pathlib, signal, sys
+workdir, number = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[-1].partition("=")[2])
+print(*sys.argv[2:-3], sys.argv[-2], number, flush=True)
+if number == 1 and "--elastic" not in sys.argv:
+    (workdir / "config.json").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+while "--elastic" not in sys.argv:
+    signal.pause()
+"""
 REFUSES = """
 import sys
 print("script: error: bad flag", file=sys.stderr)
@@ -364,6 +409,22 @@ def test_the_launcher_starts_again_from_what_there_is(
     assert err.endswith("was killed by SIGKILL\nlaunch: restart 1 of 3\n")
 
 
+def test_an_elastic_launcher_goes_on_without_the_process_that_was_killed(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = write(tmp_path, SHRINKS)
+    assert launch.main(["--processes=3", "--max_restarts=1", "--elastic", script, f"--workdir={tmp_path}"]) == 0
+    out, err = capfd.readouterr()
+    first, second = ({line for line in out.splitlines() if ("--resume" in line) == again} for again in (False, True))
+    assert (
+        {"--num_processes=3 0", "[1] --num_processes=3 1", "[2] --num_processes=3 2"}
+        >= first
+        >= {"[1] --num_processes=3 1"}
+    )
+    assert second == {"--resume --elastic --num_processes=2 0", "[1] --resume --elastic --num_processes=2 1"}
+    assert err.endswith("was killed by SIGKILL\nlaunch: restart 1 of 1, with 2 of 3 processes\n")
+
+
 def test_what_all_processes_refuse_is_told_once_and_not_tried_again(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +453,7 @@ def test_a_signal_to_the_launcher_reaches_all_processes(tmp_path: pathlib.Path) 
         (["--processes=2"], "script"),
         (["--processes=2", "/nowhere/train.py"], "/nowhere/train.py"),
         (["--processes=2", "--max_restarts=1", __file__, "--steps=3"], "--workdir"),
+        (["--processes=2", "--elastic", __file__, "--workdir=runs/one"], "--max_restarts"),
     ],
 )
 def test_a_mistake_in_the_launchers_flags_is_told_in_one_line(

@@ -1,48 +1,106 @@
 """Checkpoints of a run, with Orbax."""
 
+import hashlib
+import json
 import pathlib
-from typing import Any
+import re
+import shutil
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training import processes
+from lsgd_jax.training.errors import DiskFullError, InputError
 from lsgd_jax.training.state import TrainState
+from lsgd_jax.training.workdir import write_json
 
 KEPT = 2
+DIGESTS = "digests.json"
+# What Orbax calls a checkpoint that it is still writing.
+UNFINISHED = re.compile(r"(\d+)\.orbax-checkpoint-tmp")
+
+
+class Standing(NamedTuple):
+    """What a run has to know to go on, besides the state of its workers.
+
+    Attributes:
+      shape: (groups, workers) of the state.
+      seconds: wall-clock of training so far.
+      train_loss: the workers' mean training loss over their last minibatches.
+      bytes_communicated: sent by all workers together so far.
+    """
+
+    shape: tuple[int, int]
+    seconds: float
+    train_loss: float
+    bytes_communicated: int
 
 
 class Checkpoints:
     """The checkpoints of a run, `checkpoints/<step>/` in its workdir.
 
     A checkpoint appears under its name only once it is complete, so a run that is
-    killed while it writes one goes on from the one before.
+    killed while it writes one goes on from the one before. A list of its files'
+    digests is then added to it: what changes on disk later does not go unnoticed.
+
+    Args:
+      workdir: the run's folder.
+      read_only: whether to leave all as it is, for those who look at a run.
     """
 
-    def __init__(self, workdir: pathlib.Path) -> None:
-        # Not in the background: on CPU the arrays that a writer still reads would be donated to the next round.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
+        self._folder = (workdir / "checkpoints").absolute()
+        if not read_only:
+            processes.from_main(lambda: _sweep(self._folder))
+        if read_only:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, max_to_keep=None, save_interval_steps=0
+            )
+        else:
+            # Not in the background: on CPU the arrays that a writer still reads would be donated to the next round.
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Saves the state, and what else the run has to know to go on, as JSON."""
+    def save(self, step: int, state: TrainState, standing: Standing) -> None:
+        """Saves the state, and what else the run has to know to go on, as JSON.
+
+        Raises:
+          DiskFullError: if there is no room for it; nothing is written then.
+        """
         if step == self.latest_step():
             return
+        if processes.is_main():
+            self._check_room(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_with_raw_keys(state)), progress=ocp.args.JsonSave(progress)
+                state=ocp.args.StandardSave(_with_raw_keys(state)), standing=ocp.args.JsonSave(standing._asdict())
             ),
         )
+        if processes.is_main():
+            folder = self._folder / str(step)
+            write_json(folder / DIGESTS, _digests(folder))
 
-    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """(state, progress) of a step, laid out as `shardings` say.
+    def standing(self, step: int) -> Standing:
+        """What was saved with the state of a step.
+
+        Raises:
+          InputError: if it was written by another version.
+        """
+        items = ocp.args.Composite(standing=ocp.args.JsonRestore())
+        saved = self._manager.restore(step, args=items)["standing"]
+        if saved.keys() != set(Standing._fields):
+            raise _of_another_program(step)
+        return Standing(**{**saved, "shape": tuple(saved["shape"])})
+
+    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The state of a step, laid out as `shardings` say.
 
         Raises:
           InputError: if it is a checkpoint of another program: the arrays are others.
@@ -52,16 +110,31 @@ class Checkpoints:
             jax.eval_shape(_with_raw_keys, shapes),
             shardings,
         )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        raw = self._restore(step, target)
+        return raw._replace(keys=jax.random.wrap_key_data(raw.keys))
+
+    def restore_on_host(self, step: int, shapes: TrainState) -> TrainState:
+        """The state of a step as NumPy arrays, whole in every process; `keys` are their raw data.
+
+        Raises:
+          InputError: as `restore`.
+        """
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(_with_raw_keys, shapes))
+        return self._restore(step, target)
+
+    def _restore(self, step: int, target: TrainState) -> TrainState:
         try:
-            restored = self._manager.restore(step, args=items)
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except ValueError as error:
-            raise InputError(
-                f"the checkpoint of step {step} was written by another version of lsgd_jax, or its config.json was "
-                "changed: go on with that version, or start again in a new --workdir"
-            ) from error
-        raw = restored["state"]
-        return raw._replace(keys=jax.random.wrap_key_data(raw.keys)), dict(restored["progress"])
+            raise _of_another_program(step) from error
+
+    def _check_room(self, step: int, needed: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise DiskFullError(
+                f"there is no room for the checkpoint of step {step} in {self._folder} ({needed / 1e6:,.1f} MB, "
+                f"{free / 1e6:,.1f} MB are free): make room, and go on from the last one with --resume"
+            )
 
     def close(self) -> None:
         """Releases what the manager holds."""
@@ -70,3 +143,56 @@ class Checkpoints:
 
 def _with_raw_keys(state: TrainState) -> TrainState:
     return state._replace(keys=jax.random.key_data(state.keys))
+
+
+def _of_another_program(step: int) -> InputError:
+    return InputError(
+        f"the checkpoint of step {step} was written by another version of lsgd_jax, or its config.json was "
+        "changed: go on with that version, or start again in a new --workdir"
+    )
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    """Removes half-written checkpoints, and moves damaged ones away until the newest is whole; with warnings."""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        if found := UNFINISHED.match(path.name):
+            shutil.rmtree(path)
+            processes.say(f"warning: the checkpoint of step {found[1]} was not finished: going on from the one before")
+    for step in sorted((int(path.name) for path in paths if path.name.isdigit()), reverse=True):
+        damage = _damage(folder / str(step))
+        if damage is None:
+            return
+        aside = folder / f"{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (folder / str(step)).rename(aside)
+        processes.say(
+            f"warning: the checkpoint of step {step} is damaged ({damage}) and now in {aside}: "
+            "going on from the one before"
+        )
+
+
+def _damage(checkpoint: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files; None also where they were never listed: it was killed just before."""
+    try:
+        listed = json.loads((checkpoint / DIGESTS).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return f"{DIGESTS} cannot be read"
+    try:
+        found = _digests(checkpoint)
+    except OSError as error:
+        return f"{pathlib.Path(error.filename).name} cannot be read"
+    changed = [name for name, digest in listed.items() if found.get(name) != digest]
+    return f"{changed[0]} has changed" if changed else None
+
+
+def _digests(checkpoint: pathlib.Path) -> dict[str, str]:
+    """The digest of each file of a checkpoint."""
+    digests = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != DIGESTS:
+            with path.open("rb") as file:
+                digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return digests

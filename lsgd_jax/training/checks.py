@@ -19,6 +19,7 @@ def check_settings(
     workdir: pathlib.Path,
     *,
     resume: bool,
+    elastic: bool = False,
     profile_dir: str | None = None,
     source: AnySource | None = None,
 ) -> AnySource:
@@ -35,7 +36,7 @@ def check_settings(
     elif not workdir.is_dir():  # the main process has made it
         raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
     if resume:
-        check_resumable(read_config(workdir), config)
+        check_resumable(read_config(workdir), config, elastic=elastic)
     topology = Topology(config.groups, config.workers, processes.devices())
     processes.check_all_work(topology)
     if config.asynchronous:

@@ -11,6 +11,8 @@ from lsgd_jax.training.errors import InputError
 FREE_AT_RESUME = frozenset(
     {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes"}
 )
+# These may differ too when it is resumed with --elastic.
+SHAPE = frozenset({"groups", "workers"})
 
 TEXT_MODEL = "transformer"
 
@@ -158,29 +160,34 @@ def check_config(config: Config) -> None:
         raise InputError("--algorithm=sgd trains one worker: add --groups=1 --workers=1, or use --algorithm=none")
 
 
-def check_resumable(saved: dict[str, Any], config: Config) -> None:
+def check_resumable(saved: dict[str, Any], config: Config, *, elastic: bool = False) -> None:
     """Refuses to go on with a run whose model or algorithm would change.
 
     Args:
       saved: the settings that the run was started with.
       config: the settings now.
+      elastic: whether the number of workers may change.
 
     Raises:
       InputError: naming the flags that differ.
     """
     before, now = Config(**saved), config
+    free = FREE_AT_RESUME | (SHAPE if elastic else set())
     changed = {
         name: (getattr(before, name), getattr(now, name))
-        for name in saved.keys() - FREE_AT_RESUME
+        for name in saved.keys() - free
         if getattr(before, name) != getattr(now, name)
     }
     if before.model_name == now.model_name:
         changed.pop("model", None)
     if before.text_file and now.text_file:  # it may have moved
         changed.pop("text_file", None)
+    if config.worker_speeds is not None and (before.groups, before.workers) != (now.groups, now.workers):
+        changed["worker_speeds"] = (before.worker_speeds, "of another number of workers")
     if changed:
         told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
-        raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir")
+        hint = ", or add --elastic" if changed.keys() <= SHAPE else ""
+        raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir{hint}")
 
 
 def _check_at_least(config: Config, name: str, least: int) -> None:

@@ -1,4 +1,7 @@
-"""What a user of the command line can get wrong, told in one line."""
+"""What a user of the command line can get wrong, and what ends a run, told in one line."""
+
+import errno
+import os
 
 
 class InputError(ValueError):
@@ -9,8 +12,24 @@ class AgreedInputError(InputError):
     """Bad input that all processes of a run have heard of; the main process tells it."""
 
 
-class AllWorkersLostError(RuntimeError):
-    """No worker has finite parameters left, and nothing will start one again. Its message is one line."""
+class RunFailedError(RuntimeError):
+    """A run that cannot go on. Its message is one line: why, and what to do."""
+
+
+class AllWorkersLostError(RunFailedError):
+    """No worker has finite parameters left, and nothing will start one again."""
+
+
+class DiskFullError(RunFailedError):
+    """There is no room left for what a run writes."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room on a disk, as the system or TensorStore tells it."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (isinstance(error, OSError) and error.errno in full) or any(
+        os.strerror(number) in str(error) for number in full
+    )
 
 
 def first_line(error: Exception) -> str:

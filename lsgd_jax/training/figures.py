@@ -70,14 +70,15 @@ def _draw_leaders(path: pathlib.Path, leaders: list[LeaderRow], workers: int) ->
     when, often = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     levels = (("local", GREEN, "o", 3), ("global", ORANGE, "s", 6))
     offset = -0.2
+    everybody = range(max(workers, *(row.leader + 1 for row in leaders)))  # there may have been more
     for level, colour, marker, size in levels:
         rows = [row for row in leaders if row.level == level]
         if not rows:
             continue
         when.plot([row.step for row in rows], [row.leader for row in rows], marker, color=colour, markersize=size,
                   label=f"{level} leader", linestyle="none", alpha=0.8)  # fmt: skip
-        times = [sum(row.leader == worker for row in rows) for worker in range(workers)]
-        often.barh([worker + offset for worker in range(workers)], times, 0.4, color=colour, label=f"{level} leader")
+        times = [sum(row.leader == worker for row in rows) for worker in everybody]
+        often.barh([worker + offset for worker in everybody], times, 0.4, color=colour, label=f"{level} leader")
         offset += 0.4
     when.set_xlabel("local steps of each worker")
     when.set_ylabel("worker")

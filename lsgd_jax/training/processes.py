@@ -87,16 +87,21 @@ def default_shape(given: Mapping[str, Any]) -> dict[str, int]:
     return {"groups": groups, "workers": given.get("workers") or max(1, jax.device_count() // groups)}
 
 
+def idle(topology: Topology) -> set[int]:
+    """The processes that a topology leaves without workers."""
+    return set(range(count())) - {device.process_index for device in topology.mesh.devices.flat}
+
+
 def check_all_work(topology: Topology) -> None:
     """Refuses a topology that leaves a process without workers.
 
     Raises:
       InputError: naming the flags.
     """
-    idle = set(range(count())) - {device.process_index for device in topology.mesh.devices.flat}
-    if idle:
+    without = idle(topology)
+    if without:
         raise InputError(
-            f"--groups={topology.groups} --workers={topology.workers} leave process {min(idle)} without workers: "
+            f"--groups={topology.groups} --workers={topology.workers} leave process {min(without)} without workers: "
             f"choose numbers that {jax.device_count()} devices divide, or leave both out"
         )
 

@@ -37,10 +37,12 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
     config = Config(**read_config(workdir))
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
+        groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
+        config = dataclasses.replace(config, groups=groups, workers=workers)
         run = build_run(config, find_source(config))
-        state, _ = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
+        state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)

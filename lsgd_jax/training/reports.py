@@ -62,6 +62,8 @@ class RoundLog:
 
         self._tell("has parameters that are not finite", step, report.lost, self._lost)
         unscored = ~np.isfinite(report.score) & ~report.lost
+        if pace is not None:  # who has taken no step has no news
+            unscored = np.where(pace.steps > 0, unscored, self._unscored)
         self._tell("has a loss that is not finite and cannot lead", step, unscored, self._unscored)
         lost = report.lost
         for level, election in report.elections.items():

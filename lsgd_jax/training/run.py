@@ -12,6 +12,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import learning_rate, make_method
+from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.processes import devices
 from lsgd_jax.training.rounds import Rounds, make_rounds
 from lsgd_jax.training.state import TrainState, init_state, start_state
@@ -48,8 +49,7 @@ class Run(NamedTuple):
 
 def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
-    # The rate itself is in the state of the workers.
-    method = make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))
+    method = _method(config)
     topology = Topology(config.groups, config.workers, devices())
     task = kind_of(source).task(config, source, topology)
     key = jax.random.key(config.seed)
@@ -67,8 +67,20 @@ def build_run(config: Config, source: AnySource) -> Run:
         init_state=lambda: init_state(
             method, topology, task.model.init, key, learning_rate(config), same_init=config.init == "same"
         ),
-        state_shapes=jax.eval_shape(functools.partial(start_state, method, topology, task.model.init), key),
+        state_shapes=shapes_of(config, task.model),
         rounds=make_rounds(config, method, topology, task),
         candidates=candidates,
         evaluate_workers=lambda state: [task.evaluate(worker, "") for worker in every_worker(state, topology)],
     )
+
+
+def shapes_of(config: Config, model: FunctionalModel) -> TrainState:
+    """The shapes of the state's leaves."""
+    topology = Topology(config.groups, config.workers, devices())
+    start = functools.partial(start_state, _method(config), topology, model.init)
+    return jax.eval_shape(start, jax.random.key(0))
+
+
+def _method(config: Config) -> DistributedOptimizer:
+    """The distributed optimizer. The learning rate itself is in the state of the workers."""
+    return make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))

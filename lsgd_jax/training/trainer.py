@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 
 from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.training import elastic as elasticity
 from lsgd_jax.training import processes
 from lsgd_jax.training.center import save_center
-from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.checkpoints import Checkpoints, Standing
 from lsgd_jax.training.checks import check_settings
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
@@ -29,7 +30,7 @@ from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import locked, write_json
+from lsgd_jax.training.workdir import locked, on_full_disk, write_json
 
 
 class Position(NamedTuple):
@@ -40,18 +41,22 @@ class Position(NamedTuple):
       step: local steps of each worker.
       seconds: wall-clock of training, without compilation, evaluation and checkpoints.
       train_loss: the workers' mean training loss over their last minibatches.
+      sent_otherwise: bytes that have been communicated beyond what the run's ledger says, since
+        the run has had another number of workers before.
     """
 
     state: TrainState
     step: int
     seconds: float
     train_loss: float
+    sent_otherwise: int = 0
 
 
 def train(
     config: Config,
     *,
     resume: bool = False,
+    elastic: bool = False,
     profile_dir: str | None = None,
     source: AnySource | None = None,
     stop: StopRequest | None = None,
@@ -62,6 +67,8 @@ def train(
     Args:
       config: the settings.
       resume: whether to go on with the run that is in that workdir.
+      elastic: whether that may be with another number of workers: that of the settings or, where
+        this leaves a process without any, one that does not.
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       source: the data set of the settings, where the caller has found it already.
       stop: whether to stop, where the caller listens to signals itself.
@@ -75,11 +82,14 @@ def train(
       InputError: if the settings cannot work; nothing has been changed then.
       AllWorkersLostError: if no worker has finite parameters left, and no
         communication will start one again.
+      DiskFullError: if the disk of the workdir is full.
     """
     workdir = pathlib.Path(config.workdir)
-    processes.check_same({**dataclasses.asdict(config), "resume": resume})
+    processes.check_same({**dataclasses.asdict(config), "resume": resume, "elastic": elastic})
+    if elastic:
+        config = processes.together(lambda: elasticity.fit(config))
     source = processes.together(
-        lambda: check_settings(config, workdir, resume=resume, profile_dir=profile_dir, source=source)
+        lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
     )
     if resume and (summary := processes.from_main(lambda: _finished(config, workdir))):
         processes.say(
@@ -88,6 +98,7 @@ def train(
         return summary
     with contextlib.ExitStack() as held:
         processes.from_main(lambda: held.enter_context(locked(workdir)))
+        held.enter_context(on_full_disk(workdir))
         return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures)
 
 
@@ -109,7 +120,7 @@ def _train(
     if not resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
         processes.from_main(lambda: write_json(workdir / "config.json", settings))
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        start = _start(run, checkpoints, config.steps)
+        start = _start(config, run, checkpoints)
         processes.from_main(lambda: write_json(workdir / "config.json", settings))
         if resume:
             processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
@@ -124,15 +135,22 @@ def _train(
     return _finish(config, run, end, workdir, metric, computed_with, figures=figures)
 
 
-def _start(run: Run, checkpoints: Checkpoints, steps: int) -> Position:
+def _start(config: Config, run: Run, checkpoints: Checkpoints) -> Position:
     """Where the newest checkpoint is, or the beginning."""
     step = processes.from_main(checkpoints.latest_step)
     if step is None:
         return Position(run.init_state(), 0, 0.0, math.nan)
-    if step > steps:
-        raise InputError(f"--steps={steps}: the run has a checkpoint at step {step} already, so use at least that")
-    state, progress = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
-    return Position(state, step, progress["seconds"], progress["train_loss"])
+    if step > config.steps:
+        raise InputError(
+            f"--steps={config.steps}: the run has a checkpoint at step {step} already, so use at least that"
+        )
+    saved = checkpoints.standing(step)
+    if saved.shape == run.topology.shape:
+        state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
+    else:
+        state = elasticity.restore(config, run, checkpoints, step, saved.shape)
+    sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
+    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise)
 
 
 def _advance(
@@ -145,7 +163,7 @@ def _advance(
     stop: StopRequest | None,
 ) -> Position:
     """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
-    state, step, seconds, _ = at
+    state, step, seconds = at.state, at.step, at.seconds
     if step == config.steps:  # stopped there by a signal, or killed before the summary
         if records.last_evaluation != step:
             records.add_metrics(_metrics(run, at))
@@ -179,7 +197,7 @@ def _advance(
             jax.block_until_ready(state)
             seconds += time.monotonic() - started
             with progress.paused():
-                at = Position(state, step, seconds, log.train_loss)
+                at = at._replace(state=state, step=step, seconds=seconds, train_loss=log.train_loss)
                 if step == config.steps and log.all_lost and not all_finite(run.candidates(state).center):
                     log.give_up(step)  # no communication comes any more
                 if evaluating:
@@ -190,7 +208,7 @@ def _advance(
                         at = at._replace(state=state)
                 if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
                     records.flush()  # first: no checkpoint is newer than the records
-                    checkpoints.save(step, state, {"seconds": seconds, "train_loss": log.train_loss})
+                    checkpoints.save(step, state, _standing(run, at))
             started = time.monotonic()
     return at
 
@@ -207,6 +225,16 @@ def _lower_rate_on_plateau(
     return state._replace(plateau=plateau)
 
 
+def _standing(run: Run, at: Position) -> Standing:
+    """What a checkpoint keeps besides the state."""
+    return Standing(run.topology.shape, at.seconds, at.train_loss, _sent(run, at))
+
+
+def _sent(run: Run, at: Position) -> int:
+    """Bytes that all workers together have sent, since the start."""
+    return run.ledger.bytes_sent(at.step) + at.sent_otherwise
+
+
 def _passed(period: int, begin: int, end: int) -> bool:
     """Whether a call came to, or went over, a multiple of the period."""
     return end // period > begin // period
@@ -219,7 +247,7 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
         "step": at.step,
         "seconds": round(at.seconds, 3),
         **run.rounds.metrics(at.step),
-        "bytes_communicated": run.ledger.bytes_sent(at.step),
+        "bytes_communicated": _sent(run, at),
         "train_loss": at.train_loss,
         **run.task.evaluate(candidates.center, ""),
         **run.task.evaluate(candidates.leader, "leader_"),

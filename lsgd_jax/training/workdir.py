@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
 
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
@@ -64,6 +64,23 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what a full disk raises into one line.
+
+    Raises:
+      DiskFullError: what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(
+                f"the disk of --workdir={workdir} is full: make room, and go on from the last checkpoint with --resume"
+            ) from error
+        raise
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:

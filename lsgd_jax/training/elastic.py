@@ -1,0 +1,215 @@
+"""Going on with another number of workers than a checkpoint has.
+
+Fewer: those with the best scores are kept. More: new ones start from the leader of their group.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.optimizers.finite import select
+from lsgd_jax.optimizers.window import Window, empty_window
+from lsgd_jax.training import processes
+from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.config import Config, check_config
+from lsgd_jax.training.local_steps import keeps_gradients
+from lsgd_jax.training.run import Run, shapes_of
+from lsgd_jax.training.state import SHARED, TrainState, state_shardings
+from lsgd_jax.training.topology import Topology
+
+
+class Places(NamedTuple):
+    """Who is where among the new workers; leaves have their shape, (groups, workers).
+
+    Attributes:
+      source: int, the rank that each had among the old ones, or of the one that it starts from.
+      new: bool, whether it starts from another.
+    """
+
+    source: np.ndarray
+    new: np.ndarray
+
+
+def fit(config: Config) -> Config:
+    """The settings, with as many of their workers as give each device the same number: at least one.
+
+    Nothing changes where every process has workers anyway. Otherwise there are as many groups
+    as that number of workers allows, at most those of the settings.
+
+    Raises:
+      InputError: if the settings are wrong.
+    """
+    check_config(config)
+    devices = processes.devices()
+    if not processes.idle(Topology(config.groups, config.workers, devices)):
+        return config
+    size = max(1, config.groups * config.workers // len(devices)) * len(devices)
+    groups = max(n for n in range(1, config.groups + 1) if size % n == 0)
+    return dataclasses.replace(config, groups=groups, workers=size // groups)
+
+
+def restore(config: Config, run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int]) -> TrainState:
+    """The state of a run's workers, from a checkpoint of others, which is read whole in every process.
+
+    Args:
+      config: the settings of the run.
+      run: what is to be gone on with.
+      checkpoints: where to look.
+      step: of the checkpoint.
+      shape: its (groups, workers).
+    """
+    before = dataclasses.replace(config, groups=shape[0], workers=shape[1])
+    old = checkpoints.restore_on_host(step, shapes_of(before, run.task.model))
+    places = place(_scores(old.losses), _healthy(old.params), run.topology.shape)
+    for line in told(places, shape):
+        processes.say(line)
+    return settle(old, run.init_state(), places, run.method, run.topology)
+
+
+def place(scores: np.ndarray, healthy: np.ndarray, shape: tuple[int, int]) -> Places:
+    """Finds a place for the best workers, and workers for all places.
+
+    As many as there is room for are kept, those with the lowest scores; who has none counts
+    as the worst, and who is not healthy is not kept where anybody is. They stay in their groups as
+    far as these exist and have room, the best first; the others fill what is left. A new worker
+    starts from the best in its group, or of all where that is empty. Ties go to the lowest rank.
+
+    Args:
+      scores: float[groups, workers] of the old ones.
+      healthy: bool[groups, workers], whether their parameters are finite.
+      shape: (groups, workers) of the new ones.
+    """
+    groups, workers = shape
+    ranks = np.arange(scores.size)
+    able = healthy.ravel() if healthy.any() else np.ones(scores.size, bool)
+    order = ranks[np.lexsort((ranks, np.where(np.isfinite(scores), scores, np.inf).ravel()))]
+    kept = [int(rank) for rank in order if able[rank]][: groups * workers]  # the best first
+
+    members: list[list[int]] = [[] for _ in range(groups)]
+    homeless = []
+    for rank in kept:
+        group = rank // scores.shape[1]
+        if group < groups and len(members[group]) < workers:
+            members[group].append(rank)
+        else:
+            homeless.append(rank)
+    for rank in homeless:
+        next(group for group in members if len(group) < workers).append(rank)
+
+    source, new = np.empty(shape, int), np.zeros(shape, bool)
+    for j, group in enumerate(members):
+        leader = min(group or kept, key=kept.index)
+        count = len(group)
+        source[j, :count], source[j, count:], new[j, count:] = sorted(group), leader, True
+    return Places(source, new)
+
+
+def _scores(losses: Window) -> np.ndarray:
+    """float[groups, workers]: the mean of the last losses of each worker, NaN without any; of NumPy arrays."""
+    size = losses.values.shape[-1]
+    recorded = np.arange(size) >= size - losses.filled[..., None]
+    with np.errstate(invalid="ignore"):
+        return np.where(recorded, losses.values, 0).sum(-1) / losses.filled
+
+
+def _healthy(params: Any) -> np.ndarray:
+    """bool[groups, workers]: whose parameters are all finite; of NumPy arrays."""
+    leaves = jax.tree.leaves(params)
+    finite = [np.isfinite(x.astype(np.float32)).reshape(*x.shape[:2], -1).all(-1) for x in leaves]
+    return np.logical_and.reduce(finite)
+
+
+def settle(
+    old: TrainState, fresh: TrainState, places: Places, method: DistributedOptimizer, topology: Topology
+) -> TrainState:
+    """The state of the new workers, on their devices.
+
+    A worker that is kept takes everything along, its key and the number of its steps too. A new one has the
+    parameters and model state of the one that it starts from, a fresh optimizer state and no losses, as a
+    worker that was lost and starts again; but where gradients are shared in each step all have to stay equal,
+    and it takes the optimizer's state too. Shards of the data are dealt anew.
+
+    Args:
+      old: of the old workers, NumPy arrays; `keys` are raw.
+      fresh: of the new ones as if the run began with them; consumed.
+      places: who is where.
+      method: of the new ones.
+      topology: where they live.
+    """
+    shardings = state_shardings(topology, fresh)
+
+    def taken(leaf: np.ndarray) -> jax.Array:
+        """A leaf of the old workers, in the places of the new; each process puts those of its own."""
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        shape = (*topology.shape, *leaf.shape[2:])
+
+        def of_device(index: Any) -> np.ndarray:
+            return flat[places.source[index[:2]]]
+
+        return jax.make_array_from_callback(shape, topology.per_worker, of_device)
+
+    shared = jax.device_put({name: getattr(old, name) for name in SHARED}, topology.replicated)
+    own = {name: jax.tree.map(taken, getattr(old, name)) for name in TrainState._fields if name not in SHARED}
+    kept = TrainState(**own | shared)
+    kept = kept._replace(
+        keys=jax.random.wrap_key_data(kept.keys),
+        opt_state=_known_fields(kept.opt_state, fresh.opt_state),
+        learning_rate=fresh.learning_rate,  # it may depend on the number of workers
+    )
+    new = processes.put(places.new, topology.per_worker)
+    begin = jax.jit(_begin_new(method), out_shardings=shardings)
+    return begin(kept, fresh.keys, new)
+
+
+def _begin_new(method: DistributedOptimizer) -> Any:
+    """Makes `(state, fresh keys, new) -> state`, in which those that are new have begun."""
+
+    def begin(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
+        def of_worker(worker: TrainState, key: jax.Array, new: jax.Array) -> TrainState:
+            changed = {
+                "losses": empty_window(worker.params, worker.losses.values.shape[0]),
+                "own_steps": state.step,
+                # With the step, since a key of its number may be somebody's already.
+                "keys": jax.random.fold_in(key, state.step),
+            }
+            if keeps_gradients(method):
+                changed["opt_state"] = method.restart(worker.params, worker.opt_state)
+            old = {name: getattr(worker, name) for name in changed}
+            return worker._replace(**select(new, changed, old))
+
+        fields: Any = dict.fromkeys(TrainState._fields, 0) | dict.fromkeys(SHARED)
+        axes = TrainState(**fields)
+        over_workers = jax.vmap(jax.vmap(of_worker, (axes, 0, 0), axes), (axes, 0, 0), axes)
+        return over_workers(state, keys, new)
+
+    return begin
+
+
+def _known_fields(old: Any, fresh: Any) -> Any:
+    """The old optimizer state, with what it lacks of the fresh one: with one group there is no local leader."""
+
+    def alike(one: Any, other: Any) -> bool:
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+        return bool(structures[0] == structures[1])
+
+    if alike(old, fresh):
+        return old
+    known = {name: getattr(old, name) for name in fresh._fields if alike(getattr(old, name), getattr(fresh, name))}
+    return fresh._replace(**known)
+
+
+def told(places: Places, before: tuple[int, int]) -> list[str]:
+    """What happens to the workers, for people: a line for each that is left out, or new."""
+    lines = []
+    kept = set(places.source[~places.new].tolist())
+    out = [str(rank) for rank in range(math.prod(before)) if rank not in kept]
+    if out:
+        lines.append(f"left out: worker {', '.join(out)} of {before[0]} × {before[1]}")
+    for j, i in np.argwhere(places.new):
+        rank = int(j) * places.new.shape[1] + int(i)
+        lines.append(f"worker {rank} starts from what was worker {places.source[j, i]}")
+    return lines

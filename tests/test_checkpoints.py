@@ -1,0 +1,197 @@
+"""Checkpoints that are damaged, half-written, or do not fit on the disk."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lsgd_jax.training import checkpoints, trainer
+from lsgd_jax.training.checkpoints import DIGESTS, Checkpoints
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import DiskFullError, is_disk_full
+from lsgd_jax.training.records import Records, read_leaders, read_metrics
+from lsgd_jax.training.reload import reload_run
+from lsgd_jax.training.trainer import train
+
+RUN: dict[str, Any] = {
+    **{"model": "mlp", "groups": 2, "workers": 2, "batch_size": 8, "learning_rate": 0.02, "steps": 24},
+    **{"local_period": 4, "global_period": 8, "eval_every": 8, "checkpoint_every": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to its end; it has the checkpoints of steps 16 and 24."""
+    workdir = tmp_path_factory.mktemp("checkpoints") / "whole"
+    assert train(Config(str(workdir), **RUN), figures=False)
+    return workdir
+
+
+def copied(whole: Path, folder: Path) -> Path:
+    """The run as if it had been killed before its summary."""
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def params_of(workdir: Path) -> list[np.ndarray]:
+    state = reload_run(workdir).state
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.opt_state, state.losses))]
+
+
+def flip(folder: Path) -> None:
+    """A bit of the largest file, which holds the parameters."""
+    path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "state" / "_METADATA"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose(folder: Path) -> None:
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / DIGESTS).write_text("{")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = copied(whole, tmp_path / "run")
+    flip(workdir / "checkpoints" / "24")
+    assert train(Config(str(workdir), **RUN), resume=True, figures=False)
+    told = capsys.readouterr().out
+    assert re.search(
+        r"^warning: the checkpoint of step 24 is damaged \(\S+ has changed\) and now in \S+24.damaged", told
+    )
+    assert "resuming" in told
+    assert "at step 16 of 24" in told
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"16", "24", "24.damaged"}
+    assert read_leaders(workdir) == read_leaders(whole)
+    rows = [[{**row, "seconds": None} for row in read_metrics(run)] for run in (workdir, whole)]
+    assert rows[0] == rows[1]
+    for ours, theirs in zip(params_of(workdir), params_of(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [(flip, "has changed"), (truncate, "_METADATA has changed"), (lose, "manifest.ocdbt has changed"),
+     (garble, f"{DIGESTS} cannot be read")],
+)  # fmt: skip
+def test_whatever_is_damaged_is_seen(
+    damage: Any, told: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", folder)
+    checkpoints._sweep(folder)
+    assert capsys.readouterr().out == ""
+    for step in ("24", "16"):
+        damage(folder / step)
+    checkpoints._sweep(folder)
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"of step (\d+) is damaged", line)[1] for line in lines] == ["24", "16"]
+    assert all(told in line for line in lines)
+
+
+def test_who_looks_at_a_run_leaves_its_checkpoints_alone(whole: Path, tmp_path: Path) -> None:
+    workdir = copied(whole, tmp_path / "run")
+    (workdir / "checkpoints" / "32.orbax-checkpoint-tmp").mkdir()
+    truncate(workdir / "checkpoints" / "16")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert reload_run(workdir).step == 24
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_a_half_written_checkpoint_is_swept_away_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = tmp_path / "checkpoints" / "32.orbax-checkpoint-tmp" / "state"
+    half.mkdir(parents=True)
+    found = Checkpoints(tmp_path)
+    assert found.latest_step() is None
+    found.close()
+    assert "warning: the checkpoint of step 32 was not finished" in capsys.readouterr().out
+    assert not half.parent.exists()
+
+
+def test_a_run_killed_before_the_digests_were_written_goes_on_from_that_checkpoint(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", folder)
+    (folder / "24" / DIGESTS).unlink()
+    checkpoints._sweep(folder)
+    assert {path.name for path in folder.iterdir()} == {"16", "24"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB, with ballast that leaves too little for a checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("cannot mount a small disk here: that takes root")
+    try:
+        (folder / "ballast").write_bytes(os.urandom(1_800_000))
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(whole: Path, small_disk: Path) -> None:
+    workdir = small_disk / "run"
+    with pytest.raises(DiskFullError, match=r"no room for the checkpoint of step 8 .* go on .* with --resume$"):
+        train(Config(str(workdir), **RUN), figures=False)
+    (small_disk / "ballast").unlink()
+    summary = train(Config(str(workdir), **RUN | {"steps": 8}), resume=True, figures=False)
+    assert summary is not None
+    assert {**read_metrics(workdir)[0], "seconds": 0} == {**read_metrics(whole)[0], "seconds": 0}
+
+
+def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(Records, "add_metrics", no_room)
+    with pytest.raises(DiskFullError, match=f"the disk of --workdir={workdir} is full") as stopped:
+        train(Config(str(workdir), **RUN), figures=False)
+    assert "\n" not in str(stopped.value)
+    monkeypatch.setattr(trainer, "build_run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(Config(str(tmp_path / "other"), **RUN))
+
+
+def test_a_full_disk_is_told_from_other_errors() -> None:
+    assert is_disk_full(OSError(errno.ENOSPC, "here"))
+    assert is_disk_full(OSError(errno.EDQUOT, "here"))
+    assert is_disk_full(ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device"))
+    assert not is_disk_full(OSError(errno.EACCES, "here"))
+    assert not is_disk_full(ValueError("no"))
+
+
+def test_a_checkpoint_lists_the_digest_of_each_of_its_files(whole: Path) -> None:
+    folder = whole / "checkpoints" / "24"
+    listed = json.loads((folder / DIGESTS).read_text())
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert listed.keys() == files - {DIGESTS}
+    assert len(set(listed.values())) > 3
