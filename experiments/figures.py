@@ -51,7 +51,10 @@ class Line(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A row of error.csv, or what the metric is called: an evaluation, over the seeds of a setting."""
+    """A row of error.csv, or what the metric is called: an evaluation, over the seeds of a setting.
+
+    Seconds are of training, or simulated ones where workers have given speeds.
+    """
 
     line: str
     step: int
@@ -80,6 +83,11 @@ def main(argv: list[str]) -> int:
     names = sorted({run.metric for run in runs})
     if len(names) > 1:
         return refuse(argv, f"--runs has runs that are judged by {' and by '.join(names)}: draw them apart")
+
+    if len({simulated(run) for run in runs}) > 1:
+        return refuse(
+            argv, "--runs has runs with --worker_speeds, whose time is simulated, and others: draw them apart"
+        )
 
     from lsgd_jax.training.tasks import METRICS  # only now: a mistyped flag is told without waiting for it
 
@@ -123,6 +131,11 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     return runs
 
 
+def simulated(run: Run) -> bool:
+    """Whether its workers have given speeds, so that its time is simulated."""
+    return "simulated_seconds" in run.metrics[0]
+
+
 def group(runs: Sequence[Run]) -> list[Line]:
     """Runs that differ only in their seed, each named by its method and by what differs among those of the method."""
     by_setting: dict[str, list[Run]] = {}
@@ -153,7 +166,7 @@ def curve(line: Line, model: str, split: str, metric: "Metric") -> list[Point]:
     for step, rows in sorted(by_step.items()):
         if len(rows) == len(line.runs):
             errors = [metric.read(row, column) for row in rows]
-            seconds = sum(row["seconds"] for row in rows) / len(rows)
+            seconds = sum(row.get("simulated_seconds", row["seconds"]) for row in rows) / len(rows)
             points.append(Point(line.name, step, seconds, sum(errors) / len(errors), min(errors), max(errors)))
     return points
 
@@ -174,9 +187,11 @@ def draw_curves(
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for line in lines:
+    time = "simulated time [s]" if simulated(lines[0].runs[0]) else "training time [s]"
+    methods = [line.runs[0].config["algorithm"] for line in lines]
+    for number, line in enumerate(lines):
         mine = [point for point in points if point.line == line.name]
-        style = line_of(line.runs[0].config["algorithm"]) | {"label": line.name}
+        style = line_of(methods[number], methods[:number].count(methods[number])) | {"label": line.name}
         means = [metric.scale * point.mean for point in mine]
         band = [metric.scale * point.lowest for point in mine], [metric.scale * point.highest for point in mine]
         for panel, over in zip(
@@ -184,7 +199,7 @@ def draw_curves(
         ):
             panel.plot(over, means, markevery=max(1, len(mine) // 8), **style)
             panel.fill_between(over, *band, color=style["color"], alpha=0.12, linewidth=0)
-    for panel, label in zip(panels, ("local steps of each worker", "training time [s]"), strict=True):
+    for panel, label in zip(panels, ("local steps of each worker", time), strict=True):
         panel.set_xlabel(label)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)

@@ -30,11 +30,17 @@ STYLES = {
 }
 
 
-def line_of(method: str) -> dict[str, Any]:
-    """The arguments of Matplotlib's `plot` for a method's line; LSGD's stands out."""
+# Of further lines of a method, whose markers are hollow.
+FURTHER = ("--", ":", "-.")
+
+
+def line_of(method: str, number: int = 0) -> dict[str, Any]:
+    """The arguments of Matplotlib's `plot` for a method's line, or its further ones; LSGD's stand out."""
     colour, marker, line = STYLES[method]
     width, zorder = (2.4, 3) if method == "lsgd" else (1.3, 2)
+    hollow = {"markerfacecolor": "white", "linestyle": FURTHER[(number - 1) % len(FURTHER)]} if number else {}
     return {
         **{"color": colour, "marker": marker, "linestyle": line, "label": method},
         **{"linewidth": width, "markersize": 5.5, "zorder": zorder},
+        **hollow,
     }

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import figures  # isort: skip
 import landscape  # isort: skip
+from palette import line_of  # isort: skip
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.reload import reload_run
@@ -63,6 +64,28 @@ def test_seeds_make_a_line_and_settings_several(runs: Path, tmp_path: Path, caps
     assert figures.main(["figures.py", f"--runs={runs}", f"--workdir={tmp_path}/out", "--model=leader"]) == 0
     with (tmp_path / "out/error.csv").open() as file:
         assert {float(row["mean"]) for row in csv.DictReader(file)} == {0.25}
+
+
+def test_runs_with_workers_of_given_speeds_are_drawn_over_simulated_time(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    script = importlib.reload(figures)
+    paces = {"slow": ("0.25,0.25,0.25", 40.0), "uneven": ("1,1,0.25", 15.0)}
+    for name, (speeds, seconds) in paces.items():
+        make_up(tmp_path / "paces" / name, "lsgd", 1, [0.8, 0.4], worker_speeds=speeds)
+        path = tmp_path / "paces" / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        told = [json.dumps(row | {"simulated_seconds": seconds * row["step"] / 10}) + "\n" for row in rows]
+        path.write_text("".join(told))
+    assert script.main(["figures.py", f"--runs={tmp_path}/paces", f"--workdir={tmp_path}/out"]) == 0
+    with (tmp_path / "out/error.csv").open() as file:
+        found = {(row["line"], float(row["seconds"])) for row in csv.DictReader(file)}
+    assert found == {(f"lsgd, worker_speeds {speeds}", n * s) for speeds, s in paces.values() for n in (1, 2)}
+    capsys.readouterr()
+    assert script.main(["figures.py", f"--runs={tmp_path}/paces,{runs}/easgd", f"--workdir={tmp_path}/out"]) == 2
+    assert "--worker_speeds, whose time is simulated, and others: draw them apart" in capsys.readouterr().err
+    lines = [line_of("lsgd", number) for number in range(4)]
+    assert len({line["linestyle"] for line in lines}) == 4
 
 
 def test_runs_on_text_are_drawn_by_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
