@@ -1,5 +1,7 @@
 """What the command lines of experiments have in common: help, and one clear line for a mistake."""
 
+import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ def describe(table: Iterable[Flag]) -> list[str]:
 
 def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
     """Reads the flags; the exit code if there is nothing left to do, after help or a mistake."""
+    _hush_old_jaxlib()
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
         print(usage)
         return 0
@@ -51,6 +54,12 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
     if len(rest) > 1:
         return refuse(argv, f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
     return None
+
+
+def _hush_old_jaxlib() -> None:
+    """Before JAX starts: jaxlib 0.10.1 logs two errors of 2 kB for each program of its cache, though all is well."""
+    if importlib.metadata.version("jaxlib") == "0.10.1":
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is fatal is still told
 
 
 def refuse(argv: list[str], reason: str) -> int:

@@ -131,11 +131,12 @@ def settle(
     A worker that is kept takes everything along, its key and the number of its steps too. A new one has the
     parameters and model state of the one that it starts from, a fresh optimizer state and no losses, as a
     worker that was lost and starts again; but where gradients are shared in each step all have to stay equal,
-    and it takes the optimizer's state too. Shards of the data are dealt anew.
+    and it takes the optimizer's state too. Shards of the data are dealt anew; what a language model carries along
+    a text is another text's until its rows begin again.
 
     Args:
       old: of the old workers, NumPy arrays; `keys` are raw.
-      fresh: of the new ones as if the run began with them; consumed.
+      fresh: of the new ones as if the run began with them.
       places: who is where.
       method: of the new ones.
       topology: where they live.
