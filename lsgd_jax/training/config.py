@@ -13,6 +13,8 @@ FREE_AT_RESUME = frozenset(
 )
 # These may differ too when it is resumed with --elastic.
 SHAPE = frozenset({"groups", "workers"})
+# One group has had no use for these.
+OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})
 
 TEXT_MODEL = "transformer"
 
@@ -173,6 +175,8 @@ def check_resumable(saved: dict[str, Any], config: Config, *, elastic: bool = Fa
     """
     before, now = Config(**saved), config
     free = FREE_AT_RESUME | (SHAPE if elastic else set())
+    if elastic and before.groups == 1:
+        free |= OF_GROUPS
     changed = {
         name: (getattr(before, name), getattr(now, name))
         for name in saved.keys() - free
