@@ -8,10 +8,11 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rest_points
 
-from lsgd_jax import dppf
+from lsgd_jax import GROUP, WORKER, dppf, lsgd, periodic
 
 import stationary_points  # isort: skip
 
@@ -44,6 +45,39 @@ def test_a_method_rests_where_its_objective_is_stationary(name: str) -> None:
         assert jnp.abs(end - end[0]).max() > 0.5, "all in one place, where the strength does not matter"
         assert jnp.abs(jax.jit(jax.grad(objective, argnums=1), static_argnums=0)(name, end, strength)).max() < 1e-12
         assert jnp.abs(rest_points.move(name, index, strength, end) - end).max() < 1e-12
+
+
+@pytest.mark.parametrize("stale", ["", "stale_"])
+def test_groups_rest_where_the_objective_with_leaders_of_both_levels_is_stationary(stale: str) -> None:
+    rate, local, everywhere = 0.5, 0.003, 0.002
+    pulls = {"local_pull": 0.0, "global_pull": 0.0, f"{stale}local_pull": local, f"{stale}global_pull": everywhere}
+    optimizer = periodic(lsgd(optax.sgd(rate), **pulls, local_period=1, global_period=1, window=1))
+    kept = 1 - local - everywhere if stale else 1 - everywhere  # of a worker's own step, after the global pull
+    local_strength = local / (kept if stale else kept * (1 - local)) / rate
+    global_strength = everywhere / kept / rate
+    function = rest_points.LANDSCAPES["Styblinski-Tang"].function
+
+    def descent(x: jax.Array) -> jax.Array:
+        def step(carry: tuple, _: None) -> tuple[tuple, None]:
+            x, state = carry
+            value, grad = jax.value_and_grad(function)(x)
+            updates, state = optimizer.update(grad, state, x, value=value)
+            return (x + updates, state), None
+
+        return jax.lax.scan(step, (x, optimizer.init(x)), length=1000)[0][0]
+
+    def objective(x: jax.Array) -> jax.Array:
+        values = jax.vmap(jax.vmap(function))(x)
+        leaders = jax.lax.stop_gradient(x[jnp.arange(2), values.argmin(axis=1)])
+        to_local = ((x - leaders[:, None]) ** 2).sum()
+        to_global = ((x - leaders[values.min(axis=1).argmin()]) ** 2).sum()
+        return values.sum() + local_strength / 2 * to_local + global_strength / 2 * to_global
+
+    with jax.enable_x64(True):
+        start = jnp.array([[[2.5, 2.5], [-2.5, 2.5]], [[2.5, -2.5], [-2.5, -2.5]]])  # a worker near each minimum
+        end = jax.jit(jax.vmap(jax.vmap(descent, axis_name=WORKER), axis_name=GROUP))(start)
+        assert jnp.abs(end - start).max() < 0.5, "some are together, where the strengths do not matter"
+        assert jnp.abs(jax.jit(jax.grad(objective))(end)).max() < 1e-12
 
 
 def test_the_leader_is_stationary_where_the_objective_is_and_for_elastic_averaging_nobody_need_be(
