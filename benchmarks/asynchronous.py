@@ -92,9 +92,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
         time.sleep(max(0.0, until - time.perf_counter()))
         return result
 
-    make = functools.partial(
-        Apart, Programs(step, programs.meet), topology, period, shapes, state_shardings(topology, shapes)
-    )
+    make = functools.partial(Apart, Programs(step, programs.meet), topology, shapes, state_shardings(topology, shapes))
     kinds = {"asynchronous": make(ServiceMeeting), "synchronous": make(InStep)}
     gather = jax.jit(lambda tree: tree, out_shardings=topology.replicated)
     told: dict[str, Any] = {kind: [] for kind in kinds}
@@ -103,7 +101,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
         for kind, take_round in kinds.items():
             end += period
             started = time.perf_counter()
-            state, _, pace = take_round(state, data, end)
+            state, _, pace = take_round(state, data, end - period, end)
             jax.block_until_ready(state)
             seconds = time.perf_counter() - started
             steps, waiting = (np.array(leaf).ravel().tolist() for leaf in gather(pace))

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     from comparison.running import StoppedError, compare, forecast
 
     from lsgd_jax.training.errors import InputError, RunFailedError
-    from lsgd_jax.training.workdir import locked, make_writable
+    from lsgd_jax.training.workdir import locked, make_writable, on_full_disk
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
@@ -73,13 +73,13 @@ def main(argv: list[str]) -> int:
             print(forecast(plan))
             return 0
         make_writable(workdir)
-        with locked(workdir):
+        with locked(workdir), on_full_disk(workdir):
             files = compare(plan, commands=[shlex.join(["python", *argv])])
     except InputError as error:
         return refuse(argv, str(error))
     except RunFailedError as error:
         print(f"compare.py: {error}", file=sys.stderr)
-        return 1
+        return 3
     except (StoppedError, KeyboardInterrupt):
         print("compare.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -87,7 +87,7 @@ def run(argv: list[str]) -> int:
     except RunFailedError as error:
         if processes.is_main() or not isinstance(error, AllWorkersLostError):  # which all processes find
             print(f"train.py: {error}", file=sys.stderr)
-        return 1
+        return 3
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
         if (pathlib.Path(workdir) / "config.json").exists():

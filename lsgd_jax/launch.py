@@ -28,8 +28,9 @@ GRACE_SECONDS = 1.0
 POLL_SECONDS = 0.05
 # The first signal asks all to save and stop, as it asks a single process; a second one kills.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Bad flags, and processes that were asked to end: nothing that another start would change.
-FINAL_CODES = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+# Bad flags, a run that cannot go on (a full disk, all workers lost), and processes that were asked to end: nothing that
+# another start would change.
+FINAL_CODES = (2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 # What Gloo prints about processes that talk to each other.
 NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 

@@ -53,7 +53,6 @@ def main(address: str, number: int, rounds: int) -> None:
     advance = Apart(
         Programs(slow_step if number else programs.step, programs.meet),
         topology,
-        SETTINGS.local_period,
         shapes,
         state_shardings(topology, shapes),
         ServiceMeeting,
@@ -61,7 +60,7 @@ def main(address: str, number: int, rounds: int) -> None:
     gather = jax.jit(lambda tree: tree, out_shardings=topology.replicated)
     told = []
     for end in range(SETTINGS.local_period, (rounds + 1) * SETTINGS.local_period, SETTINGS.local_period):
-        state, report, pace = advance(state, data, end)
+        state, report, pace = advance(state, data, end - SETTINGS.local_period, end)
         params, pace, ranks = gather((state.params, pace, report.elections["global"].leader.rank))
         flat = {name: np.array(leaf).reshape(8, -1).tolist() for name, leaf in params.items()}
         steps, waiting = (np.array(leaf).ravel().tolist() for leaf in pace)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +18,9 @@ from regression import QUICK, numpy_loss_and_grad
 from train_steps import REGRESSION, faulty_loss, run
 
 from lsgd_jax import Topology, make_train_step
-from lsgd_jax.training import checks, rounds
 from lsgd_jax.training.apart import Apart, join, make_programs, own_mesh, take_own
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.records import read_leaders, read_rounds
 from lsgd_jax.training.state import state_shardings
 from lsgd_jax.training.tickets import share_round
-from lsgd_jax.training.trainer import train
 
 ROUNDS = 5
 
@@ -93,11 +88,11 @@ def test_a_process_alone_trains_as_if_all_were_in_step() -> None:
     programs = make_programs(optimizer, topology, faulty_loss, REGRESSION, compiler_options=QUICK)
     state, data = start(topology)
     shapes = jax.eval_shape(lambda state: state, state)
-    advance = Apart(programs, topology, 3, shapes, state_shardings(topology, shapes), Counter)
+    advance = Apart(programs, topology, shapes, state_shardings(topology, shapes), Counter)
     in_step = make_train_step(optimizer, topology, faulty_loss, REGRESSION, compiler_options=QUICK)
     expected, _, _ = run(PROBLEM, (optimizer, topology, in_step), cuts=3, steps=12)
     for end in (3, 6, 9, 12):
-        state, report, pace = advance(state, data, end)
+        state, report, pace = advance(state, data, end - 3, end)
         for name, leaf in state.params.items():
             np.testing.assert_allclose(
                 np.array(leaf).reshape(expected[end][name].shape), expected[end][name], atol=1e-6
@@ -105,21 +100,6 @@ def test_a_process_alone_trains_as_if_all_were_in_step() -> None:
         assert int(state.step) == end
         assert np.array(pace.steps).tolist() == [[3] * 4] * 2
         assert bool(report.elections["global"].due.all()) == (end % 6 == 0)
-
-
-def test_a_run_of_one_process_with_tickets_of_its_own_is_recorded_round_by_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checks, "check_asynchronous", lambda *_: None)  # it would refuse a single process
-    monkeypatch.setattr(rounds, "ServiceMeeting", Counter)
-    settings: dict[str, Any] = {"model": "mlp", "groups": 1, "batch_size": 16, "steps": 16, "global_period": 8}
-    summary = train(Config(str(tmp_path / "run"), **settings, asynchronous=True), figures=False)
-    assert summary is not None
-    assert summary["step"] == 16
-    assert "simulated_seconds" not in summary
-    rows = read_rounds(tmp_path / "run")
-    assert [row[:3] for row in rows] == [(step, rank, 8) for step in (8, 16) for rank in range(4)]
-    assert [row.step for row in read_leaders(tmp_path / "run")] == [8, 16]
 
 
 def test_two_processes_at_paces_of_their_own_go_where_numpy_goes_with_as_many_steps() -> None:

@@ -17,7 +17,7 @@ import pytest
 from lsgd_jax.training import checkpoints, trainer
 from lsgd_jax.training.checkpoints import DIGESTS, Checkpoints
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import DiskFullError, is_disk_full
+from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
@@ -107,6 +107,7 @@ def test_whatever_is_damaged_is_seen(
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"of step (\d+) is damaged", line)[1] for line in lines] == ["24", "16"]
     assert all(told in line for line in lines)
+    assert all(line.endswith(": going on from the beginning") for line in lines)
 
 
 def test_who_looks_at_a_run_leaves_its_checkpoints_alone(whole: Path, tmp_path: Path) -> None:
@@ -130,12 +131,26 @@ def test_a_half_written_checkpoint_is_swept_away_with_a_warning(
     assert not half.parent.exists()
 
 
-def test_a_run_killed_before_the_digests_were_written_goes_on_from_that_checkpoint(whole: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_whose_digests_were_not_written_any_more_is_not_trusted(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder)
     (folder / "24" / DIGESTS).unlink()
     checkpoints._sweep(folder)
-    assert {path.name for path in folder.iterdir()} == {"16", "24"}
+    assert {path.name for path in folder.iterdir()} == {"16", "24.damaged"}
+    assert capsys.readouterr().out.endswith(": going on from that of step 16\n")
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line_and_left_alone(whole: Path, tmp_path: Path) -> None:
+    workdir = copied(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "16")
+    (workdir / "checkpoints" / "24" / DIGESTS).unlink()
+    (workdir / "checkpoints" / "24" / "standing").rename(workdir / "checkpoints" / "24" / "progress")
+    with pytest.raises(InputError, match="checkpoint of step 24 was written by another version") as refused:
+        train(Config(str(workdir), **RUN), resume=True)
+    assert "\n" not in str(refused.value)
+    assert (workdir / "checkpoints" / "24" / "progress").exists()
 
 
 @pytest.fixture
@@ -163,6 +178,21 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(
     summary = train(Config(str(workdir), **RUN | {"steps": 8}), resume=True, figures=False)
     assert summary is not None
     assert {**read_metrics(workdir)[0], "seconds": 0} == {**read_metrics(whole)[0], "seconds": 0}
+
+
+def test_a_full_disk_is_heard_of_where_records_are_written_and_nothing_hangs(small_disk: Path) -> None:
+    records = Records(small_disk, last_step=0)
+    (small_disk / "more").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+
+    def go_on() -> None:
+        for step in range(10_000):  # the first rows may find room in what is there
+            records.add_metrics({"step": step, **{f"figure {i}": 0.5 for i in range(12)}})
+            records.flush()
+
+    with pytest.raises(OSError, match="No space left"):
+        go_on()
+    (small_disk / "more").unlink()
+    records.close()
 
 
 def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(

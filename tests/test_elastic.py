@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lsgd_jax import Topology, data_parallel, init_state
-from lsgd_jax.training import elastic
+from lsgd_jax.training import elastic, processes, topology
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.elastic import place
 from lsgd_jax.training.errors import InputError
@@ -26,6 +27,29 @@ from lsgd_jax.training.trainer import train
 
 ALL = np.ones((2, 3), bool)
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("devices", "before", "after"),
+    [(3, (2, 2), (1, 3)), (6, (2, 4), (2, 3)), (5, (2, 2), (1, 5)), (4, (2, 3), (2, 2)), (2, (2, 2), (2, 2)),
+     (3, (4, 4), (3, 5)), (1, (2, 3), (2, 3))],
+)  # fmt: skip
+def test_as_many_workers_go_on_as_the_processes_can_share(
+    devices: int,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each process has a device here."""
+    found = [SimpleNamespace(process_index=number, platform="cpu") for number in range(devices)]
+    monkeypatch.setattr(processes, "devices", lambda: found)
+    monkeypatch.setattr(processes, "count", lambda: devices)
+    monkeypatch.setattr(topology, "Mesh", lambda array, names: SimpleNamespace(devices=array))
+    config = elastic.fit(Config("run", groups=before[0], workers=before[1]))
+    assert (config.groups, config.workers) == after
+    told = f"going on with {after[0]} × {after[1]}\n" if before != after else ""
+    assert capsys.readouterr().out.endswith(told)
 
 
 def test_fewer_workers_are_those_with_the_best_scores_each_in_its_group_if_there_is_room() -> None:
@@ -142,9 +166,11 @@ def test_a_run_goes_on_with_fewer_and_with_more_workers(
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(taken(x)[~places.new], y[~places.new]), before, after)
     assert (state.opt_state.local_leader is None) == (shape[0] == 1)
     assert int(state.step) == 8
+    moved = [(new, int(old)) for new, old in enumerate(places.source[~places.new]) if new != old]
     if shape == (1, 3):
         assert not places.new.any()
         assert "left out: worker " in told
+        assert all(f"worker {new} is what was worker {old}\n" in told for new, old in moved)
     else:
         assert places.new.tolist() == [[False, False, True]] * 2
         assert "worker 2 starts from what was worker " in told
@@ -187,7 +213,8 @@ def test_all_workers_of_data_parallel_stay_equal() -> None:
     begun = start(few)
     old = jax.device_get(begun._replace(keys=jax.random.key_data(begun.keys)))
     places = place(np.array([[0.2, 0.1]]), np.ones((1, 2), bool), (1, 4))
-    state = elastic.settle(old, start(more), places, method, more)
+    begun = elastic.Begun(start(more).keys, start(more).learning_rate, {})
+    state = elastic.settle(old, begun, places, method, more)
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:, :1], leaf.shape))
     assert all((leaf == 2).all() for leaf in jax.tree.leaves(state.opt_state))
@@ -200,3 +227,23 @@ def test_without_elastic_other_workers_are_refused_with_what_to_do(begun: Path) 
     with pytest.raises(InputError, match=r"--seed was 0, is 1\): leave them out, or use a new --workdir$"):
         train(dataclasses.replace(config, seed=1), resume=True, elastic=True)
     assert json.loads((begun / "config.json").read_text())["workers"] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_language_model_keeps_its_batch_size_or_is_refused(workers: int, tmp_path: Path) -> None:
+    """Shards of 20 windows at first, fewer than a batch usually has; with four workers of 10."""
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 34)
+    settings: dict[str, Any] = {
+        **{"text_file": str(tmp_path / "text.txt"), "model": "lstm", "model_width": 4, "model_layers": 1},
+        **{"groups": 1, "sequence_length": 32, "global_period": 2},
+    }
+    workdir = str(tmp_path / "run")
+    train(Config(workdir, **settings, workers=2, steps=2), figures=False)
+    again = Config(workdir, **settings, workers=workers, steps=4)
+    if workers == 4:
+        with pytest.raises(InputError, match=r"--batch_size=20 .* does not fit into a worker's shard"):
+            train(again, resume=True, elastic=True)
+        return
+    summary = train(again, resume=True, elastic=True, figures=False)
+    assert summary is not None
+    assert (summary["batch_size"], summary["workers"]) == (20, 1)

@@ -4,6 +4,7 @@ Starting processes takes seconds of CPU each, so few starts check many things.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax import launch
+from lsgd_jax.training.checkpoints import DIGESTS
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
@@ -180,37 +182,44 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
 
 
 def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_killed(tmp_path: pathlib.Path) -> None:
-    """Each round has exactly as many steps as there are workers times the period, however many there are."""
-    workdir, period = tmp_path / "run", 8
-    settings = SETTINGS | {"groups": 1, "workers": PROCESSES, "eval_every": 400, "checkpoint_every": 80}
+    """Each round has exactly as many steps as its length times the workers, also where two groups become one."""
+    workdir = tmp_path / "run"
+    settings = SETTINGS | {"local_period": 8, "global_period": 16, "eval_every": 400, "checkpoint_every": 40}
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    script = ["experiments/train.py", "--asynchronous", "--steps=400", "--nocompilation_cache", f"--workdir={workdir}"]
+    script = ["experiments/train.py", "--asynchronous", "--steps=408", "--nocompilation_cache", f"--workdir={workdir}"]
     command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", "--elastic", *script, *flags]
     with started(*command) as launcher:
-        wait_until(lambda: (workdir / "checkpoints" / "80").is_dir())
+        wait_until(lambda: (workdir / "checkpoints" / "40" / DIGESTS).exists())
         victim = children(launcher.pid)[1]
         os.kill(victim, signal.SIGKILL)
         output, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output
     assert f"process 1 of {PROCESSES} (pid {victim}) was killed by SIGKILL\n" in output
     assert f"launch: restart 1 of 1, with 3 of {PROCESSES} processes\n" in output
-    left_out = re.search(r"^left out: worker (\d) of 1 × 4$", output, re.MULTILINE)
-    begun = re.search(r"^resuming \S+ at step (\d+) of 400$", output, re.MULTILINE)
-    assert left_out, output
+    assert "2 × 2 workers cannot be shared by 3 processes: going on with 1 × 3\n" in output
+    assert re.search(r"^left out: worker \d of 2 × 2$", output, re.MULTILINE), output
+    begun = re.search(r"^resuming \S+ at step (\d+) of 408$", output, re.MULTILINE)
     assert begun, output
-    assert int(begun[1]) % 80 == 0
+    last = int(begun[1])
+    assert last
+    assert last % 40 == 0
 
     summary = json.loads((workdir / "summary.json").read_text())
-    assert (summary["step"], summary["processes"], summary["workers"]) == (400, 3, 3)
+    assert (summary["step"], summary["processes"], summary["groups"], summary["workers"]) == (408, 3, 1, 3)
     assert json.loads((workdir / "config.json").read_text())["workers"] == 3
+    assert [row["groups"] * row["workers"] for row in read_metrics(workdir)][-1] == 3
     steps: dict[int, list[int]] = {}
     for row in read_rounds(workdir):
         steps.setdefault(row.step, []).append(row.steps)
         assert row.waiting >= 0
-    assert sorted(steps) == list(range(period, 401, period))
-    assert all(len(of_round) == (4 if step <= int(begun[1]) else 3) for step, of_round in steps.items())
-    assert all(sum(of_round) == len(of_round) * period for of_round in steps.values())
-    assert sorted({row.step for row in read_leaders(workdir)}) == sorted(steps)
+    ends = [*range(8, last + 1, 8), *(step for step in range(16, 408, 16) if step > last), 408]
+    assert sorted(steps) == ends
+    for begin, end in itertools.pairwise([0, *ends]):
+        workers = 4 if end <= last else 3
+        assert len(steps[end]) == workers
+        assert sum(steps[end]) == workers * (end - begin)
+    elections = {(row.step, row.level) for row in read_leaders(workdir) if row.step > last}
+    assert elections == {(step, "global") for step in ends if step > last and step % 16 == 0}
 
 
 MEMBER = """

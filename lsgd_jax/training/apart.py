@@ -137,7 +137,6 @@ class Apart:
     Args:
       programs: of the method.
       topology: of all processes, which `check_shares` has checked.
-      period: local steps between two communications.
       shapes: of the state.
       shardings: of the state.
       make_meeting: makes what the processes share in the next round.
@@ -147,18 +146,17 @@ class Apart:
         self,
         programs: Programs,
         topology: Topology,
-        period: int,
         shapes: TrainState,
         shardings: TrainState,
         make_meeting: Callable[[], Meeting],
     ) -> None:
         self._programs, self._topology, self._make_meeting = programs, topology, make_meeting
-        self._budget, self._shapes, self._shardings = topology.size * period, shapes, shardings
+        self._shapes, self._shardings = shapes, shardings
         self._mesh = own_mesh(topology)
         self._workers = topology.size // topology.mesh.size * self._mesh.size
 
-    def __call__(self, state: TrainState, data: Any, end: int) -> tuple[TrainState, RoundReport, Pace]:
-        """Trains to step `end`, that of the next communication; it consumes the state."""
+    def __call__(self, state: TrainState, data: Any, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
+        """Trains from step `begin` to step `end`, at most the next communication's; it consumes the state."""
         own, data, last = take_own(state, self._mesh), take_own(data, self._mesh), np.int32(end - 1)
 
         def step() -> None:
@@ -166,7 +164,8 @@ class Apart:
             own = self._programs.step(own, data, last)
             jax.block_until_ready(own)  # so that tickets are claimed as fast as steps are computed, not sent
 
-        steps, waiting = share_round(self._make_meeting(), self._budget, self._workers, step)
+        budget = self._topology.size * (end - begin)
+        steps, waiting = share_round(self._make_meeting(), budget, self._workers, step)
         # The count that all share is no longer the same in all; the meeting sets it.
         state, report = self._programs.meet(join(own, self._shapes, self._shardings), np.int32(end))
         return state, report, Pace(self._everywhere(steps, np.int32), self._everywhere(waiting, np.float32))

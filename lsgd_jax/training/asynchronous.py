@@ -125,8 +125,13 @@ def check_rounds(optimizer: DistributedOptimizer, groups: int) -> None:
         raise ValueError("its workers never meet, so none ever waits: use a method that communicates, such as lsgd")
 
 
-def check_asynchronous(config: Config, optimizer: DistributedOptimizer) -> None:
+def check_asynchronous(config: Config, optimizer: DistributedOptimizer, *, resume: bool = False) -> None:
     """Checks the settings of a run whose workers differ in speed.
+
+    Args:
+      config: the settings.
+      optimizer: the method that they describe.
+      resume: whether the run goes on, which it may in one process too.
 
     Raises:
       InputError: what is wrong and what to do, in one line.
@@ -143,11 +148,11 @@ def check_asynchronous(config: Config, optimizer: DistributedOptimizer) -> None:
     except ValueError as error:
         raise InputError(f"{flag} does not go with --algorithm={config.algorithm}: {error}") from error
     period = shortest_period(optimizer, config.groups)
-    if config.steps % period:
+    if config.worker_speeds is not None and config.steps % period:
         fewer = config.steps // period * period
         possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)
         raise InputError(f"--steps={config.steps}: with {flag} a run is whole rounds: use {possible}")
-    if config.asynchronous and processes.alone():
+    if config.asynchronous and processes.alone() and not resume:
         raise InputError(
             "--asynchronous: this is the only process: start several with python -m lsgd_jax.launch, "
             "or simulate what they would do with --worker_speeds"

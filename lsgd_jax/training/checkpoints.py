@@ -94,7 +94,10 @@ class Checkpoints:
           InputError: if it was written by another version.
         """
         items = ocp.args.Composite(standing=ocp.args.JsonRestore())
-        saved = self._manager.restore(step, args=items)["standing"]
+        try:
+            saved = self._manager.restore(step, args=items)["standing"]
+        except KeyError as error:
+            raise _of_another_program(step) from error
         if saved.keys() != set(Standing._fields):
             raise _of_another_program(step)
         return Standing(**{**saved, "shape": tuple(saved["shape"])})
@@ -120,7 +123,10 @@ class Checkpoints:
           InputError: as `restore`.
         """
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(_with_raw_keys, shapes))
-        return self._restore(step, target)
+        raw = self._restore(step, target)
+        if jax.tree.map(np.shape, raw) != jax.tree.map(np.shape, target):  # of NumPy arrays Orbax does not look at it
+            raise _of_another_program(step)
+        return raw
 
     def _restore(self, step: int, target: TrainState) -> TrainState:
         try:
@@ -155,29 +161,33 @@ def _of_another_program(step: int) -> InputError:
 def _sweep(folder: pathlib.Path) -> None:
     """Removes half-written checkpoints, and moves damaged ones away until the newest is whole; with warnings."""
     paths = list(folder.iterdir()) if folder.is_dir() else []
+    warnings = []
     for path in paths:
         if found := UNFINISHED.match(path.name):
             shutil.rmtree(path)
-            processes.say(f"warning: the checkpoint of step {found[1]} was not finished: going on from the one before")
+            warnings.append(f"the checkpoint of step {found[1]} was not finished")
+    newest = None
     for step in sorted((int(path.name) for path in paths if path.name.isdigit()), reverse=True):
         damage = _damage(folder / str(step))
         if damage is None:
-            return
+            newest = step
+            break
         aside = folder / f"{step}.damaged"
         shutil.rmtree(aside, ignore_errors=True)
         (folder / str(step)).rename(aside)
-        processes.say(
-            f"warning: the checkpoint of step {step} is damaged ({damage}) and now in {aside}: "
-            "going on from the one before"
-        )
+        warnings.append(f"the checkpoint of step {step} is damaged ({damage}) and now in {aside}")
+    source = "the beginning" if newest is None else f"that of step {newest}"
+    for warning in warnings:
+        processes.say(f"warning: {warning}: going on from {source}")
 
 
 def _damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files; None also where they were never listed: it was killed just before."""
+    """What is wrong with a checkpoint's files, or None."""
     try:
         listed = json.loads((checkpoint / DIGESTS).read_text())
     except FileNotFoundError:
-        return None
+        older = (checkpoint / "progress").exists()  # of versions without digests, which are refused as such
+        return None if older else f"without {DIGESTS}, which is written last"
     except (OSError, ValueError):
         return f"{DIGESTS} cannot be read"
     try:

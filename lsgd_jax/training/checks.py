@@ -29,7 +29,7 @@ def check_settings(
       InputError: what is wrong and what to do, in one line.
     """
     check_config(config)
-    check_asynchronous(config, make_method(config))
+    check_asynchronous(config, make_method(config), resume=resume)
     make_factor(config)
     if processes.is_main():
         check_workdir(workdir, resume=resume)

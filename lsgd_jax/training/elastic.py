@@ -19,7 +19,22 @@ from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.local_steps import keeps_gradients
 from lsgd_jax.training.run import Run, shapes_of
 from lsgd_jax.training.state import SHARED, TrainState, state_shardings
+from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
+
+
+class Begun(NamedTuple):
+    """What of a state depends on the number of workers, as if the run began with the new ones.
+
+    Attributes:
+      keys: key[groups, workers].
+      learning_rate: float32[], which may be scaled by that number.
+      opt_state: fields of the optimizer's state that the old one lacks: with one group there is no local leader.
+    """
+
+    keys: jax.Array
+    learning_rate: jax.Array
+    opt_state: dict[str, Any]
 
 
 class Places(NamedTuple):
@@ -49,7 +64,28 @@ def fit(config: Config) -> Config:
         return config
     size = max(1, config.groups * config.workers // len(devices)) * len(devices)
     groups = max(n for n in range(1, config.groups + 1) if size % n == 0)
+    processes.say(
+        f"{config.groups} × {config.workers} workers cannot be shared by {processes.count()} processes: "
+        f"going on with {groups} × {size // groups}"
+    )
     return dataclasses.replace(config, groups=groups, workers=size // groups)
+
+
+def keep_batch_size(config: Config, saved: dict[str, Any], source: AnySource) -> Config:
+    """The settings, with the batch size that a run has had: one that follows from the shards would change with them.
+
+    Args:
+      config: the settings now.
+      saved: those of the run before.
+      source: its data set.
+
+    Raises:
+      InputError: if it does not fit into the new shards.
+    """
+    kind = kind_of(source)
+    config = dataclasses.replace(config, batch_size=kind.batch_size(Config(**saved), source))
+    kind.batch_size(config, source)
+    return config
 
 
 def restore(config: Config, run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int]) -> TrainState:
@@ -67,7 +103,10 @@ def restore(config: Config, run: Run, checkpoints: Checkpoints, step: int, shape
     places = place(_scores(old.losses), _healthy(old.params), run.topology.shape)
     for line in told(places, shape):
         processes.say(line)
-    return settle(old, run.init_state(), places, run.method, run.topology)
+    fresh = run.init_state()
+    begun = Begun(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
+    del fresh  # its parameters would take memory
+    return settle(old, begun, places, run.method, run.topology)
 
 
 def place(scores: np.ndarray, healthy: np.ndarray, shape: tuple[int, int]) -> Places:
@@ -124,7 +163,7 @@ def _healthy(params: Any) -> np.ndarray:
 
 
 def settle(
-    old: TrainState, fresh: TrainState, places: Places, method: DistributedOptimizer, topology: Topology
+    old: TrainState, begun: Begun, places: Places, method: DistributedOptimizer, topology: Topology
 ) -> TrainState:
     """The state of the new workers, on their devices.
 
@@ -132,16 +171,16 @@ def settle(
     parameters and model state of the one that it starts from, a fresh optimizer state and no losses, as a
     worker that was lost and starts again; but where gradients are shared in each step all have to stay equal,
     and it takes the optimizer's state too. Shards of the data are dealt anew; what a language model carries along
-    a text is another text's until its rows begin again.
+    a text is another text's until its rows begin again. With `downpour` what the one that it starts from has not
+    pushed yet is pushed twice.
 
     Args:
       old: of the old workers, NumPy arrays; `keys` are raw.
-      fresh: of the new ones as if the run began with them.
+      begun: what else the new ones need.
       places: who is where.
       method: of the new ones.
       topology: where they live.
     """
-    shardings = state_shardings(topology, fresh)
 
     def taken(leaf: np.ndarray) -> jax.Array:
         """A leaf of the old workers, in the places of the new; each process puts those of its own."""
@@ -158,12 +197,12 @@ def settle(
     kept = TrainState(**own | shared)
     kept = kept._replace(
         keys=jax.random.wrap_key_data(kept.keys),
-        opt_state=_known_fields(kept.opt_state, fresh.opt_state),
-        learning_rate=fresh.learning_rate,  # it may depend on the number of workers
+        opt_state=kept.opt_state._replace(**begun.opt_state) if begun.opt_state else kept.opt_state,
+        learning_rate=begun.learning_rate,
     )
     new = processes.put(places.new, topology.per_worker)
-    begin = jax.jit(_begin_new(method), out_shardings=shardings)
-    return begin(kept, fresh.keys, new)
+    begin = jax.jit(_begin_new(method), donate_argnums=0, out_shardings=state_shardings(topology, kept))
+    return begin(kept, begun.keys, new)
 
 
 def _begin_new(method: DistributedOptimizer) -> Any:
@@ -190,27 +229,25 @@ def _begin_new(method: DistributedOptimizer) -> Any:
     return begin
 
 
-def _known_fields(old: Any, fresh: Any) -> Any:
-    """The old optimizer state, with what it lacks of the fresh one: with one group there is no local leader."""
-
-    def alike(one: Any, other: Any) -> bool:
-        structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
-        return bool(structures[0] == structures[1])
-
-    if alike(old, fresh):
-        return old
-    known = {name: getattr(old, name) for name in fresh._fields if alike(getattr(old, name), getattr(fresh, name))}
-    return fresh._replace(**known)
+def _unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
+    """The fields of a fresh optimizer state that an old one has in no such form."""
+    structure: Any = jax.tree.structure
+    if structure(old) == structure(fresh):
+        return {}
+    pairs = {name: (getattr(old, name), getattr(fresh, name)) for name in fresh._fields}
+    return {name: new for name, (before, new) in pairs.items() if structure(before) != structure(new)}
 
 
 def told(places: Places, before: tuple[int, int]) -> list[str]:
-    """What happens to the workers, for people: a line for each that is left out, or new."""
+    """What happens to the workers, for people: a line for each that is left out, has another number, or is new."""
     lines = []
     kept = set(places.source[~places.new].tolist())
     out = [str(rank) for rank in range(math.prod(before)) if rank not in kept]
     if out:
         lines.append(f"left out: worker {', '.join(out)} of {before[0]} × {before[1]}")
-    for j, i in np.argwhere(places.new):
-        rank = int(j) * places.new.shape[1] + int(i)
-        lines.append(f"worker {rank} starts from what was worker {places.source[j, i]}")
+    for rank, (source, new) in enumerate(zip(places.source.flat, places.new.flat, strict=True)):
+        if new:
+            lines.append(f"worker {rank} starts from what was worker {source}")
+        elif rank != source:
+            lines.append(f"worker {rank} is what was worker {source}")
     return lines

@@ -9,9 +9,8 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TextIO
 
-from tensorboardX import SummaryWriter
-
 from lsgd_jax.training import processes
+from lsgd_jax.training.events import Events
 
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
@@ -63,7 +62,7 @@ class Records:
         self._metrics = self._metrics_path.open("a")
         self._leaders = (workdir / "leaders.csv").open("a", newline="")
         self._rounds: TextIO | None = None
-        self._events = SummaryWriter(logdir=str(workdir / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
+        self._events = Events(workdir / "tensorboard", first_step=last_step + 1)
 
     def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
         """Appends elections to leaders.csv."""
@@ -83,9 +82,7 @@ class Records:
         self.last_evaluation = row["step"]
         for file in self._files():  # for those who watch
             file.flush()
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._events.add_scalar(name, value, row["step"])
+        self._events.add(row["step"], row)
 
     def flush(self) -> None:
         """Brings all rows to disk, so that no checkpoint is newer than they are."""

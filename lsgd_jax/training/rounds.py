@@ -12,7 +12,7 @@ from lsgd_jax.training.apart import Apart, compile_programs, make_programs
 from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, read_speeds, simulate_round
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.precision import compiler_options
-from lsgd_jax.training.processes import put
+from lsgd_jax.training.processes import alone, put
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.task import Task
@@ -41,8 +41,11 @@ class Rounds(NamedTuple):
 
 def make_rounds(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
     """Those of the settings: all workers in step, or each process or simulated worker at a pace of its own."""
-    make = _apart if config.asynchronous else _in_step if config.worker_speeds is None else _simulated
-    return make(config, method, topology, task)
+    if config.worker_speeds is not None:
+        return _simulated(config, method, topology, task)
+    if config.asynchronous and not alone():  # a process that is left alone has a pace of its own anyway
+        return _apart(config, method, topology, task)
+    return _in_step(config, method, topology, task)
 
 
 def _in_step(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
@@ -105,7 +108,10 @@ def _simulated(config: Config, method: DistributedOptimizer, topology: Topology,
 
 
 def _apart(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
-    """Whole rounds of processes that take local steps at their own pace."""
+    """Rounds of processes that take local steps at their own pace.
+
+    They end where a communication is due, or with the run: it may have begun with other periods.
+    """
     period = shortest_period(method, config.groups)
     programs = make_programs(
         method,
@@ -120,12 +126,15 @@ def _apart(config: Config, method: DistributedOptimizer, topology: Topology, tas
         data, shapes = task.feed(step, 0), jax.eval_shape(lambda state: state, state)
         compiled = compile_programs(programs, topology, state, data)
         shardings = state_shardings(topology, shapes)
-        take_round = Apart(compiled, topology, period, shapes, shardings, ServiceMeeting)
+        take_round = Apart(compiled, topology, shapes, shardings, ServiceMeeting)
         ServiceMeeting().arrive()  # all have compiled: they begin together
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
-            return take_round(state, task.feed(begin, end - begin), end)
+            return take_round(state, task.feed(begin, end - begin), begin, end)
 
         return advance
 
-    return Rounds(end=lambda step: step + period, compile=compile, metrics=lambda step: {})
+    def end(step: int) -> int:
+        return min(config.steps, (step // period + 1) * period)
+
+    return Rounds(end, compile, metrics=lambda step: {})

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
       opt_state: the distributed optimizer's state.
       losses: the last losses of each worker.
       keys: key[groups, workers], from which each worker draws all its randomness.
-      step: int32[], local steps so far, the same for all; where workers differ, their mean.
+      step: int32[], local steps so far, the same for all; where workers differ, what they share.
       own_steps: int32[groups, workers], local steps that each worker has taken itself.
       learning_rate: float32[], a factor on the base optimizer's updates, the same for all. In the
         state, so that runs which differ in it share a compiled program.

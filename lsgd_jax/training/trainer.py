@@ -30,7 +30,7 @@ from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import locked, on_full_disk, write_json
+from lsgd_jax.training.workdir import locked, on_full_disk, read_config, write_json
 
 
 class Position(NamedTuple):
@@ -43,6 +43,7 @@ class Position(NamedTuple):
       train_loss: the workers' mean training loss over their last minibatches.
       sent_otherwise: bytes that have been communicated beyond what the run's ledger says, since
         the run has had another number of workers before.
+      resettled: whether the checkpoint was of other groups and workers.
     """
 
     state: TrainState
@@ -50,6 +51,7 @@ class Position(NamedTuple):
     seconds: float
     train_loss: float
     sent_otherwise: int = 0
+    resettled: bool = False
 
 
 def train(
@@ -91,6 +93,8 @@ def train(
     source = processes.together(
         lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
     )
+    if elastic:
+        config = processes.together(lambda: elasticity.keep_batch_size(config, read_config(workdir), source))
     if resume and (summary := processes.from_main(lambda: _finished(config, workdir))):
         processes.say(
             f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on"
@@ -150,7 +154,8 @@ def _start(config: Config, run: Run, checkpoints: Checkpoints) -> Position:
     else:
         state = elasticity.restore(config, run, checkpoints, step, saved.shape)
     sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
-    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise)
+    resettled = saved.shape != run.topology.shape
+    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resettled)
 
 
 def _advance(
@@ -165,7 +170,7 @@ def _advance(
     """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
     state, step, seconds = at.state, at.step, at.seconds
     if step == config.steps:  # stopped there by a signal, or killed before the summary
-        if records.last_evaluation != step:
+        if records.last_evaluation != step or at.resettled:
             records.add_metrics(_metrics(run, at))
         return at
     units_per_step = run.topology.size * run.task.units_per_batch
@@ -246,6 +251,8 @@ def _metrics(run: Run, at: Position) -> dict[str, Any]:
     return {
         "step": at.step,
         "seconds": round(at.seconds, 3),
+        "groups": run.topology.groups,
+        "workers": run.topology.workers,
         **run.rounds.metrics(at.step),
         "bytes_communicated": _sent(run, at),
         "train_loss": at.train_loss,

@@ -12,6 +12,8 @@ from typing import Any
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
 
+PROBE, PARTIAL = ".writable", ".partial"
+
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     """Refuses a workdir that belongs to another run, or holds none to be resumed.
@@ -21,7 +23,7 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     """
     try:
         started = (workdir / "config.json").is_file()
-        used = workdir.is_dir() and any(workdir.iterdir())
+        used = workdir.is_dir() and any(map(_counts, workdir.iterdir()))
     except OSError as error:
         raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder") from error
     if resume and not started:
@@ -29,6 +31,11 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     if not resume and used:
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
+
+
+def _counts(path: pathlib.Path) -> bool:
+    """Whether something in a folder makes it a used one: not what a run that was killed at its very start leaves."""
+    return not (path.name == PROBE or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
 
 
 def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
@@ -39,7 +46,7 @@ def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / PROBE
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -77,8 +84,9 @@ def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except Exception as error:
         if is_disk_full(error) and not isinstance(error, DiskFullError):
+            where = getattr(error, "filename", None) or f"--workdir={workdir}"
             raise DiskFullError(
-                f"the disk of --workdir={workdir} is full: make room, and go on from the last checkpoint with --resume"
+                f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"
             ) from error
         raise
 
@@ -114,6 +122,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, tree: Any) -> None:
     """Writes a file that is whole whenever the process dies; numbers that are not finite become null."""
     finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(json.dumps(finite, indent=2) + "\n")
     partial.replace(path)
