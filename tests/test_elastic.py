@@ -202,6 +202,18 @@ def test_a_run_goes_on_with_fewer_and_with_more_workers(
     assert {**summary, "seconds": None} == {**again, "seconds": None}
 
 
+def test_a_run_killed_after_its_last_step_is_evaluated_again_if_others_finish_it(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    config = Config(str(tmp_path / "run"), **RUN, groups=1, workers=2, steps=8)
+    summary = train(config, resume=True, elastic=True, figures=False)
+    assert summary is not None
+    rows = read_metrics(tmp_path / "run")
+    assert [(row["step"], row["groups"], row["workers"]) for row in rows] == [(8, 2, 2), (8, 1, 2)]
+    assert summary["test_error"] == rows[1]["test_error"]
+    assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
+
+
 def test_all_workers_of_data_parallel_stay_equal() -> None:
     method = data_parallel(optax.sgd(0.1, momentum=0.9))
 
