@@ -52,12 +52,15 @@ def communicate(
     if jax.tree.leaves(renewed):
         best = outcome.leader or elect_leader(jnp.where(all_finite(worker.params), score, jnp.inf), axis_name)
         renewed = broadcast_from_leader(renewed, best, axis_name)
-    fresh = WorkerState(
-        params=outcome.params,
-        model_state=renewed,
-        opt_state=optimizer.restart(outcome.params, outcome.state),
-        losses=empty_window(worker.params, worker.losses.values.shape[0]),
-    )
+    fresh = begin_again(optimizer, WorkerState(outcome.params, renewed, outcome.state, worker.losses))
     kept = WorkerState(outcome.params, worker.model_state, outcome.state, worker.losses)
     worker = jax.tree.map(lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept)
     return worker, outcome.leader, outcome.restarted
+
+
+def begin_again(optimizer: DistributedOptimizer, worker: WorkerState) -> WorkerState:
+    """A worker that starts again from the parameters that it has: with a fresh optimizer state and no losses."""
+    return worker._replace(
+        opt_state=optimizer.restart(worker.params, worker.opt_state),
+        losses=empty_window(worker.params, worker.losses.values.shape[0]),
+    )

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
-from lsgd_jax.optimizers.finite import select
-from lsgd_jax.optimizers.window import Window, empty_window
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.training import processes
 from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.communication import WorkerState, begin_again
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.local_steps import keeps_gradients
 from lsgd_jax.training.run import Run, shapes_of
@@ -100,7 +101,8 @@ def restore(config: Config, run: Run, checkpoints: Checkpoints, step: int, shape
     """
     before = dataclasses.replace(config, groups=shape[0], workers=shape[1])
     old = checkpoints.restore_on_host(step, shapes_of(before, run.task.model))
-    places = place(_scores(old.losses), _healthy(old.params), run.topology.shape)
+    scores = np.asarray(jax.vmap(jax.vmap(window_mean))(old.losses))
+    places = place(scores, _healthy(old.params), run.topology.shape)
     for line in told(places, shape):
         processes.say(line)
     fresh = run.init_state()
@@ -147,19 +149,11 @@ def place(scores: np.ndarray, healthy: np.ndarray, shape: tuple[int, int]) -> Pl
     return Places(source, new)
 
 
-def _scores(losses: Window) -> np.ndarray:
-    """float[groups, workers]: the mean of the last losses of each worker, NaN without any; of NumPy arrays."""
-    size = losses.values.shape[-1]
-    recorded = np.arange(size) >= size - losses.filled[..., None]
-    with np.errstate(invalid="ignore"):
-        return np.where(recorded, losses.values, 0).sum(-1) / losses.filled
-
-
 def _healthy(params: Any) -> np.ndarray:
-    """bool[groups, workers]: whose parameters are all finite; of NumPy arrays."""
-    leaves = jax.tree.leaves(params)
-    finite = [np.isfinite(x.astype(np.float32)).reshape(*x.shape[:2], -1).all(-1) for x in leaves]
-    return np.logical_and.reduce(finite)
+    """bool[groups, workers]: whose parameters, NumPy arrays, are finite; one worker at a time is on a device."""
+    shape = jax.tree.leaves(params)[0].shape[:2]
+    finite = [all_finite(jax.tree.map(lambda x, at=at: x[at], params)) for at in np.ndindex(shape)]
+    return np.array(finite, bool).reshape(shape)
 
 
 def settle(
@@ -210,14 +204,15 @@ def _begin_new(method: DistributedOptimizer) -> Any:
 
     def begin(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
         def of_worker(worker: TrainState, key: jax.Array, new: jax.Array) -> TrainState:
+            again = begin_again(method, WorkerState(worker.params, worker.model_state, worker.opt_state, worker.losses))
             changed = {
-                "losses": empty_window(worker.params, worker.losses.values.shape[0]),
+                "losses": again.losses,
                 "own_steps": state.step,
                 # With the step, since a key of its number may be somebody's already.
                 "keys": jax.random.fold_in(key, state.step),
             }
             if keeps_gradients(method):
-                changed["opt_state"] = method.restart(worker.params, worker.opt_state)
+                changed["opt_state"] = again.opt_state
             old = {name: getattr(worker, name) for name in changed}
             return worker._replace(**select(new, changed, old))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.events import Events
+from lsgd_jax.training.workdir import write_whole
 
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
@@ -54,11 +55,11 @@ class Records:
         self._metrics_path = workdir / "metrics.jsonl"
         kept = read_metrics(workdir, last_step)
         self.last_evaluation = kept[-1]["step"] if kept else None
-        _rewrite(self._metrics_path, "".join(map(_json_line, kept)))
-        _rewrite(workdir / "leaders.csv", _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
+        write_whole(self._metrics_path, "".join(map(_json_line, kept)))
+        write_whole(workdir / "leaders.csv", _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
         self._rounds_path = workdir / "rounds.csv"
         if self._rounds_path.exists():
-            _rewrite(self._rounds_path, _csv_text([RoundRow._fields, *read_rounds(workdir, last_step)]))
+            write_whole(self._rounds_path, _csv_text([RoundRow._fields, *read_rounds(workdir, last_step)]))
         self._metrics = self._metrics_path.open("a")
         self._leaders = (workdir / "leaders.csv").open("a", newline="")
         self._rounds: TextIO | None = None
@@ -179,12 +180,6 @@ def _read_csv(path: pathlib.Path, read: Callable[..., Any], last_step: float) ->
 def _lines(path: pathlib.Path) -> list[str]:
     """The complete lines of a file, none if it is missing."""
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-
-
-def _rewrite(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _json_line(row: dict[str, Any]) -> str:

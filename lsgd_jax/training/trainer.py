@@ -149,12 +149,12 @@ def _start(config: Config, run: Run, checkpoints: Checkpoints) -> Position:
             f"--steps={config.steps}: the run has a checkpoint at step {step} already, so use at least that"
         )
     saved = checkpoints.standing(step)
-    if saved.shape == run.topology.shape:
-        state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
-    else:
-        state = elasticity.restore(config, run, checkpoints, step, saved.shape)
-    sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
     resettled = saved.shape != run.topology.shape
+    if resettled:
+        state = elasticity.restore(config, run, checkpoints, step, saved.shape)
+    else:
+        state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
+    sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
     return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resettled)
 
 

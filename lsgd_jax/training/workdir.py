@@ -122,6 +122,11 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, tree: Any) -> None:
     """Writes a file that is whole whenever the process dies; numbers that are not finite become null."""
     finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
+    write_whole(path, json.dumps(finite, indent=2) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is the old or the new one whenever the process dies."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(json.dumps(finite, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
