@@ -150,7 +150,7 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
     assert leaders == others
 
 
-def test_a_run_goes_on_in_four_processes_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
+def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
     """Like a run of a single process throughout; and nothing listens beyond loopback."""
     one, many = tmp_path / "one", tmp_path / "many"
     assert train(Config(str(one), **SETTINGS, steps=8), figures=False)
@@ -158,11 +158,16 @@ def test_a_run_goes_on_in_four_processes_and_then_in_one_again(tmp_path: pathlib
     assert train(Config(str(one), **SETTINGS, steps=24), resume=True, figures=False)
 
     script = ["experiments/train.py", f"--workdir={many}", "--steps=16", "--resume", "--nocompilation_cache"]
-    with started("-m", "lsgd_jax.launch", f"--processes={PROCESSES}", *script) as launcher:
+    command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", *script]
+    with started(*command) as launcher:
+        wait_until(lambda: len(children(launcher.pid)) == PROCESSES and listening(children(launcher.pid)))
+        victim = children(launcher.pid)[2]
+        os.kill(victim, signal.SIGKILL)
         output = "".join(lines_until(launcher, lambda line: line.startswith("compiling")))
         found = listening(children(launcher.pid))
         rest, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output + rest
+    assert f"launch: process 2 of {PROCESSES} (pid {victim}) was killed by SIGKILL\nlaunch: restart 1 of 1\n" in output
     assert f"resuming {many} at step 8 of 16\n" in output
     assert found
     assert found <= LOOPBACK

@@ -128,7 +128,7 @@ def test_without_a_center_one_is_told_how_to_get_it(tmp_path: pathlib.Path) -> N
 def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    stopped, process = 0, start(tmp_path / "run", *flags())
+    resumed, process = "", start(tmp_path / "run", *flags())
     for number, step in ((signal.SIGTERM, 12), (signal.SIGINT, 36)):
         wait_for(process, lambda step=step: (tmp_path / f"run/checkpoints/{step}").exists())
         process.send_signal(number)
@@ -136,12 +136,14 @@ def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(
         assert code == 0, output
         stopped = int(re.search(r"stopped at step (\d+) of 60", output)[1])
         assert step <= stopped < 60
+        assert resumed in output
+        resumed = f"at step {stopped} of 60"
         assert "--resume" in output
         assert "Traceback" not in output
         process = start(tmp_path / "run", "--resume")
     code, output = finish(process)
     assert code == 0, output
-    assert f"at step {stopped} of 60" in output
+    assert resumed in output
     assert_same_run(undisturbed, tmp_path / "run")
 
 
@@ -160,13 +162,26 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bitwise(
         process.kill()
         process.wait()
         half_written += bool(unfinished())
-        with (workdir / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 9')  # as a crash leaves it
         process = start(workdir, "--resume")
         wait_for(process, lambda: not unfinished())  # swept away at the start
     code, output = finish(process)
     assert code == 0, output
     assert half_written, "no kill fell into the writing of a checkpoint"
+    assert_same_run(undisturbed, workdir)
+
+
+def test_a_run_killed_between_two_checkpoints_resumes_bitwise(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, *flags())
+    wait_for(process, lambda: len(read_metrics(workdir)) >= 3 and (workdir / "checkpoints/24").exists())
+    process.kill()
+    process.wait()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # as a crash leaves it
+    code, output = finish(start(workdir, "--resume"))
+    assert code == 0, output
     assert_same_run(undisturbed, workdir)
 
 
