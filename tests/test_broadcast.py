@@ -101,6 +101,27 @@ def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broad
 
 @every_way
 @each_method
+def test_complex_numbers_keys_and_less_than_a_byte_arrive_whole(way: str, method: broadcast.BroadcastMethod) -> None:
+    numbers = np.arange(-6, 6).reshape(6, 2)
+    tree = {"complex": jnp.asarray(numbers * (1 - 3j)), "keys": jax.random.split(jax.random.key(0), 6)}
+    tree |= {dtype: jnp.asarray(numbers, dtype) for dtype in ("int4", "float8_e4m3fn")}
+    received = broadcasts(way, method)(tree, [5, 4, 3, 0, 1, 6])
+    for name, leaf in tree.items():
+        assert received[name].dtype == leaf.dtype
+        assert (received[name] == leaf[3]).all()
+
+
+def test_complex_numbers_are_rounded_for_the_wire_as_their_parts_are() -> None:
+    parts = np.random.default_rng(0).normal(size=(2, 6, 9)).astype(np.float32)
+    for wire_dtype in ("bfloat16", "int8"):
+        by_parts = broadcasts("lanes", "psum", wire_dtype)(parts.transpose(1, 2, 0), np.arange(6))
+        whole = broadcasts("lanes", "psum", wire_dtype)(parts[0] + 1j * parts[1], np.arange(6))
+        np.testing.assert_array_equal(whole, by_parts[..., 0] + 1j * by_parts[..., 1])
+        assert (whole[1:] != (parts[0] + 1j * parts[1])[0]).any()
+
+
+@every_way
+@each_method
 def test_over_one_axis_each_group_gets_its_own_leaders_tree(way: str, method: broadcast.BroadcastMethod) -> None:
     tree = trees()
     received = broadcasts(way, method, axes=WORKER)(tree, [5, 4, 6, 2, 3, 6])

@@ -171,6 +171,20 @@ def test_a_mean_of_all_keeps_dtypes_and_one_of_nobody_is_nan(way: str) -> None:
         assert np.isnan(nobody[name].astype(jnp.float32)).all()
 
 
+def test_leaves_that_are_no_numbers_to_average_stay_each_workers_own() -> None:
+    keys = jax.random.split(jax.random.key(0), 6)
+    tree = {"count": jnp.arange(6), "flag": jnp.arange(6) > 2, "key": keys, "z": 1j * jnp.arange(6)}
+    everybody = in_lanes(lambda tree: mean(tree, EVERYBODY), GROUPS)(tree)
+    assert all((everybody[name] == leaf).all() for name, leaf in tree.items() if name != "z")
+    np.testing.assert_allclose(everybody["z"], np.full(6, 2.5j))
+
+
+def test_axes_that_are_not_bound_are_named() -> None:
+    for call in (lambda x: mean(x, EVERYBODY), lambda x: elect_leader(x, EVERYBODY)):
+        with pytest.raises(ValueError, match=r"axis 'group' is not bound: .*Axes\(group=\(\)\)"):
+            jax.vmap(call, axis_name=WORKER)(jnp.zeros(2))
+
+
 def test_a_score_that_is_no_scalar_is_refused() -> None:
     with pytest.raises(ValueError, match=r"score must be a scalar.*\(3,\)"):
         jax.vmap(lambda score: elect_leader(score, WORKER), axis_name=WORKER)(jnp.zeros((2, 3)))

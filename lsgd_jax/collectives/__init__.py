@@ -5,10 +5,11 @@ axis of `jax.vmap`, or a tuple that mixes both, outermost first. Every function
 must be called where the axes are bound.
 """
 
-from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName
+from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName, check_bound, shared_over
 from lsgd_jax.collectives.broadcast import BroadcastMethod, broadcast_from_leader, check_broadcast_method
 from lsgd_jax.collectives.election import Leader, elect_leader
 from lsgd_jax.collectives.mean import mean
+from lsgd_jax.collectives.sums import is_inexact, power_share, sum_dtype
 from lsgd_jax.collectives.wire import check_wire_dtype
 
 __all__ = [
@@ -18,8 +19,13 @@ __all__ = [
     "BroadcastMethod",
     "Leader",
     "broadcast_from_leader",
+    "check_bound",
     "check_broadcast_method",
     "check_wire_dtype",
     "elect_leader",
+    "is_inexact",
     "mean",
+    "power_share",
+    "shared_over",
+    "sum_dtype",
 ]

@@ -1,6 +1,10 @@
 """Names of axes, and what they are made of."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 GROUP = "group"
 WORKER = "worker"
@@ -11,6 +15,18 @@ AxisName = str | tuple[str, ...]
 def names_of(axis_name: AxisName) -> tuple[str, ...]:
     """The names as a tuple, outermost first."""
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def check_bound(axis_name: AxisName) -> None:
+    """Raises ValueError, which says what to do, unless all the axes are bound here."""
+    for name in names_of(axis_name):
+        try:
+            lax.axis_size(name)
+        except NameError as error:
+            raise ValueError(
+                f"axis {name!r} is not bound: call this inside jax.shard_map, jax.pmap or jax.vmap over it; "
+                "for workers without groups say group_axis=None, and Axes(group=())"
+            ) from error
 
 
 def lane_axes(axis_name: AxisName) -> tuple[str, ...]:
@@ -33,3 +49,20 @@ def compiler_axes() -> tuple[str, ...]:
     """Axes of the mesh that are left to the compiler: a worker then spans several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1)
+
+
+def shared_over(array: jax.Array, axis_name: AxisName) -> tuple[str, ...]:
+    """The axes over which an array's type says that it is the same on all devices.
+
+    Only `jax.shard_map` keeps track of that, unless it is told check_vma=False.
+    """
+
+    def varying(x: jax.Array) -> frozenset[str]:
+        kind: Any = jax.typeof(x)
+        return kind.mat.varying
+
+    return tuple(
+        name
+        for name in device_axes(axis_name)
+        if name in varying(lax.axis_index(name)) and name not in varying(jnp.asarray(array))
+    )

@@ -7,9 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes, lane_axes, names_of
+from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, device_axes, lane_axes, names_of
 from lsgd_jax.collectives.election import Leader
-from lsgd_jax.collectives.wire import as_bits, check_wire_dtype, decode, encode, from_bits, pack, unpack
+from lsgd_jax.collectives.wire import (
+    as_bits,
+    as_reals,
+    check_wire_dtype,
+    decode,
+    encode,
+    from_bits,
+    from_reals,
+    pack,
+    unpack,
+)
 
 BroadcastMethod = Literal["psum", "ring"]
 
@@ -41,7 +51,7 @@ def broadcast_from_leader(
       (benchmarks/communication.py).
 
     Args:
-      tree: pytree of arrays, of any float, integer or boolean dtypes.
+      tree: pytree of arrays, of any floating-point, complex, integer or boolean dtypes, or keys.
       leader: what `elect_leader` returned over the same axes.
       axis_name: the axis or axes of that election.
       wire_dtype: a narrower dtype in which float leaves travel: `jnp.bfloat16`,
@@ -57,28 +67,30 @@ def broadcast_from_leader(
 
     Raises:
       ValueError: if `wire_dtype` is neither int8 nor a floating-point dtype of 16
-        bits or more, `method` is unknown, or they are int8 or "ring" where the
-        compiler splits a worker over devices.
+        bits or more, `method` is unknown, an axis is not bound, or they are int8 or
+        "ring" where the compiler splits a worker over devices.
     """
     check_wire_dtype(wire_dtype)
     check_broadcast_method("method", method)
     if compiler_axes() and wire_dtype is not None and jnp.dtype(wire_dtype) == jnp.int8:
         raise ValueError(f"the mesh leaves {compiler_axes()} to the compiler, which would gather blocks: use bfloat16")
+    check_bound(axis_name)
     leaves, structure = jax.tree.flatten(tree)
-    own = [jnp.asarray(leaf) for leaf in leaves]
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    own = [as_reals(array) for array in arrays]
     names = names_of(axis_name)
 
     messages = [encode(_of_device(leaf, leader, names), wire_dtype) for leaf in own]
     # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
     messages = lax.optimization_barrier(messages)
-    arrays, parts = jax.tree.flatten(messages)
-    received = jax.tree.unflatten(parts, _of_all(arrays, leader, names, method))
+    sent, parts = jax.tree.flatten(messages)
+    received = jax.tree.unflatten(parts, _of_all(sent, leader, names, method))
 
     keeps = leader.is_leader | ~leader.valid
-    leaves = [
+    heard = [
         jnp.where(keeps, leaf, decode(message, leaf, wire_dtype)) for leaf, message in zip(own, received, strict=True)
     ]
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(structure, map(from_reals, heard, arrays))
 
 
 def check_broadcast_method(name: str, method: str) -> None:

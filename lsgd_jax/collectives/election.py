@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from lsgd_jax.collectives.axes import AxisName
+from lsgd_jax.collectives.axes import AxisName, check_bound
 
 
 class Leader(NamedTuple):
@@ -41,8 +41,9 @@ def elect_leader(score: ArrayLike, axis_name: AxisName) -> Leader:
       The `Leader`, with `valid=False` where no score is finite.
 
     Raises:
-      ValueError: if `score` is no scalar.
+      ValueError: if `score` is no scalar, or an axis is not bound.
     """
+    check_bound(axis_name)
     score = jnp.asarray(score)
     if score.ndim:
         raise ValueError(f"score must be a scalar, one a worker; got shape {score.shape}")

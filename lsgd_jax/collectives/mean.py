@@ -8,37 +8,52 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from lsgd_jax.collectives.axes import AxisName, compiler_axes, device_axes, lane_axes
+from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, device_axes, lane_axes
+from lsgd_jax.collectives.sums import is_inexact, power_share, sum_dtype
 from lsgd_jax.collectives.wire import by_dtype
 
 
 def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
-    """Averages a tree of float arrays over the workers for which `where` holds.
+    """Averages the floating-point and complex leaves of a tree over the workers for which `where` holds.
 
-    Lanes of a device are summed first; then one message for each dtype goes around
-    the devices.
+    Sums are taken in float32, or in the leaf's own dtype where that is wider, and of
+    shares so small that none overflows: the mean of finite numbers is finite. Lanes of
+    a device are summed first; then one message for each dtype of sums goes around the
+    devices.
 
     Args:
-      tree: pytree of floating-point arrays.
+      tree: pytree of arrays. Leaves that are no numbers to average (integers,
+        booleans, keys) stay each worker's own.
       axis_name: the axis or axes to average over.
       where: bool[], whether this worker takes part. What the others hold, NaN
         included, does not enter. True for all.
 
     Returns:
       The mean, of the dtypes of `tree`; NaN where nobody takes part.
+
+    Raises:
+      ValueError: if an axis is not bound.
     """
+    check_bound(axis_name)
     leaves, structure = jax.tree.flatten(tree)
+    averaged = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
+    if not averaged:
+        return tree
+    workers = lax.axis_size(axis_name)
+    share = power_share(workers)
+    parts = [jnp.asarray(leaves[i]) for i in averaged]
+    parts = [share * part.astype(sum_dtype(part.dtype)) for part in parts]
     if where is True:
-        count: Any = lax.axis_size(axis_name)
-        totals = _sums([jnp.asarray(leaf) for leaf in leaves], axis_name)
+        count: Any = workers
+        totals = _sums(parts, axis_name)
     else:
         # Counted from an array that varies over the axes even where `where` is a constant, in the dtype of most
         # trees, so that it travels in their message.
         varying = jnp.ones_like(lax.axis_index(axis_name), dtype=jnp.float32)
-        parts = [jnp.asarray(leaf) for leaf in leaves]
         *totals, count = _sums([jnp.where(where, part, jnp.zeros_like(part)) for part in (*parts, varying)], axis_name)
-    means = [total / jnp.asarray(count, total.dtype) for total in totals]
-    return jax.tree.unflatten(structure, means)
+    for i, total in zip(averaged, totals, strict=True):
+        leaves[i] = (total / jnp.asarray(count * share, total.dtype)).astype(jnp.result_type(leaves[i]))
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:

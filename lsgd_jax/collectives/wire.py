@@ -29,19 +29,39 @@ def check_wire_dtype(wire_dtype: DTypeLike | None) -> None:
 
 
 def as_bits(leaf: jax.Array) -> jax.Array:
-    """Unsigned integers of the same width and shape; booleans as uint8."""
-    if leaf.dtype == jnp.bool_:
-        return leaf.astype(jnp.uint8)
-    return lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    """Unsigned integers of the same shape and width; of at least 8 bits."""
+    if jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == jnp.bool_:
+        return leaf.astype(_bits_of(leaf.dtype))
+    return lax.bitcast_convert_type(leaf, _bits_of(leaf.dtype))
 
 
 def from_bits(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The inverse of `as_bits`."""
-    return bits.astype(dtype) if dtype == jnp.bool_ else lax.bitcast_convert_type(bits, dtype)
+    if jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_:
+        return bits.astype(dtype)
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+def as_reals(leaf: jax.Array) -> jax.Array:
+    """What travels of a leaf: of a complex one, real[..., 2]; of keys, their data; else itself."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.stack([leaf.real, leaf.imag], axis=-1)
+    return leaf
+
+
+def from_reals(reals: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `as_reals`, of which `like` is an argument."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(reals, impl=jax.random.key_impl(like))
+    if jnp.issubdtype(like.dtype, jnp.complexfloating):
+        return lax.complex(reals[..., 0], reals[..., 1])
+    return reals
 
 
 def encode(leaf: jax.Array, wire_dtype: DTypeLike | None) -> tuple[jax.Array, ...]:
-    """The unsigned integers that stand for a leaf on the wire; those of zeros are zeros."""
+    """The unsigned integers that stand for a real leaf on the wire; those of zeros are zeros."""
     travels = _travels_as(leaf.dtype, wire_dtype)
     if travels == leaf.dtype:
         return (as_bits(leaf),)
@@ -81,6 +101,10 @@ def unpack(words: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
         for i in places:
             unpacked[i], flat = flat[: like[i].size].reshape(like[i].shape), flat[like[i].size :]
     return unpacked
+
+
+def _bits_of(dtype: DTypeLike) -> jnp.dtype:
+    return jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
 
 
 def _travels_as(leaf_dtype: DTypeLike, wire_dtype: DTypeLike | None) -> jnp.dtype:
