@@ -120,12 +120,12 @@ def mesh_of(groups: int, workers: int) -> Mesh:
 
 def laid_out(tree: Any, groups: int) -> Any:
     """[n·l, ...] to [n, l, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(groups, -1, *leaf.shape[1:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(groups, len(leaf) // groups, *leaf.shape[1:]), tree)
 
 
 def flattened(tree: Any) -> Any:
     """[n, l, ...] to [n·l, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]), tree)
 
 
 def on_mesh(run: Callable[..., Any], groups: int, workers: int) -> Callable[..., Any]:

@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import pytest
 from method_cases import ADAM_AND_ADAMW, CASES, REFERENCES, TYPICAL, Case, Trained, trainer
 from numpy_lsgd import Faults
 from numpy_methods import Run, simulate
-from regression import STEPS, Problem, make_problem, numpy_loss_and_grad, with_faults
+from regression import STEPS, Problem, in_lanes, make_problem, numpy_loss_and_grad, with_faults
 
 import lsgd_jax
 
@@ -110,6 +111,41 @@ def test_a_bad_argument_is_refused_by_name(method: str, name: str, value: float)
         make(method, **{name: value})
     assert str(value) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("method", [*REFERENCES, "lsgd"])
+def test_an_argument_that_is_traced_or_no_number_is_refused_by_name(method: str) -> None:
+    for name in set(numbers_of(method)) - {"wire_dtype", "broadcast"}:
+        with pytest.raises(ValueError, match=f"{name} is traced: make the method with numbers"):
+            jax.eval_shape(lambda x, name=name: make(method, **{name: x}) and x, np.float32(1))
+        for wrong in ("0.5", [0.1, 0.2], np.ones(2), 1j):
+            with pytest.raises(ValueError, match=f"{name} must be a number"):
+                make(method, **{name: wrong})
+
+
+# Those of optax whose state begins with the parameters, and some whose state does not.
+KEEPS = ("schedule_free_sgd", "mechanize", "madgrad", "cocob", "dog", "prodigy")
+FORGETS = ("muon", "ademamix", "reduce_on_plateau", "momo")
+
+
+@pytest.mark.parametrize("method", [*REFERENCES, "lsgd", "data_parallel"])
+def test_a_base_that_keeps_parameters_is_refused_where_communications_move_them(method: str) -> None:
+    def init(base: optax.GradientTransformation) -> Any:
+        optimizer = getattr(lsgd_jax, method)(base, **NEEDED.get(method, {}))
+        return jax.eval_shape(in_lanes(lambda params: optimizer.init(params, lsgd_jax.Axes()), 1), np.ones((2, 3, 4)))
+
+    for name in KEEPS:
+        arguments = {"mechanize": (optax.sgd(0.1),), "prodigy": (), "cocob": ()}.get(name, (0.1,))
+        base = getattr(optax.contrib, name)(*arguments)
+        if method in ("independent", "data_parallel"):
+            init(base)  # nothing but its own steps moves a worker
+        else:
+            with pytest.raises(ValueError, match="keeps parameters in its state"):
+                init(base)
+    for name in FORGETS:
+        init(getattr(optax.contrib, name)(*(() if name == "reduce_on_plateau" else (0.1,))))
+    init(optax.inject_hyperparams(optax.adamw)(optax.cosine_decay_schedule(0.1, 9)))
+    init(optax.MultiSteps(optax.lamb(0.1), 2).gradient_transformation())
 
 
 LIMITS = {"beta": (0, 1), "momentum": (0, 0.999), "pull": (0, 1), "push": (0, 1000)}

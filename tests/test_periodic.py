@@ -224,8 +224,19 @@ def in_a_lane(transform: Transform, **arguments: Any) -> Any:
 
 
 def test_a_missing_loss_is_said() -> None:
-    with pytest.raises(ValueError, match="value=loss"):
+    with pytest.raises(ValueError, match=r"value=loss\)\. Flax's TrainState\.apply_gradients does not pass it on"):
         in_a_lane(periodic(lsgd(optax.sgd(0.1))))
+
+
+def test_a_loss_that_is_no_scalar_is_said() -> None:
+    with pytest.raises(ValueError, match=r"value must be a scalar.*\(1,\)"):
+        in_a_lane(periodic(lsgd(optax.sgd(0.1))), value=np.ones(1))
+
+
+def test_axes_that_are_not_bound_are_said() -> None:
+    for transform in (periodic(lsgd(optax.sgd(0.1))), periodic(data_parallel(optax.sgd(0.1)))):
+        with pytest.raises(ValueError, match="axis 'group' is not bound"):
+            jax.vmap(lambda x, tx=transform: tx.update(x, tx.init(x), x, value=1.0), axis_name=WORKER)(np.ones(2))
 
 
 @pytest.mark.parametrize("factory", [lsgd, data_parallel])

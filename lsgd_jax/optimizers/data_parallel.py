@@ -11,9 +11,11 @@ from typing import Any
 import optax
 
 from lsgd_jax.collectives import mean
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
 from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
 
 
+@for_any_pytree
 def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
     r"""Averages the workers' gradients at each step: ``x <- x - base update(mean of gradients)``.
 

@@ -7,9 +7,12 @@ Models", 2023, arXiv:2311.08105, Algorithm 1.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -36,6 +39,7 @@ class DilocoState(NamedTuple):
     center: optax.Params
 
 
+@for_any_pytree
 def diloco(
     base: optax.GradientTransformation, outer: optax.GradientTransformation, *, period: int
 ) -> DistributedOptimizer:
@@ -53,7 +57,8 @@ def diloco(
     not finite takes no part in Δ, and starts again from θ.
 
     Args:
-      base: the inner optimizer, any of optax. AdamW in the paper.
+      base: the inner optimizer, an optax optimizer that keeps no parameters in its
+        state. AdamW in the paper.
       outer: the outer optimizer, any of optax. In the paper
         `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
       period: H, steps of a worker between two communications. 500 in the paper.
@@ -65,6 +70,7 @@ def diloco(
       ValueError: if `period` is less than 1.
     """
     check_count("period", period)
+    base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> DilocoState:
         center = mean(params, axes.all)
@@ -72,7 +78,7 @@ def diloco(
 
     def apply(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
-        displacement = finite_mean(jax.tree.map(lambda c, x: c - x, state.center, params), axis_name)
+        displacement = finite_mean(jax.tree.map(jnp.subtract, state.center, params), axis_name)
         updates, outer_state = outer.update(displacement, state.outer, state.center)
         found = all_finite(displacement)  # where no worker is left, the center stays
         center = select(found, optax.apply_updates(state.center, updates), state.center)

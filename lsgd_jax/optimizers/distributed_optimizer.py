@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
-from lsgd_jax.collectives import GROUP, WORKER, Leader
+from lsgd_jax.collectives import GROUP, WORKER, Leader, check_bound
 
 
 class Axes(NamedTuple):
@@ -130,6 +133,15 @@ def restart_of(base: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
     return lambda params, state: state._replace(base=base.init(params))
 
 
+def scalar_like(params: optax.Params, axes: Axes) -> jax.Array:
+    """float32[]: a zero that varies over mapped axes as the parameters do, for state that is made of none of them."""
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        check_bound(axes.all)
+    like = leaves[0] if leaves else lax.axis_index(axes.all)
+    return jnp.full_like(like, 0, shape=(), dtype=jnp.float32)
+
+
 def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:
     """The communications that happen with this many groups.
 
@@ -154,11 +166,24 @@ def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communicatio
 
 def check_fraction(name: str, fraction: float) -> None:
     """Raises ValueError unless `fraction` is a number in [0, 1]."""
-    if not 0 <= fraction <= 1:
+    if not 0 <= check_number(name, fraction) <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
 
 
 def check_count(name: str, count: float) -> None:
     """Raises ValueError unless `count` is a whole number of at least 1."""
-    if not count >= 1 or count % 1:
+    if not check_number(name, count) >= 1 or count % 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+
+
+def check_number(name: str, number: Any) -> float:
+    """The number. Raises ValueError if it is none, or not known when the method is made."""
+    if isinstance(number, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is traced: make the method with numbers, outside of jax.jit, jax.vmap and jax.grad; "
+            "a pull that changes with the step is a schedule of leader_pull"
+        )
+    real = jnp.issubdtype(np.asarray(number).dtype, jnp.number) and not np.iscomplexobj(number)
+    if np.ndim(number) or not real:
+        raise ValueError(f"{name} must be a number, got {number!r}")
+    return float(number)

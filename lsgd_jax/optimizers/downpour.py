@@ -10,7 +10,10 @@ import jax
 import optax
 from jax import lax
 
-from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.collectives import GROUP, WORKER, mean, power_share
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import widened
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -36,6 +39,7 @@ class DownpourState(NamedTuple):
     fetched: optax.Params
 
 
+@for_any_pytree
 def downpour(base: optax.GradientTransformation, *, period: int = 1) -> DistributedOptimizer:
     r"""Workers push what they added up to a center, and fetch it.
 
@@ -47,10 +51,12 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
 
     c starts as the mean of the x_i, and is what is evaluated. All workers' updates
     add up, so stable learning rates are smaller than those of one worker. A worker
-    whose parameters are not finite pushes nothing.
+    whose parameters are not finite pushes nothing. Where the sum is not finite nothing
+    has been pushed: all go back to what they fetched last.
 
     Args:
-      base: any optax optimizer, for the local steps. Adagrad in the paper.
+      base: an optax optimizer that keeps no parameters in its state, for the local
+        steps. Adagrad in the paper.
       period: steps of a worker between two communications.
 
     Returns:
@@ -60,6 +66,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
       ValueError: if `period` is less than 1.
     """
     check_count("period", period)
+    base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> DownpourState:
         del axes
@@ -68,11 +75,16 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     def apply(params: optax.Params, state: DownpourState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
         finite, workers = all_finite(params), lax.axis_size(axis_name)
-        pushing = select(finite, params, state.fetched)
+        share = power_share(workers)  # without it p (what i added up) might overflow, where the sum does not
+
+        def push(x: jax.Array, c: jax.Array) -> jax.Array:
+            return share * c + share * workers * (x - c)
+
         # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
-        pushed = jax.tree.map(lambda x, c: c + workers * (x - c), pushing, state.fetched)
-        center = mean(pushed, axis_name)
-        return Outcome(center, state._replace(fetched=center), None, all_finite(center) & ~finite)
+        pushed = jax.tree.map(push, widened(select(finite, params, state.fetched)), widened(state.fetched))
+        center = optax.tree.cast_like(jax.tree.map(lambda m: m / share, mean(pushed, axis_name)), params)
+        fetched = select(all_finite(center), center, state.fetched)
+        return Outcome(fetched, state._replace(fetched=fetched), None, all_finite(fetched) & ~finite)
 
     return DistributedOptimizer(
         init=init,

@@ -9,16 +9,21 @@ import jax.numpy as jnp
 import optax
 
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import leafwise, norm
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Communication,
     DistributedOptimizer,
     Outcome,
     check_count,
     check_fraction,
+    check_number,
 )
 from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
 
 
+@for_any_pytree
 def dppf(
     base: optax.GradientTransformation, *, pull: float = 0.1, push: float = 0.1, period: int = 64
 ) -> DistributedOptimizer:
@@ -35,7 +40,7 @@ def dppf(
     worker whose parameters are not finite takes no part in m, and starts again from it.
 
     Args:
-      base: any optax optimizer, for the local steps.
+      base: an optax optimizer that keeps no parameters in its state, for the local steps.
       pull: in [0, 1].
       push: at least 0, in units of the parameters.
       period: τ, steps of a worker between two communications.
@@ -48,20 +53,19 @@ def dppf(
         `period` less than 1.
     """
     check_fraction("pull", pull)
-    if not 0 <= push < float("inf"):
+    if not 0 <= check_number("push", push) < float("inf"):
         raise ValueError(f"push must be a finite number of at least 0, got {push}")
     check_count("period", period)
-    base = optax.with_extra_args_support(base)
+    base = movable(base)
 
     def apply(params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
         average = finite_mean(params, axis_name)
-        away = jax.tree.map(lambda x, m: x - m, params, average)
-        distance = optax.tree.norm(away)
+        distance = norm(jax.tree.map(jnp.subtract, params, average))
         # Workers that are all at one point differ from their mean by rounding, which is no direction.
-        apart = distance > 10 * jnp.finfo(distance.dtype).eps * optax.tree.norm(average)
+        apart = distance > 10 * _rounding(params) * norm(average)
         kept = 1 - pull + jnp.where(apart, push / distance, 0)
-        moved = jax.tree.map(lambda m, d: m + kept.astype(d.dtype) * d, average, away)
+        moved = leafwise(lambda x, m: m + kept * (x - m), params, average)
         return moved_by_mean(params, state, average, moved)
 
     return DistributedOptimizer(
@@ -71,3 +75,8 @@ def dppf(
         center=lambda params, state, axes: finite_mean(params, axes.all),
         restart=lambda params, state: base.init(params),
     )
+
+
+def _rounding(params: optax.Params) -> float:
+    """The coarsest relative rounding among the leaves."""
+    return max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params)), default=0.0)

@@ -11,6 +11,9 @@ import jax
 import optax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import leafwise
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -18,6 +21,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
     check_fraction,
+    check_number,
 )
 from lsgd_jax.optimizers.easgd import elastic_move
 from lsgd_jax.optimizers.finite import all_finite, select
@@ -37,6 +41,7 @@ class EamsgdState(NamedTuple):
     center: optax.Params
 
 
+@for_any_pytree
 def eamsgd(
     base: optax.GradientTransformation, *, momentum: float = 0.9, beta: float = 0.9, period: int = 64
 ) -> DistributedOptimizer:
@@ -66,15 +71,15 @@ def eamsgd(
       ValueError: if `momentum` is outside [0, 1), `beta` outside [0, 1] or
         `period` less than 1.
     """
-    if not 0 <= momentum < 1:
+    if not 0 <= check_number("momentum", momentum) < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
     check_fraction("beta", beta)
     check_count("period", period)
-    base = optax.with_extra_args_support(base)
+    base = movable(base)
 
     def behind(ahead: optax.Params, velocity: optax.Params) -> optax.Params:
         """x from y."""
-        return jax.tree.map(lambda y, v: y - momentum * v, ahead, velocity)
+        return leafwise(lambda y, v: y - momentum * v, ahead, velocity)
 
     def init(params: optax.Params, axes: Axes) -> EamsgdState:
         return EamsgdState(base.init(params), optax.tree.zeros_like(params), mean(params, axes.all))
@@ -93,7 +98,7 @@ def eamsgd(
         x = behind(params, state.velocity)
         finite = all_finite(x)
         moved, center = elastic_move(x, state.center, beta, axis_name)
-        params = jax.tree.map(lambda y, new, old: y + (new - old), params, moved, x)
+        params = leafwise(lambda y, new, old: y + (new - old), params, moved, x)
         return Outcome(select(finite, params, center), state._replace(center=center), None, ~finite)
 
     return DistributedOptimizer(

@@ -11,6 +11,9 @@ import optax
 from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import toward
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -36,6 +39,7 @@ class EasgdState(NamedTuple):
     center: optax.Params
 
 
+@for_any_pytree
 def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int = 64) -> DistributedOptimizer:
     r"""Workers and a center variable pull at each other.
 
@@ -50,7 +54,8 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     no part in the mean, and starts again from c.
 
     Args:
-      base: any optax optimizer, for the local steps. The paper's has no momentum.
+      base: an optax optimizer that keeps no parameters in its state, for the local
+        steps. The paper's has no momentum.
       beta: β in [0, 1]: 0.9 in the paper, 0.43 in the code of LSGD's authors.
       period: τ, steps of a worker between two communications.
 
@@ -62,6 +67,7 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     """
     check_fraction("beta", beta)
     check_count("period", period)
+    base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> EasgdState:
         return EasgdState(base.init(params), mean(params, axes.all))
@@ -88,4 +94,4 @@ def elastic_move(
     average = finite_mean(params, axis_name)
     average = select(all_finite(average), average, center)  # where no worker is left, the center stays
     alpha = beta / lax.axis_size(axis_name)
-    return optax.incremental_update(center, params, alpha), optax.incremental_update(average, center, beta)
+    return toward(center, params, alpha), toward(average, center, beta)

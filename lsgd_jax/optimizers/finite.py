@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.collectives import mean
+from lsgd_jax.collectives import is_inexact, mean
 from lsgd_jax.optimizers.distributed_optimizer import Outcome
 
 
 def all_finite(tree: Any) -> jax.Array:
     """bool[]: whether every number in the tree is finite."""
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(finite).all()
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.stack(finite).all() if finite else jnp.array(True)
 
 
 def finite_mean(tree: Any, axis_name: tuple[str, ...]) -> Any:

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import norm, toward, widened
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -19,9 +23,10 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
     check_fraction,
+    scalar_like,
 )
 from lsgd_jax.optimizers.finite import all_finite, moved_by_mean
-from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
+from lsgd_jax.optimizers.window import Window, emptied, empty_window, record, window_mean
 
 # A gradient this short or shorter weighs as one of this length.
 SMALLEST_NORM = 1e-12
@@ -39,6 +44,7 @@ class GrawaState(NamedTuple):
     norms: Window
 
 
+@for_any_pytree
 def grawa(
     base: optax.GradientTransformation, *, pull: float = 0.1, period: int = 64, window: int = 10
 ) -> DistributedOptimizer:
@@ -54,7 +60,7 @@ def grawa(
     and starts again from m.
 
     Args:
-      base: any optax optimizer, for the local steps.
+      base: an optax optimizer that keeps no parameters in its state, for the local steps.
       pull: in [0, 1].
       period: τ, steps of a worker between two communications.
       window: minibatches in a norm.
@@ -68,29 +74,28 @@ def grawa(
     check_fraction("pull", pull)
     check_count("period", period)
     check_count("window", window)
-    base = optax.with_extra_args_support(base)
+    base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> GrawaState:
-        del axes
-        return GrawaState(base.init(params), empty_window(params, int(window)))
+        return GrawaState(base.init(params), empty_window(scalar_like(params, axes), int(window)))
 
     def update(
         grads: optax.Updates, state: GrawaState, params: optax.Params, *, value: Any, **extra: Any
     ) -> tuple[optax.Updates, GrawaState]:
         updates, base_state = base.update(grads, state.base, params, value=value, **extra)
-        return updates, GrawaState(base_state, record(state.norms, optax.tree.norm(grads)))
+        return updates, GrawaState(base_state, record(state.norms, norm(grads)))
 
     def apply(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
         average = _weighted_mean(params, state.norms, axis_name)
-        return moved_by_mean(params, state, average, optax.incremental_update(average, params, pull))
+        return moved_by_mean(params, state, average, toward(average, params, pull))
 
     return DistributedOptimizer(
         init=init,
         update=update,
         communications=(Communication(int(period), (GROUP, WORKER), apply),),
         center=lambda params, state, axes: _weighted_mean(params, state.norms, axes.all),
-        restart=lambda params, state: init(params, Axes()),
+        restart=lambda params, state: GrawaState(base.init(params), emptied(state.norms)),
     )
 
 
@@ -102,7 +107,8 @@ def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ..
     weight = jnp.where(all_finite(params), weight, 0)
     # First of all the weights' own mean, so that nothing large is added up; and at least float32, which they need.
     average = mean(weight, axis_name)
-    share = weight / average
-    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share * x, 0), params)
-    total = jax.tree.map(lambda m: jnp.where(average > 0, m, jnp.nan), mean(weighted, axis_name))
+    workers = lax.axis_size(axis_name)
+    share = weight / average / workers  # they sum to 1, and so nothing overflows
+    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share * x, 0), widened(params))
+    total = jax.tree.map(lambda m: jnp.where(average > 0, workers * m, jnp.nan), mean(weighted, axis_name))
     return optax.tree.cast_like(total, params)

@@ -5,10 +5,12 @@ On one worker it is its base optimizer, plain SGD say.
 
 import optax
 
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.optimizers.finite import finite_mean
 
 
+@for_any_pytree
 def independent(base: optax.GradientTransformation) -> DistributedOptimizer:
     """Local steps and nothing else: ``x <- x - base update(gradient of x's own minibatch)``.
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsgd_jax.optimizers.distributed_optimizer import check_fraction
+
 
 class LeaderPullState(NamedTuple):
     """State of `leader_pull`: int32[], the number of updates so far, for schedules."""
@@ -37,8 +39,9 @@ def leader_pull(
       ValueError: if a pull is outside [0, 1], or in `update` if `params` or the
         leader for a pull that is not 0 is missing.
     """
-    check_pull("local_pull", local_pull)
-    check_pull("global_pull", global_pull)
+    for name, strength in (("local_pull", local_pull), ("global_pull", global_pull)):
+        if not callable(strength):
+            check_fraction(name, strength)
 
     def init(params: optax.Params) -> LeaderPullState:
         del params
@@ -67,12 +70,6 @@ def leader_pull(
         return updates, LeaderPullState(step=optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def check_pull(name: str, pull: optax.ScalarOrSchedule) -> None:
-    """Raises ValueError for a pull that is a number outside [0, 1]."""
-    if not callable(pull) and not 0 <= pull <= 1:
-        raise ValueError(f"{name} must lie in [0, 1] (0: no pull, 1: become the leader), got {pull}")
 
 
 def _pulled(strength: Any) -> Any:

@@ -10,6 +10,8 @@ import jax
 import optax
 
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Communication,
     DistributedOptimizer,
@@ -19,6 +21,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
 from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
 
 
+@for_any_pytree
 def local_sgd(
     base: optax.GradientTransformation, *, local_period: int | None = None, global_period: int
 ) -> DistributedOptimizer:
@@ -34,7 +37,7 @@ def local_sgd(
     finite takes no part in a mean, and starts again from it.
 
     Args:
-      base: any optax optimizer, for the local steps.
+      base: an optax optimizer that keeps no parameters in its state, for the local steps.
       local_period: steps of a worker between two means of its group, or None for
         none. Without effect in one group.
       global_period: steps of a worker between two means of all, a multiple of
@@ -53,7 +56,7 @@ def local_sgd(
     if local_period is not None:
         check_count("local_period", local_period)
         inside = (Communication(int(local_period), (WORKER,), become_the_mean),)
-    base = optax.with_extra_args_support(base)
+    base = movable(base)
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),
         update=base.update,

@@ -21,15 +21,20 @@ from lsgd_jax.collectives import (
     check_wire_dtype,
     elect_leader,
 )
+from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import toward
+from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
     DistributedOptimizer,
     Outcome,
     check_count,
+    check_fraction,
+    scalar_like,
 )
 from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
-from lsgd_jax.optimizers.leader_pull import check_pull, leader_pull
+from lsgd_jax.optimizers.leader_pull import leader_pull
 
 
 class LastLeader(NamedTuple):
@@ -58,6 +63,7 @@ class LsgdState(NamedTuple):
     global_leader: LastLeader | None
 
 
+@for_any_pytree
 def lsgd(
     base: optax.GradientTransformation,
     *,
@@ -86,7 +92,7 @@ def lsgd(
     `local_pull`, `local_period` and `stale_local_pull` have no effect.
 
     Args:
-      base: any optax optimizer, for the local steps.
+      base: an optax optimizer that keeps no parameters in its state, for the local steps.
       local_pull: λ in [0, 1].
       global_pull: λ_G in [0, 1].
       local_period: τ, steps of a worker between two local communications.
@@ -116,23 +122,23 @@ def lsgd(
         ("stale_local_pull", stale_local_pull),
         ("stale_global_pull", stale_global_pull),
     ):
-        check_pull(name, pull)
-        if callable(pull):
-            raise ValueError(f"{name} must be a number in [0, 1]; only leader_pull takes schedules")
+        check_fraction(name, pull)
     for name, count in (("local_period", local_period), ("global_period", global_period), ("window", window)):
         check_count(name, count)
     check_wire_dtype(wire_dtype)
     check_broadcast_method("broadcast", broadcast)
 
-    base = optax.with_extra_args_support(base)
+    base = movable(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
 
     def init(params: optax.Params, axes: Axes) -> LsgdState:
-        del axes
+        def unknown() -> LastLeader:
+            return LastLeader(params=jax.tree.map(jnp.zeros_like, params), known=scalar_like(params, axes) > 0)
+
         return LsgdState(
             base=base.init(params),
-            local_leader=_unknown_leader(params) if stale_local_pull else None,
-            global_leader=_unknown_leader(params) if stale_global_pull else None,
+            local_leader=unknown() if stale_local_pull else None,
+            global_leader=unknown() if stale_global_pull else None,
         )
 
     def update(
@@ -158,7 +164,7 @@ def lsgd(
             finite = all_finite(params)
             leader = elect_leader(jnp.where(finite, score, jnp.inf), axis_name)
             leader_params = broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype, method=broadcast)
-            pulled = optax.incremental_update(leader_params, params, pull)
+            pulled = toward(leader_params, params, pull)
 
             restarted = leader.valid & ~finite
             moved = leader.valid & ~leader.is_leader
@@ -183,13 +189,6 @@ def lsgd(
         center=center,
         restart=lambda params, state: state._replace(base=base.init(params)),
         window=int(window),
-    )
-
-
-def _unknown_leader(params: optax.Params) -> LastLeader:
-    leaf = jax.tree.leaves(params)[0]
-    return LastLeader(
-        params=jax.tree.map(jnp.zeros_like, params), known=jnp.full_like(leaf, False, shape=(), dtype=jnp.bool_)
     )
 
 

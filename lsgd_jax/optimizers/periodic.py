@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, schedule
+from lsgd_jax.collectives import GROUP, WORKER, check_bound, is_inexact, shared_over, sum_dtype
+from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, scalar_like, schedule
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 
@@ -40,6 +40,14 @@ def periodic(
     Put the scan over steps inside the `vmap`, or keep the counter unbatched
     (`in_axes=PeriodicState(step=None, losses=0, inner=0)`).
 
+    Each worker owns its parameters. Those that come into a `jax.shard_map` by P() are one copy
+    for all, whose gradient JAX sums over the workers; they are refused until they are made
+    one's own by `jax.lax.pcast(params, axis_names, to="varying")`.
+
+    A communication leads exactly to where the method says but for the rounding of the
+    addition that optax ends with: to within half a unit in the last place of what a
+    parameter was before. Updates of 16-bit parameters are float32, so that they lose nothing.
+
     A worker whose parameters are no longer finite never leads, enters no mean and never
     spreads (except with `data_parallel`), but it stays lost: optax only adds updates, and
     NaN plus anything is NaN. The train step of `lsgd_jax.make_train_step` restarts it.
@@ -50,14 +58,16 @@ def periodic(
       worker_axis: the name of the axis of workers in a group.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`. Its `update` raises ValueError
-      when it is traced without `params`, without `value` where the method scores
-      workers, or when a global period is no multiple of the local one.
+      An `optax.GradientTransformationExtraArgs`. It raises ValueError when it is traced
+      with parameters, gradients or a score that are the same for all workers, without
+      `params`, without a scalar `value` where the method scores workers, where the axes
+      are not bound, or when a global period is no multiple of the local one.
     """
     axes = Axes(group=() if group_axis is None else (group_axis,), worker=(worker_axis,))
 
     def init(params: optax.Params) -> PeriodicState:
-        losses = None if optimizer.window is None else empty_window(params, optimizer.window)
+        _check_own("params", params, axes)
+        losses = None if optimizer.window is None else empty_window(scalar_like(params, axes), optimizer.window)
         return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params, axes))
 
     def update(
@@ -70,14 +80,23 @@ def periodic(
     ) -> tuple[optax.Updates, PeriodicState]:
         if params is None:
             raise ValueError("a distributed optimizer needs the parameters: call update(grads, state, params, ...)")
+        check_bound(axes.all)
+        _check_own("params", params, axes)
+        _check_own("grads", grads, axes)
         losses = state.losses
         if losses is not None:
             if value is None:
-                raise ValueError("workers are scored by their loss: call update(..., value=loss)")
+                raise ValueError(
+                    "workers are scored by their loss: call update(grads, state, params, value=loss). Flax's "
+                    "TrainState.apply_gradients does not pass it on: call its tx.update and optax.apply_updates"
+                )
+            _check_own("value", value, axes)
             losses = record(losses, value)
 
         grads = optimizer.reduce_gradients(grads, axes)
         updates, inner = optimizer.update(grads, state.inner, params, value=value, **extra)
+        if optimizer.communications:
+            updates = jax.tree.map(_widened, updates)
         step = state.step + 1
         for communication in schedule(optimizer, groups=lax.axis_size(axes.group)):
             updates, inner = lax.cond(
@@ -106,11 +125,38 @@ def _communicate(
     outcome = due.apply(stepped, inner, worker_score, axes.names(due.axes))
 
     def led_to(new: jax.Array, before: jax.Array, old: jax.Array, update: jax.Array) -> jax.Array:
+        if not is_inexact(old):
+            return update
         # What has not moved, the leader for one, keeps its update without rounding. A lost worker stays lost, even
         # where the step that broke it could be undone: its losses are not renewed.
         kept = outcome.restarted | (new == before)
-        return jnp.where(kept, update, (new - old).astype(update.dtype))
+        return jnp.where(kept, update, new.astype(update.dtype) - old.astype(update.dtype))
 
     moved = jax.tree.map(led_to, outcome.params, stepped, params, updates)
-    # What a mean brings is the same on every device. Typed like what it replaces, it suits both branches of the cond.
-    return moved, jax.tree.map(lambda new, old: jnp.where(True, new, old), outcome.state, inner)
+
+    def typed(new: jax.Array, old: jax.Array) -> jax.Array:
+        # What a mean brings is the same on every device. Typed like what it replaces, it suits both branches of the
+        # cond; of empty arrays `where` loses the type.
+        return jnp.where(True, new, old) if old.size else old
+
+    return moved, jax.tree.map(typed, outcome.state, inner)
+
+
+def _widened(update: jax.Array) -> jax.Array:
+    return update.astype(sum_dtype(update.dtype)) if is_inexact(update) else update
+
+
+def _check_own(name: str, tree: Any, axes: Axes) -> None:
+    """Raises ValueError if leaves of a worker are known to be the same on all devices.
+
+    Gradients of such parameters are summed over the workers by JAX itself.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if shared := shared_over(leaf, axes.all):
+            todo = {
+                "params": f'first of all, write params = jax.lax.pcast(params, {shared}, to="varying")',
+                "grads": "take the gradient at the worker's own parameters, of its own loss",
+                "value": "give the worker's own loss, not one that has been averaged",
+            }[name]
+            verb = "is" if name == "value" else "are"
+            raise ValueError(f"{name} {verb} the same for all workers along {shared}: {todo}")

@@ -5,11 +5,13 @@ on CIFAR-10 and 64 on ImageNet in the paper. It is a ring of numbers rather than
 running sum, so that a NaN is forgotten once it leaves the window.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from lsgd_jax.collectives import power_share
 
 
 class Window(NamedTuple):
@@ -24,18 +26,24 @@ class Window(NamedTuple):
     filled: jax.Array
 
 
-def empty_window(params: Any, window: int) -> Window:
-    """A window without numbers, varying over the same mapped axes as `params`."""
-    leaf = jax.tree.leaves(params)[0]
+def empty_window(like: jax.Array, window: int) -> Window:
+    """A window without numbers, varying over the same mapped axes as `like`."""
     return Window(
-        values=jnp.full_like(leaf, 0, shape=(window,), dtype=jnp.result_type(float)),
-        filled=jnp.full_like(leaf, 0, shape=(), dtype=jnp.int32),
+        values=jnp.full_like(like, 0, shape=(window,), dtype=jnp.result_type(float)),
+        filled=jnp.full_like(like, 0, shape=(), dtype=jnp.int32),
     )
 
 
+def emptied(window: Window) -> Window:
+    """The window without its numbers."""
+    return empty_window(window.values, window.values.shape[0])
+
+
 def record(window: Window, value: ArrayLike) -> Window:
-    """Adds a number and forgets the oldest."""
+    """Adds a number and forgets the oldest. Raises ValueError if it is no scalar."""
     size = window.values.shape[0]
+    if jnp.ndim(value):
+        raise ValueError(f"value must be a scalar, one worker's mean loss: got one of shape {jnp.shape(value)}")
     newest = jnp.asarray(value, window.values.dtype)[None]
     return Window(
         values=jnp.concatenate([window.values[1:], newest]),
@@ -44,8 +52,8 @@ def record(window: Window, value: ArrayLike) -> Window:
 
 
 def window_mean(window: Window) -> jax.Array:
-    """float[]: the mean of the recorded numbers; NaN while there are none."""
+    """float[]: the mean of the recorded numbers, finite where they are; NaN while there are none."""
     size = window.values.shape[0]
-    recorded = jnp.arange(size) >= size - window.filled
-    total = jnp.where(recorded, window.values, 0).sum()
-    return total / window.filled.astype(total.dtype)
+    recorded, share = jnp.arange(size) >= size - window.filled, power_share(size)
+    total = jnp.where(recorded, share * window.values, 0).sum()
+    return total / (share * window.filled.astype(total.dtype))

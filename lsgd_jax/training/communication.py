@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lsgd_jax.collectives import Leader, broadcast_from_leader, elect_leader
 from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite
-from lsgd_jax.optimizers.window import Window, empty_window, window_mean
+from lsgd_jax.optimizers.window import Window, emptied, window_mean
 
 
 class WorkerState(NamedTuple):
@@ -62,5 +62,5 @@ def begin_again(optimizer: DistributedOptimizer, worker: WorkerState) -> WorkerS
     """A worker that starts again from the parameters that it has: with a fresh optimizer state and no losses."""
     return worker._replace(
         opt_state=optimizer.restart(worker.params, worker.opt_state),
-        losses=empty_window(worker.params, worker.losses.values.shape[0]),
+        losses=emptied(worker.losses),
     )

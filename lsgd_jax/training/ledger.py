@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.collectives.traffic import Collective, collectives_of
@@ -121,7 +122,7 @@ def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), 
     def worker_state(params: Any, model_state: Any) -> WorkerState:
         alone = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)
         opt_state = jax.tree.map(lambda x: x[0, 0], alone(jax.tree.map(lambda x: x[None, None], params)))
-        return WorkerState(params, model_state, opt_state, empty_window(params, optimizer.window or 1))
+        return WorkerState(params, model_state, opt_state, empty_window(jnp.zeros([]), optimizer.window or 1))
 
     worker = jax.eval_shape(worker_state, params, model_state)
 

@@ -76,7 +76,7 @@ class RoundLog:
             self.give_up(step)
 
         able = np.isfinite(report.score) & ~report.lost
-        self.train_loss = float(np.mean(report.score, where=able)) if able.any() else float("nan")
+        self.train_loss = float(np.mean(report.score, where=able, dtype=np.float64)) if able.any() else float("nan")
         best = int(np.argmin(np.where(able, report.score, np.inf))) if able.any() else None
         self._progress.update(step, self.train_loss, best)
 

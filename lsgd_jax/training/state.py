@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
+from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, scalar_like
 from lsgd_jax.optimizers.window import Window, empty_window
 from lsgd_jax.training.schedules import start_plateau
 from lsgd_jax.training.topology import Topology
@@ -67,8 +67,8 @@ def start_state(
     init_keys = jax.random.split(init_key, topology.size)
     window = optimizer.window or REPORT_WINDOW
 
-    def start(params: Any) -> Any:
-        return optimizer.init(params, Axes())
+    def start(params: Any) -> tuple[Any, Window]:
+        return optimizer.init(params, Axes()), empty_window(scalar_like(params, Axes()), window)
 
     # One after the other: random initializers take long to compile, batched ones still longer.
     if same_init:
@@ -77,11 +77,12 @@ def start_state(
         models = lax.map(init_model, init_keys)
         models = jax.tree.map(lambda x: x.reshape(*topology.shape, *x.shape[1:]), models)
     params, model_state = models
+    opt_state, losses = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params)
     return TrainState(
         params=params,
         model_state=model_state,
-        opt_state=jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params),
-        losses=jax.vmap(jax.vmap(lambda params: empty_window(params, window)))(params),
+        opt_state=opt_state,
+        losses=losses,
         keys=jax.random.split(worker_key, topology.shape),
         step=jnp.zeros([], jnp.int32),
         own_steps=jnp.zeros(topology.shape, jnp.int32),

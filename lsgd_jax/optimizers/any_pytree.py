@@ -1,0 +1,75 @@
+"""What every method owes to those who call it: any pytree of parameters, and buffers of its own."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lsgd_jax.collectives import is_inexact
+from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, Outcome
+
+P = ParamSpec("P")
+
+
+def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, DistributedOptimizer]:
+    """Makes the methods of a factory serve any pytree of parameters.
+
+    The method, its base optimizer included, sees the floating-point and complex leaves
+    alone. In place of others (integers, booleans) it finds None, which is no leaf: they
+    have no gradient and no mean, so each worker keeps its own, and nothing of them is sent.
+
+    What `init` and `center` return shares no buffer with their arguments, so that
+    parameters and state can be donated.
+    """
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> DistributedOptimizer:
+        return _serving(factory(*args, **kwargs))
+
+    return make
+
+
+def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
+    def init(params: optax.Params, axes: Axes) -> Any:
+        return _apart_from(params, method.init(_taken(params, params), axes))
+
+    def update(
+        grads: optax.Updates, state: Any, params: optax.Params, *, value: Any, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = method.update(_taken(grads, params), state, _taken(params, params), value=value, **extra)
+        return _put_back(updates, jax.tree.map(jnp.zeros_like, params)), state
+
+    def center(params: optax.Params, state: Any, axes: Axes) -> optax.Params:
+        return _apart_from((params, state), _put_back(method.center(_taken(params, params), state, axes), params))
+
+    def restart(params: optax.Params, state: Any) -> Any:
+        return method.restart(_taken(params, params), state)
+
+    def serving(communication: Communication) -> Communication:
+        def apply(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+            outcome = communication.apply(_taken(params, params), state, score, axis_name)
+            return outcome._replace(params=_put_back(outcome.params, params))
+
+        return communication._replace(apply=apply)
+
+    communications = tuple(map(serving, method.communications))
+    return method._replace(init=init, update=update, center=center, restart=restart, communications=communications)
+
+
+def _taken(tree: Any, like: Any) -> Any:
+    """The leaves of a tree where those of another are floating-point or complex, None elsewhere."""
+    return jax.tree.map(lambda kind, leaf: leaf if is_inexact(kind) else None, like, tree)
+
+
+def _put_back(tree: Any, whole: Any) -> Any:
+    """A tree of `_taken` leaves, with those of `whole` where it has None."""
+    return jax.tree.map(lambda leaf, own: own if leaf is None else leaf, tree, whole, is_leaf=lambda x: x is None)
+
+
+def _apart_from(others: Any, tree: Any) -> Any:
+    """The tree, with a copy of each leaf that is one of `others` too."""
+    theirs = {id(leaf) for leaf in jax.tree.leaves(others)}
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in theirs else leaf, tree)

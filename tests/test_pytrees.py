@@ -1,0 +1,128 @@
+"""Every method with parameters of every kind, in every mapping; and buffers that are donated."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from regression import in_lanes, on_mesh, on_pmap_of_lanes
+
+import lsgd_jax
+from lsgd_jax import GROUP, WORKER, Axes, DistributedOptimizer, periodic
+
+GROUPS, WORKERS, STEPS = 2, 2, 8
+SGD = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9))
+PULLS = {"local_pull": 0.3, "global_pull": 0.2, "stale_local_pull": 0.02, "stale_global_pull": 0.01}
+METHODS: dict[str, Callable[[], DistributedOptimizer]] = {
+    "lsgd": lambda: lsgd_jax.lsgd(SGD, local_period=2, global_period=4, **PULLS),
+    "easgd": lambda: lsgd_jax.easgd(SGD, period=3),
+    "eamsgd": lambda: lsgd_jax.eamsgd(SGD, momentum=0.5, period=3),
+    "downpour": lambda: lsgd_jax.downpour(SGD, period=3),
+    "local_sgd": lambda: lsgd_jax.local_sgd(SGD, local_period=2, global_period=4),
+    "diloco": lambda: lsgd_jax.diloco(SGD, SGD, period=3),
+    "grawa": lambda: lsgd_jax.grawa(SGD, pull=0.3, period=3),
+    "dppf": lambda: lsgd_jax.dppf(SGD, pull=0.3, push=0.1, period=3),
+    "data_parallel": lambda: lsgd_jax.data_parallel(SGD),
+    "independent": lambda: lsgd_jax.independent(SGD),
+}
+MAPS: dict[str, Callable[..., Any]] = {
+    "nested vmap": partial(in_lanes, groups=GROUPS),
+    "shard_map on a plain mesh": partial(on_mesh, groups=GROUPS, workers=WORKERS),
+    "pmap of vmap": partial(on_pmap_of_lanes, groups=GROUPS),
+}
+UNMOVED = {
+    "count": np.arange(8, dtype=np.int32).reshape(4, 2),
+    "flag": np.array([True, False, True, True]),
+    "bytes": np.array([[255], [3], [0], [7]], np.uint8),
+}
+
+
+def of_everything() -> Any:
+    """A tree of leaves of every kind, [4 workers, ...]: complex, integer, boolean, scalar, empty, and none."""
+    rng = np.random.default_rng(0)
+    real, imag = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    moved = {"z": real + 1j * imag, "scalar": rng.normal(size=4).astype(np.float32), "void": np.zeros((4, 0, 2))}
+    return {"moved": jax.tree.map(jnp.asarray, moved), "rest": UNMOVED | {"nothing": None}}
+
+
+def of_reals() -> Any:
+    """The same numbers in floats alone."""
+    moved = of_everything()["moved"]
+    return {"re": moved["z"].real, "im": moved["z"].imag, "scalar": moved["scalar"]}
+
+
+def trained(optimizer: DistributedOptimizer, start: Any) -> Any:
+    """One worker's parameters after some steps downhill to 0, and its center."""
+    transform = periodic(optimizer)
+
+    def step(carry: tuple[Any, Any], t: jax.Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        numbers = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        loss = sum((jnp.square(jnp.abs(x)).sum() for x in numbers), start=jnp.zeros([])) * (1 + t)
+        loss += 0 * lax.axis_index((GROUP, WORKER))  # each worker's own, in a tree without numbers too
+        # Of what is no number, other gradients than 0 are somebody's mistake, of which nothing may come.
+        updates, state = transform.update(params, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = lax.scan(step, (start, transform.init(start)), jnp.arange(STEPS))
+    return params, optimizer.center(params, state.inner, Axes())
+
+
+@cache
+def in_reals(method: str) -> Any:
+    return MAPS["nested vmap"](partial(trained, METHODS[method]()))(of_reals())
+
+
+@pytest.mark.parametrize("how", MAPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_move_as_reals_do_and_all_else_stays(method: str, how: str) -> None:
+    params, center = MAPS[how](partial(trained, METHODS[method]()))(of_everything())
+    for ours, expected in zip((params, center), in_reals(method), strict=True):
+        z = np.asarray(ours["moved"]["z"])
+        np.testing.assert_allclose(z, expected["re"] + 1j * np.asarray(expected["im"]), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ours["moved"]["scalar"], expected["scalar"], rtol=0, atol=1e-6)
+        assert ours["moved"]["void"].shape == (4, 0, 2)
+        assert jax.tree.structure(ours) == jax.tree.structure(of_everything())
+        for name, leaf in UNMOVED.items():
+            np.testing.assert_array_equal(ours["rest"][name], leaf, strict=True)
+    assert np.abs(params["moved"]["z"] - of_everything()["moved"]["z"]).max() > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tree_without_numbers_has_nothing_to_move(method: str) -> None:
+    for how in ("nested vmap", "shard_map on a plain mesh"):
+        params, center = MAPS[how](lambda rank: trained(METHODS[method](), {"count": rank}))(jnp.arange(4))
+        np.testing.assert_array_equal(params["count"], jnp.arange(4))
+        np.testing.assert_array_equal(center["count"], jnp.arange(4))
+    assert trained_on_nothing(method) == ({}, {})
+
+
+def trained_on_nothing(method: str) -> Any:
+    return MAPS["nested vmap"](lambda rank: trained(METHODS[method](), {}))(jnp.arange(4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_and_state_can_be_donated(method: str) -> None:
+    optimizer = METHODS[method]()
+    transform = periodic(optimizer)
+
+    def lanes(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        return jax.jit(jax.vmap(jax.vmap(function, axis_name=WORKER), axis_name=GROUP), **options)
+
+    @partial(lanes, donate_argnums=(0, 1))
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = transform.update(params, state, params, value=1.0)
+        return optax.apply_updates(params, updates), state
+
+    center = lanes(lambda params, state: optimizer.center(params, state.inner, Axes()))
+    params = {"w": jnp.ones((1, 2, 3)), "count": jnp.ones((1, 2), jnp.int32)}
+    state = lanes(transform.init)(params)
+    for _ in range(3):
+        middle = center(params, state)
+        params, state = step(params, state)
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((middle, params, state)))
