@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from palette import STYLES
+from palette import in_order
 
 from comparison.evaluations import Evaluation, Run, Spread, spread
 from comparison.trials import Setting
@@ -53,7 +53,7 @@ class Method(NamedTuple):
 
 
 def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -> list[Method]:
-    """The methods that have runs, in the order of the palette."""
+    """The methods that have runs: those of the palette in its order, then all others by name."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run.trial.method, []).append(run)
@@ -65,8 +65,7 @@ def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -
             [run for run in by_method[name] if run.trial.phase == "search"],
             [run for run in by_method[name] if run.trial.phase == "test"],
         )
-        for name in STYLES
-        if name in by_method
+        for name in in_order(by_method)
     ]
 
 
