@@ -75,7 +75,7 @@ def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) ->
 def test_the_main_table_has_mean_and_sample_deviation_over_the_test_seeds(written: dict[str, str]) -> None:
     table = main_table(list(methods(comparison()).values()))
     assert table in written["report.md"]
-    name, setting, validation, test, deployed, center, leader, sent, _ = cells(table, "lsgd")
+    name, setting, validation, test, deployed, center, leader, sent, _, _ = cells(table, "lsgd")
     assert (name, setting) == ("lsgd", "learning_rate 0.05, global_period 16")
     assert (validation, test, center, leader) == ("3.00 ± 1.00", "3.00 ± 1.00", "3.00 ± 1.00", "6.00 ± 2.00")
     assert (deployed, sent) == ("center", "4")
