@@ -1,13 +1,15 @@
-"""Which differences between methods are called none."""
+"""Which differences between methods are called none; and that the published tables follow from their CSV files."""
 
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 from comparison.evaluations import spread
 from comparison.significance import not_apart, standard_errors
-from comparison.tables import budget_table, least_bytes, main_table
+from comparison.tables import budget_table, least_bytes, least_seconds, main_table, time_unit
 from made_up_runs import PARALLEL, cells, falling, methods, outcome
+from published_runs import FOLDERS, read_published
 
 
 def test_a_difference_is_measured_in_standard_errors_of_it() -> None:
@@ -41,3 +43,21 @@ def test_the_tables_name_what_a_method_does_not_differ_from() -> None:
     assert sent is not None
     for table in (main_table(found), budget_table(found, sent, "MB", 1e6)):
         assert [cells(table, method)[-1] for method in errors] == ["easgd", "lsgd", "–"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_tables_of_a_published_report_follow_from_its_csv_files(folder: Path) -> None:
+    published, text = read_published(folder), (folder / "report.md").read_text()
+    sent, seconds = least_bytes(published), least_seconds(published)
+    assert sent is not None
+    assert seconds is not None
+    unit, in_unit = time_unit([seconds.amount])
+    assert main_table(published) in text
+    assert budget_table(published, sent, "MB", 1e6) in text
+    assert budget_table(published, seconds, unit, in_unit) in text
+
+
+def test_an_election_costs_no_method_its_last_evaluation_in_a_published_report() -> None:
+    (cifar,) = [folder for folder in FOLDERS if folder.name == "comparison_cifar10"]
+    at_equal_bytes = (cifar / "report.md").read_text().partition("## At equal bytes")[2]
+    assert cells(at_equal_bytes, "lsgd")[1:3] == ["54.12 ± 1.70", "81,920"]

@@ -172,7 +172,7 @@ def _results(methods: Sequence[Method], network: str) -> list[str]:
 
 At the end of the runs, mean ± sample standard deviation over the test seeds. "Sent" is what all workers sent together,
 "predicted" the time on {network}. "{NO_DIFFERENCE.capitalize()}" names the methods whose mean is less than
-{TOLD_APART:g} standard errors of the difference away (Welch's t), here and below: what is between them is chance.
+{TOLD_APART:g} standard errors of the difference away (Welch's t), here and below: the seeds do not tell them apart.
 
 {main_table(methods)}"""
     ]
