@@ -2,8 +2,9 @@
 
 import csv
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -39,6 +40,22 @@ def table(claims: Sequence[Claim]) -> str:
         held = "yes" if claim.held else "**no**" if claim.expected else "no, as expected"
         lines.append(f"| {claim.text} | {claim.measured} | {held} |")
     return "\n".join(lines)
+
+
+def share(held: Collection[Any]) -> str:
+    """Of how many draws a claim holds, with the 95 % interval of the share."""
+    count, of = sum(map(bool, held)), len(held)
+    low, high = interval(count, of)
+    return f"{count} of {of} draws (95 %: {low:.2f} to {high:.2f})"
+
+
+def interval(count: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share: Wilson, "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22, 1927."""
+    z, observed = 1.96, count / of
+    middle = (observed + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * math.sqrt(observed * (1 - observed) / of + z**2 / (4 * of**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

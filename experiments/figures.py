@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 from command_line import Flag, define, describe, parse, refuse
-from palette import GREY, STYLES, line_of
+from palette import GREY, in_order, line_of
 
 if TYPE_CHECKING:
     from lsgd_jax.training.task import Metric
@@ -151,7 +151,7 @@ def group(runs: Sequence[Run]) -> list[Line]:
             f"{name} {settings[key][name]}" for name in settings[key] if len({str(r.get(name)) for r in rivals}) > 1
         ]
         lines.append(Line(", ".join([method, *told]), members))
-    order = list(STYLES)
+    order = in_order(setting["algorithm"] for setting in settings.values())
     return sorted(lines, key=lambda line: order.index(line.runs[0].config["algorithm"]))
 
 
@@ -191,7 +191,7 @@ def draw_curves(
     methods = [line.runs[0].config["algorithm"] for line in lines]
     for number, line in enumerate(lines):
         mine = [point for point in points if point.line == line.name]
-        style = line_of(methods[number], methods[:number].count(methods[number])) | {"label": line.name}
+        style = line_of(methods[number], methods[:number].count(methods[number]), methods) | {"label": line.name}
         means = [metric.scale * point.mean for point in mine]
         band = [metric.scale * point.lowest for point in mine], [metric.scale * point.highest for point in mine]
         for panel, over in zip(

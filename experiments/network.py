@@ -163,7 +163,7 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
                        linewidth=1.2, label="computation alone")  # fmt: skip
             for method in methods:
                 line = [row for row in here if row.method == method]
-                panel.plot([row.workers for row in line], [row.hours for row in line], **line_of(method))
+                panel.plot([row.workers for row in line], [row.hours for row in line], **line_of(method, among=methods))
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(WORKERS[::2], [f"{size:,}" for size in WORKERS[::2]])

@@ -4,8 +4,10 @@ LSGD:  sum of f(x_i) + ρ/2 |x_i - x_leader|², differentiated with the leader h
 EASGD: sum of f(x_i) + ρ/2 |x_i - c|², with c the mean.
 
 Both are stationary where a step of the library's method, with exact gradients, moves no worker. Such points are sought
-from many starts, by descent and by Newton's method, and ∇f is measured there. Beside the theorem stands what it does
-not say: the LSGD objective, differentiated through the leader as well. ρ is in units of the curvature of f.
+from many starts, by descent and by Newton's method, and ∇f is measured there. A leader is not pulled, so its step is
+-∇f, and where that is zero f is stationary: no place could refute the theorem. What is measured of it tests that the
+library's step is so, at random places and where workers rest. What could turn out either way stands beside it: EASGD,
+the other workers, and the LSGD objective differentiated through the leader as well. ρ is in units of f's curvature.
 """
 
 import pathlib
@@ -87,13 +89,13 @@ def claims_of(rows: Sequence[Row]) -> Iterator[Claim]:
 
     largest = {name: max(row.leader_off for row in some) for name, some in by_objective.items()}
     yield Claim(
-        "Theorem 1: in the leader's parameters, the gradient of the LSGD objective is ∇f",
+        "Theorem 1, a test of the library: the leader's step is -∇f, the gradient of the LSGD objective there",
         f"at random places it differs by {largest['lsgd']:.1g} at most; EASGD's by up to {largest['easgd']:.1g}",
         largest["lsgd"] < 1e-12 < largest["easgd"],
     )
     tried, unique = total("lsgd", "starts"), total("lsgd", "unique")
     yield Claim(
-        "Theorem 1: where the LSGD objective is stationary, f is so at the leader",
+        "Theorem 1, which follows: where the LSGD objective is stationary, f is so at the leader",
         f"{told('lsgd', 'leader_moving')}, from {tried:,} starts; {unique:,} have a unique leader; "
         f"‖∇f‖ at most {max(row.leader_gradient for row in by_objective['lsgd']):.1g}",
         total("lsgd", "leader_moving") == 0 < unique,

@@ -2,9 +2,10 @@
 
 A candidate z is drawn uniformly from {z : f(z) ≤ f(x)}, together with its mirror image about the minimum. It serves
 where angle(d_N, -∇f(x) + λ(z - x)) ≤ angle(d_N, -∇f(x)), with the Newton step d_N. The theorem of Teng et al. 2019
-says that at least half of all candidates do, where λ is small or θ = angle(d_N, -∇f(x)) is large. Made explicit:
+says that at least half of all candidates do, where λ is small or θ = angle(d_N, -∇f(x)) is large. Made explicit, and
+as an exact statement about pairs:
 
-    λ ≤ 2 m tan²θ, with m the least curvature.
+    of z and -z at least one serves where λ ≤ 2 m tan²θ, with m the least curvature.
 
 Proof: let x be seen from the minimum, e and n orthonormal with d_N = ‖x‖e and -∇f(x) = ‖∇f(x)‖(e cos θ + n sin θ),
 z⊥ = z - (z·e)e. The step is within the angle θ of d_N or of its opposite where
@@ -40,7 +41,18 @@ PULLS = tuple(10.0**exponent for exponent in range(-4, 7))  # λ / m
 
 
 class Share(NamedTuple):
-    """A row of step_direction.csv: the share of candidates that serve, from x at an angle θ, and its error."""
+    """A row of step_direction.csv: from x at an angle θ, who serves of the candidates.
+
+    Attributes:
+      condition: κ.
+      dimension: of x.
+      degrees: θ.
+      pull: λ / m.
+      share: of the candidates, those that serve.
+      error: the standard error of the share.
+      pairs: how many pairs z and -z there are.
+      neither: how many of them have none that serves.
+    """
 
     condition: int
     dimension: int
@@ -48,6 +60,8 @@ class Share(NamedTuple):
     pull: float
     share: float
     error: float
+    pairs: int
+    neither: int
 
     @property
     def threshold(self) -> float:
@@ -102,10 +116,14 @@ def survey(seed: int, points: int, candidates: int) -> list[Share]:
             x /= np.linalg.norm(x, axis=1, keepdims=True)
             leaders = sample_leaders(curvatures, x, candidates // 2, rng)
             angles, serves = serving(curvatures, x, leaders, np.array(PULLS))
-            pairs = serves.reshape(len(PULLS), points, 2, -1).mean(2)
-            error = pairs.std(-1) / pairs.shape[-1] ** 0.5
+            of_pairs = serves.reshape(len(PULLS), points, 2, -1).sum(2)  # 0, 1 or 2 of each
+            pairs, neither = of_pairs.shape[-1], (of_pairs == 0).sum(-1)
+            share, error = of_pairs.mean(-1) / 2, of_pairs.std(-1) / 2 / pairs**0.5
             shares += [
-                Share(condition, dimension, float(angles[i]), pull, float(pairs[j, i].mean()), float(error[j, i]))
+                Share(
+                    *(condition, dimension, float(angles[i]), pull),
+                    *(float(share[j, i]), float(error[j, i]), pairs, int(neither[j, i])),
+                )
                 for i in range(points)
                 for j, pull in enumerate(PULLS)
             ]
@@ -171,15 +189,23 @@ def conclusions(shares: Sequence[Share]) -> list[Claim]:
         first = min(low, key=lambda share: share.pull / share.threshold)
         widest = max(low, key=lambda share: share.degrees)
         ends += f"from λ = {first.pull / first.threshold:.1f} times 2m tan²θ on, up to θ = {widest.degrees:.0f}°"
-    text = "Step direction: at least half of {z : f(z) ≤ f(x)} turn the step toward the Newton step"
+    pairs, neither = (sum(of) for of in zip(*(share[-2:] for share in inside), strict=True))
     return [
         Claim(
-            f"{text}, where λ is small or the angle θ large: λ ≤ 2m tan²θ",
-            f"at least {lowest.share:.3f} ± {lowest.error:.3f} of them, in {len(inside):,} cases of x and λ, "
-            f"θ from {min(s.degrees for s in inside):.2g}° to {max(s.degrees for s in inside):.0f}°",
-            all(share.at_least_half for share in inside),
+            "Step direction: of z and −z with f(z) ≤ f(x) at least one turns the step toward the Newton step, "
+            "where λ is small or the angle θ large: λ ≤ 2m tan²θ",
+            f"neither does in {neither:,} of {pairs:,} pairs, in {len(inside):,} cases of x and λ, "
+            f"θ from {min(s.degrees for s in inside):.2g}° to {max(s.degrees for s in inside):.0f}°; "
+            f"so at least {lowest.share:.3f} of all z do",
+            neither == 0,
         ),
-        Claim(f"{text}, for any λ and θ beyond", ends, not low, expected=False),
+        Claim(
+            "Step direction: at least half of {z : f(z) ≤ f(x)} turn the step toward the Newton step, "
+            "for any λ and θ beyond",
+            ends,
+            not low,
+            expected=False,
+        ),
     ]
 
 

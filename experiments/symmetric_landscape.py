@@ -3,7 +3,8 @@
 f(x, y) = sin(π r) / (π r) with r² = x² + y² has a peak of 1 at r = 0 and, around it, rings of minima: f = -0.217 at
 r = 1.43, the lowest. Workers start on a circle around the peak, each with an offset of its own; without offsets their
 mean is the peak. Whether and when they arrive in the ring is swept over the strength of the pull (λ of LGD, β of
-EAGD) and the size of the offsets. Both methods communicate in each iteration, with exact gradients.
+EAGD) and the size of the offsets, over many draws of them. Both methods communicate in each iteration, with exact
+gradients. A share of the draws has its 95 % interval (Wilson's).
 """
 
 import pathlib
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from claims import Claim, conclude, write_csv
+from claims import Claim, conclude, share, write_csv
 from command_line import Flag, define, describe, parse, refuse
 from descent import descend
 from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
@@ -28,7 +29,8 @@ from lsgd_jax.training.workdir import make_writable
 TABLE = (
     Flag("workdir", "string", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),
     Flag("iterations", "integer", 400, "gradient steps of each worker"),
-    Flag("seed", "integer", 0, "of the directions of the offsets"),
+    Flag("draws", "integer", 60, "of the directions of the offsets"),
+    Flag("seed", "integer", 0, "of the draws"),
 )
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 define(FLAGS, TABLE)
@@ -45,15 +47,15 @@ NAMES = {"lsgd": "LGD", "easgd": "EAGD"}
 
 
 class Run(NamedTuple):
-    """What a method did.
+    """What a method did from each draw of the offsets; from one where there are none.
 
     Attributes:
       method: its key in the palette.
       strength: λ of LGD, β of EAGD.
       offset: the standard deviation of the offsets.
-      values: float[iterations, workers], f where the gradients were taken.
-      places: float[iterations + 1, workers, 2], the workers, from their starts on.
-      center: f at the center in the end.
+      values: float[draws, iterations, workers], f where the gradients were taken.
+      places: float[draws, iterations + 1, workers, 2], the workers, from their starts on.
+      center: float[draws], f at the center in the end.
     """
 
     method: str
@@ -61,14 +63,18 @@ class Run(NamedTuple):
     offset: float
     values: np.ndarray
     places: np.ndarray
-    center: float
+    center: np.ndarray
 
     @property
-    def arrival(self) -> int | None:
-        """The first iteration from which on all workers are in the lowest ring."""
-        outside = np.flatnonzero((self.values > ARRIVED).any(axis=1))
-        at = int(outside[-1]) + 1 if len(outside) else 0
-        return at if at < len(self.values) else None
+    def arrival(self) -> np.ndarray:
+        """int[draws], the first iteration from which on all workers are in the lowest ring; their number for never."""
+        inside = np.asarray((self.values <= ARRIVED).all(axis=2))[:, ::-1]  # from the last one on
+        return inside.shape[1] - np.where(inside.all(axis=1), inside.shape[1], (~inside).argmax(axis=1))
+
+    @property
+    def never(self) -> int:
+        """What stands for never in `arrival`."""
+        return int(self.values.shape[1])
 
 
 def main(argv: list[str]) -> int:
@@ -76,9 +82,8 @@ def main(argv: list[str]) -> int:
     done = parse(FLAGS, argv, usage())
     if done is not None:
         return done
-    iterations: Any = FLAGS.iterations
-    seed: Any = FLAGS.seed
-    for name, value, least in (("iterations", iterations, 2), ("seed", seed, 0)):
+    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("iterations", "draws", "seed")}
+    for (name, value), least in zip(sizes.items(), (2, 1, 0), strict=True):
         if value < least:
             return refuse(argv, f"--{name}={value}: must be at least {least}")
     workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
@@ -87,21 +92,21 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         return refuse(argv, str(error))
     with jax.enable_x64(True):
-        runs = list(sweep(iterations, seed))
-    columns = ("method", "strength", "offset", "arrival", "lowest_value", "highest_value", "center_value")
-    rows = [
-        (*run[:3], run.arrival, float(run.values[-1].min()), float(run.values[-1].max()), run.center) for run in runs
-    ]
-    write_csv(workdir / "symmetric_landscape.csv", columns, rows)
+        runs = list(sweep(**sizes))
+    columns = ("method", "strength", "offset", "draws", "arrived", "earliest", "median", "latest",
+               "lowest_value", "highest_value", "lowest_center", "highest_center")  # fmt: skip
+    write_csv(workdir / "symmetric_landscape.csv", columns, map(row_of, runs))
     draw_trajectories(workdir / "trajectories.png", runs)
-    draw_sweep(workdir / "arrivals.png", runs, iterations)
-    print(f"f after {iterations} iterations: of the workers, from the best to the worst, and of the center")
-    print("".join(f"{name:>10}" for name in ("method", "strength", "offset", "arrival", "best", "worst", "center")))
-    for method, strength, offset, arrival, *values in rows:
-        at = "never" if arrival is None else arrival
-        print(f"{NAMES[method]:>10}{strength:>10g}{offset:>10g}{at:>10}" + "".join(f"{v:>10.3f}" for v in values))
-    print()
+    draw_sweep(workdir / "arrivals.png", runs, sizes["iterations"])
     return conclude(workdir, claims_of(runs))
+
+
+def row_of(run: Run) -> tuple[Any, ...]:
+    """Of symmetric_landscape.csv: over the draws; when they arrive, of all, with nothing for never."""
+    arrivals = [None if at == run.never else at for at in np.quantile(run.arrival, (0, 0.5, 1), method="higher")]
+    last = run.values[:, -1]
+    extremes = map(float, (last.min(), last.max(), run.center.min(), run.center.max()))
+    return (*run[:3], len(last), int((run.arrival < run.never).sum()), *arrivals, *extremes)
 
 
 def usage() -> str:
@@ -131,9 +136,9 @@ def method_of(name: str, strength: float) -> DistributedOptimizer:
     return lsgd(sgd, global_pull=strength, global_period=1, window=1)
 
 
-def sweep(iterations: int, seed: int) -> Iterator[Run]:
+def sweep(iterations: int, draws: int, seed: int) -> Iterator[Run]:
     """Both methods, by strength and by the size of the offsets."""
-    directions = jnp.asarray(np.random.default_rng(seed).normal(size=(WORKERS, 2)))
+    directions = jnp.asarray(np.random.default_rng(seed).normal(size=(draws, WORKERS, 2)))
     half = WORKERS // 2
     angles = 0.3 + jnp.pi * jnp.arange(half) / half
     circle = RADIUS * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
@@ -147,43 +152,52 @@ def sweep(iterations: int, seed: int) -> Iterator[Run]:
                 found = descend(method, sinc, start, iterations, jax.random.key(0), watch=lambda x: x)
                 return found.values, jnp.concatenate([start[None], found.seen]), sinc(found.center)[0]
 
-            for offset, *found in zip(OFFSETS, *jax.device_get(jax.vmap(from_one)(starts)), strict=True):
-                values, places, center = found
-                yield Run(name, strength, offset, values, places, float(center))
+            for offset, *found in zip(OFFSETS, *jax.device_get(jax.vmap(jax.vmap(from_one))(starts)), strict=True):
+                yield Run(name, strength, offset, *(of[: draws if offset else 1] for of in found))
 
 
 def claims_of(runs: list[Run]) -> Iterator[Claim]:
     """The claims, and what became of them."""
-    arrivals = {run[:3]: run.arrival for run in runs}
     for strong in (True, False):
         chosen = [run for run in runs if (run.strength > WEAK) == strong]
-        if not chosen:
-            continue
-        strengths = f"strength {', '.join(f'{s:g}' for s in dict.fromkeys(run.strength for run in chosen))}: "
-        lgd = [run for run in chosen if run.method == "lsgd"]
-        late = [run for run in lgd if run.arrival is None or run.arrival > 100]
-        text = f"{strengths}all of LGD's workers are in the lowest ring within 100 iterations"
-        yield Claim(text, f"{len(lgd) - len(late)} of {len(lgd)} runs", not late, expected=strong)
-        even = [run for run in chosen if run.method == "easgd" and run.offset == 0]
-        text = f"{strengths}without offsets EAGD holds all its workers away from it"
-        lowest = min(run.values[-1].min() for run in even)
-        yield Claim(text, f"the lowest is at {lowest:.3f}", lowest > ARRIVED, expected=strong)
-        center = min(run.center for run in even)
-        yield Claim(f"{strengths}without offsets EAGD's center stays on the peak", f"f = {center:.3f}", center > 0.99)
-        offset = [run for run in chosen if run.method == "easgd" and run.offset > 0]
-        out = [run for run in offset if run.arrival is not None]
-        text = f"{strengths}with offsets EAGD's workers do not arrive"
-        yield Claim(text, f"{len(out)} of {len(offset)} runs do", not out, expected=False)
-        never = len(runs[0].values)
-        pairs = [(arrivals["lsgd", *run[1:3]] or never, run.arrival or never) for run in offset]
-        text = f"{strengths}with offsets LGD's workers arrive sooner than EAGD's"
-        told = "; ".join(f"{a if a < never else 'never'} and {b if b < never else 'never'}" for a, b in pairs)
-        told = f"at iteration {told}"
-        yield Claim(text, told, all(a < b for a, b in pairs), expected=strong)
+        if chosen:
+            strengths = f"strength {', '.join(f'{s:g}' for s in dict.fromkeys(run.strength for run in chosen))}: "
+            yield from _claims_of(strengths, strong, chosen)
+
+
+def _claims_of(strengths: str, strong: bool, runs: list[Run]) -> Iterator[Claim]:
+    """About weak pulls, or stronger ones."""
+    even = {name: [run for run in runs if (run.method, run.offset) == (name, 0)] for name in NAMES}
+    lgd, eagd = ([run for run in runs if run.method == name and run.offset > 0] for name in NAMES)
+    arrivals = np.stack([run.arrival for run in lgd])
+    in_time, straight = np.asarray((arrivals <= 100).all(axis=0)), all(run.arrival[0] <= 100 for run in even["lsgd"])
+    text = f"{strengths}all of LGD's workers are in the lowest ring within 100 iterations"
+    told = f"in {share(in_time)} of offsets; without offsets they are{'' if straight else ' not'}"
+    yield Claim(text, told, straight and bool(in_time.all()), expected=strong)
+    text = f"{strengths}without offsets EAGD holds all its workers away from it"
+    lowest = min(run.values[:, -1].min() for run in even["easgd"])
+    yield Claim(text, f"the lowest is at {lowest:.3f}", bool(lowest > ARRIVED), expected=strong)
+    center = min(run.center[0] for run in even["easgd"])
+    yield Claim(f"{strengths}without offsets EAGD's center stays on the peak", f"f = {center:.3f}", center > 0.99)
+    text = f"{strengths}with offsets EAGD's workers do not arrive"
+    out = [(run, (run.arrival < run.never).sum()) for run in eagd]
+    of_draws = "; ".join(f"{count} (strength {run.strength:g}, offsets {run.offset:g})" for run, count in out)
+    told = f"of {arrivals.shape[1]} draws they do in {of_draws}"
+    yield Claim(text, told, not any(count for _, count in out), expected=False)
+    text = f"{strengths}with offsets LGD's workers arrive sooner than EAGD's"
+    others = np.stack([run.arrival for run in eagd])
+    sooner = np.asarray((arrivals < others).all(axis=0))
+    told = f"in {share(sooner)}; {_when(arrivals, lgd[0].never)} against {_when(others, lgd[0].never)}"
+    yield Claim(text, told, bool(sooner.all()), expected=strong)
+
+
+def _when(arrivals: np.ndarray, never: int) -> str:
+    first, last = ("never" if at == never else f"{at}" for at in (arrivals.min(), arrivals.max()))
+    return f"at iteration {first}{'' if first == last else f' to {last}'}"
 
 
 def draw_trajectories(path: pathlib.Path, runs: list[Run]) -> None:
-    """Trajectories over contours of f, and f of each worker over iterations, side by side."""
+    """Trajectories over contours of f, and f of each worker over iterations, side by side: of the first draw."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.4), layout="constrained")
@@ -194,12 +208,12 @@ def draw_trajectories(path: pathlib.Path, runs: list[Run]) -> None:
         (run,) = [run for run in runs if run[:3] == (name, SHOWN, OFFSETS[1])]
         filled = above.contourf(axis, axis, landscape, np.linspace(-0.25, 1, 26), cmap="Greys")
         for worker, colour in enumerate((BLUE, VERMILLION, GREEN, BLACK)):
-            x, y = run.places[:, worker].T
+            x, y = run.places[0, :, worker].T
             width = 7 - 2 * worker  # narrow over wide, since lines coincide
             above.plot(x, y, color=colour, linewidth=width)
             above.plot(x[0], y[0], "o", color=colour, markeredgecolor="white", markersize=7)
             above.plot(x[-1], y[-1], "*", color=colour, markeredgecolor="white", markersize=15)
-            below.plot(run.values[:, worker], color=colour, linewidth=width, label=f"worker {worker}")
+            below.plot(run.values[0, :, worker], color=colour, linewidth=width, label=f"worker {worker}")
         above.set_aspect("equal")
         above.set_title(f"{NAMES[name]}, strength {SHOWN:g}, offsets {OFFSETS[1]:g}; ● start, ★ end", fontsize=10)
         above.set_xlabel("x")
@@ -215,7 +229,10 @@ def draw_trajectories(path: pathlib.Path, runs: list[Run]) -> None:
 
 
 def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
-    """Iterations until all workers are in the lowest ring, over strength; a panel for each size of the offsets."""
+    """Iterations until all workers are in the lowest ring, over strength, the median of the draws and their range.
+
+    A panel for each size of the offsets.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
@@ -224,9 +241,10 @@ def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
     for panel, offset in zip(panels, OFFSETS, strict=True):
         for name in NAMES:
             mine = [run for run in runs if (run.method, run.offset) == (name, offset)]
-            heights = [never if run.arrival is None else run.arrival for run in mine]
-            style = line_of(name) | {"label": NAMES[name]}
-            panel.plot([run.strength for run in mine], heights, **style)
+            arrivals = np.stack([np.where(run.arrival == run.never, never, run.arrival) for run in mine], axis=1)
+            at, style = [run.strength for run in mine], line_of(name) | {"label": NAMES[name]}
+            panel.plot(at, np.quantile(arrivals, 0.5, axis=0, method="higher"), **style)
+            panel.fill_between(at, arrivals.min(axis=0), arrivals.max(axis=0), color=style["color"], alpha=0.2)
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xticks(STRENGTHS, [f"{strength:g}" for strength in STRENGTHS])
@@ -234,7 +252,7 @@ def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
         panel.set_yticks([*ticks, never], [*map(str, ticks), "never"])
         panel.minorticks_off()
         panel.axhline(iterations, color="0.6", linewidth=0.8, linestyle="--")
-        panel.set_title(f"offsets {offset:g}" if offset else "no offsets", fontsize=10)
+        panel.set_title(f"offsets {offset:g}, {len(mine[0].center)} draws" if offset else "no offsets", fontsize=10)
         panel.set_xlabel("strength of the pull (λ, β)")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("iterations until all workers\nare in the lowest ring")

@@ -1,13 +1,19 @@
-"""The README's own loop runs as it stands there."""
+"""The README's own loop runs as it stands there, and its figures are those of the files in results/."""
 
+import csv
+import math
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from claims import interval
+from comparison.evaluations import spread
+from comparison.significance import not_apart, standard_errors
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_loop_in_the_readme_learns() -> None:
@@ -27,6 +33,55 @@ def test_the_loop_in_the_readme_learns() -> None:
 
 
 def test_every_path_in_the_readme_exists() -> None:
-    root = pathlib.Path(__file__).parent.parent
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (root / path).exists(), path
+    for page in (README, (ROOT / "docs/differences.md").read_text()):
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page):
+            assert (ROOT / path).exists(), path
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_figures_of_the_theory_in_the_readme_are_those_of_its_files() -> None:
+    draws = rows("theory/matrix_completion/draws.csv")
+    arrivals = {name: [row["converged_at"] for row in draws if (row["rank"], row["method"]) == ("1", name)]
+                for name in ("lsgd", "easgd", "local_sgd", "none")}  # fmt: skip
+    of, latest = len(arrivals["lsgd"]), max(map(int, arrivals["lsgd"]))
+    assert f"below 1e-6 in all of {of} draws, within {latest} iterations" in README
+    assert all(arrivals["local_sgd"] + arrivals["none"]), "get there in all"
+    through = sum(map(bool, arrivals["easgd"]))
+    low, high = interval(through, of)
+    assert f"elastic averaging in {through} (95 %: {low:.2f} to {high:.2f} of all)" in README
+    some = [row for row in draws if (row["rank"], row["method"]) == ("10", "easgd")]
+    assert f"with rank 10 in {sum(bool(row['converged_at']) for row in some)} of {len(some)}" in README
+    strong = [
+        row for row in rows("theory/symmetric_landscape/symmetric_landscape.csv") if float(row["strength"]) > 0.03
+    ]
+    lgd, eagd = ([row for row in strong if row["method"] == name] for name in ("lsgd", "easgd"))
+    assert all(row["arrived"] == row["draws"] for row in lgd)
+    earliest = min(int(row["earliest"]) for row in eagd if row["earliest"])
+    told = (
+        f"within {max(int(row['latest']) for row in lgd)} iterations in all of {max(int(row['draws']) for row in lgd)}"
+    )
+    assert f"{told} draws, with elastic averaging after {earliest} or never" in README
+    pairs = [row for row in rows("theory/step_direction/step_direction.csv")
+             if float(row["pull"]) <= 2 * math.tan(math.radians(float(row["degrees"]))) ** 2]  # fmt: skip
+    assert sum(int(row["neither"]) for row in pairs) == 0
+    assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in README
+
+
+def test_the_figures_of_cifar_10_in_the_readme_are_those_of_the_report() -> None:
+    tested = [row for row in rows("comparison_cifar10/runs.csv") if row["phase"] == "test"]
+    errors: dict[str, list[float]] = {}
+    for row in tested:
+        errors.setdefault(row["method"], []).append(100 * float(row["deployed_test_error"]))
+    means = {method: f"{spread(values).mean + 1e-9:.1f}" for method, values in errors.items()}  # a half is rounded up
+    paragraph = README.partition("**When LSGD is the right choice.**")[2].partition("\n\n")[0]
+    for method, name in (("easgd", "EASGD and DPPF"), ("grawa", "MGRAWA"), ("data_parallel", "data parallel"),
+                         ("downpour", "DOWNPOUR"), ("local_sgd", "local SGD"), ("diloco", "DiLoCo")):  # fmt: skip
+        assert re.search(rf"{name} \(?{means[method]}", paragraph), method
+    assert f"test error was {means['lsgd']} %" in paragraph
+    apart = standard_errors(spread(errors["lsgd"]), spread(errors["none"]))
+    assert f"no communication at all ({means['none']}, {apart:.1f} standard errors away)" in paragraph
+    assert not_apart({name: spread(values) for name, values in errors.items()})["lsgd"] == ["eamsgd", "none"]

@@ -11,7 +11,7 @@ import palette
 import pytest
 import train
 from absl.testing import flagsaver
-from comparison import report
+from comparison import figures, report
 from comparison.evaluations import final_validation_error
 from comparison.figures import levels, sensitivity
 from comparison.tables import (
@@ -33,6 +33,7 @@ from made_up_runs import (
     methods,
     outcome,
 )
+from matplotlib.axes import Axes as Panel
 from settings import given_settings
 
 from lsgd_jax.training.config import Config
@@ -74,7 +75,7 @@ def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) ->
 def test_the_main_table_has_mean_and_sample_deviation_over_the_test_seeds(written: dict[str, str]) -> None:
     table = main_table(list(methods(comparison()).values()))
     assert table in written["report.md"]
-    name, setting, validation, test, deployed, center, leader, sent, _ = cells(table, "lsgd")
+    name, setting, validation, test, deployed, center, leader, sent, _, _ = cells(table, "lsgd")
     assert (name, setting) == ("lsgd", "learning_rate 0.05, global_period 16")
     assert (validation, test, center, leader) == ("3.00 ± 1.00", "3.00 ± 1.00", "3.00 ± 1.00", "6.00 ± 2.00")
     assert (deployed, sent) == ("center", "4")
@@ -261,7 +262,36 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
         report.write_report(tmp_path, comparison(), CHOSEN, network="carrier pigeon", compute_seconds=1, commands=[])
 
 
+def test_methods_of_ones_own_are_in_every_table_figure_and_csv_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ["mine.py:second", "mine.py:first"]
+    for name in own:
+        monkeypatch.setitem(METHODS, name, METHODS["easgd"])
+    made = [outcome(name, PARALLEL, 0, "search", falling(0.2), sent=10**6) for name in own]
+    for at in (1, 2):
+        made += [outcome(name, PARALLEL, at, "test", falling(0.1 * at), sent=10**6) for name in own]
+    files = write(tmp_path / "own", [*comparison(), *made], CHOSEN | dict.fromkeys(own, PARALLEL))
+    text = files["report.md"]
+    assert "# Comparison of lsgd, data_parallel, mine.py:first, mine.py:second" in text
+    for name in own:
+        assert text.count(f"\n| {name} |") == 4, "settings, and what is equal: samples, bytes, predicted time"
+        assert f"python experiments/train.py --algorithm={name} " in text
+        assert sum(row["method"] == name for row in rows(files["curves.csv"])) == 3 * 4
+    plot, lines = Panel.plot, list[dict[str, Any]]()
+    monkeypatch.setattr(Panel, "plot", lambda panel, *data, **style: (lines.append(style), plot(panel, *data, **style)))
+    figures.draw_figures(tmp_path, list(methods([*comparison(), *made], CHOSEN).values()), NETWORK)
+    drawn = {name: {(s["color"], s["marker"]) for s in lines if s.get("label") == name} for name in (*CHOSEN, *own)}
+    assert [len(styles) for styles in drawn.values()] == [1] * 4, "the same in all figures"
+    assert len(set.union(*drawn.values())) == 4, "told apart"
+
+
 def test_every_method_is_drawn_in_a_way_of_its_own() -> None:
+    own = [f"mine.py:m{i}" for i in range(28)]
+    styles = {name: palette.style_of(name, own) for name in own}
+    assert len({(style.colour, style.marker) for style in styles.values()}) == len(own)
+    assert not {style.marker for style in styles.values()} & {style.marker for style in palette.STYLES.values()}
+    assert palette.style_of(own[5], reversed(own)) == styles[own[5]], "whatever their order"
     assert palette.STYLES.keys() == METHODS.keys()
     assert len(set(palette.STYLES.values())) == len(METHODS)
     assert len({style.marker for style in palette.STYLES.values()}) == len(METHODS), "told apart in grey"

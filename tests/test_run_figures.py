@@ -102,6 +102,15 @@ def test_runs_on_text_are_drawn_by_bits_per_byte(tmp_path: Path, capsys: pytest.
     assert "judged by bits_per_byte and by error: draw them apart" in capsys.readouterr().err
 
 
+def test_a_method_of_ones_own_has_its_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    importlib.reload(figures)
+    make_up(tmp_path / "own", "mine.py:pulls", 1, [0.7, 0.2])
+    assert figures.main(["figures.py", f"--runs={runs},{tmp_path}/own", f"--workdir={tmp_path}/out"]) == 0
+    assert "mine.py:pulls" in capsys.readouterr().out.splitlines()[-3], "after those of the palette"
+    with (tmp_path / "out/error.csv").open() as file:
+        assert [row["mean"] for row in csv.DictReader(file) if row["line"] == "mine.py:pulls"] == ["0.7", "0.2"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "told"),
     [

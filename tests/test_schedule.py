@@ -86,3 +86,10 @@ def test_runs_that_were_evaluated_at_other_steps_are_still_those_of_the_plan(tmp
     (folder / "config.json").write_text(json.dumps(saved | {"momentum": 0.5}))
     with pytest.raises(InputError, match=r"--momentum was 0\.5"):
         planned(tmp_path, "data_parallel")
+
+
+def test_an_election_more_is_no_reason_for_more_evaluations(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "lsgd", "easgd", groups=1, eval_every=64)
+    sent = {m: make_cost(NETWORKS[NETWORK], 1.0)(plan.test({m: ()})[0].config).bytes(64) for m in ("lsgd", "easgd")}
+    assert sent["easgd"] < sent["lsgd"] < 1.01 * sent["easgd"]
+    assert periods(plan) == {"lsgd": 64, "easgd": 64}

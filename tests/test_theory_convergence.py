@@ -94,6 +94,17 @@ def test_a_pull_away_from_the_leader_breaks_the_theorem_of_one_step(monkeypatch:
     assert not within.held
 
 
+def test_the_bound_of_the_rate_begins_after_the_first_step() -> None:
+    problem = narrow()
+    k = 4 * problem.condition + 1 + np.arange(200)
+    after_the_first_step, noise = 1e3, 2 * problem.smoothness * rate.NOISE**2 / problem.convexity**2
+    curve = rate.Curve(problem, rate.ALONE, k, np.tile(after_the_first_step * k[0] / k, (4, 1)))
+    assert after_the_first_step > noise
+    assert curve.share_of_bound == pytest.approx(1)
+    _, bound = rate.conclusions([curve._replace(gaps=curve.gaps * np.linspace(1, 0.9, 200))])
+    assert "ν = max(2Mσ²/m², (4κ + 1)(E f(x_1) − f*))" in bound.text
+
+
 def claims_on_the_rate(*settings: rate.Setting) -> list[Claim]:
     problem, rng = narrow(), np.random.default_rng(0)
     return rate.conclusions([rate.descend_as(problem, setting, 1000, 8, rng) for setting in settings])

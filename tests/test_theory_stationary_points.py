@@ -109,8 +109,8 @@ def test_the_claims_fail_where_the_pull_is_to_the_mean(script: ModuleType, monke
     one_step, at_rest, *_ = script.claims_of(
         rows + [row._replace(objective=o) for row in rows for o in ("easgd", "through")]
     )
-    assert one_step.text.startswith("Theorem 1: in the leader's parameters")
-    assert at_rest.text.startswith("Theorem 1: where the LSGD objective is stationary")
+    assert one_step.text.startswith("Theorem 1, a test of the library: ")
+    assert at_rest.text.startswith("Theorem 1, which follows: where the LSGD objective is stationary")
     assert not one_step.held
     assert not at_rest.held
 

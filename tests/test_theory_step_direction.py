@@ -36,7 +36,19 @@ def test_at_least_half_of_the_candidates_serve_where_the_theorem_says_so(
     with (tmp_path / "step_direction.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(step_direction.QUADRATICS) * 12 * len(step_direction.PULLS)
+    assert {row["pairs"] for row in rows} == {"50"}
+    assert any(int(row["neither"]) for row in rows), "where λ is large"
+    assert "neither does in 0 of " in inside["measured"]
     assert (tmp_path / "step_direction.png").stat().st_size > 10_000
+
+
+def test_one_pair_of_which_neither_serves_refutes_the_theorem() -> None:
+    fits = step_direction.Share(10, 2, 45.0, 1.0, share=0.5, error=0.05, pairs=100, neither=0)
+    for neither in (0, 1):
+        inside, _ = step_direction.conclusions([fits, fits._replace(neither=neither, share=0.495)])
+        assert inside.held == (not neither)
+    inside, _ = step_direction.conclusions([fits, fits._replace(neither=1, pull=fits.threshold * 1.01)])
+    assert inside.held, "beyond it says nothing"
 
 
 def test_a_push_away_from_the_leader_breaks_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

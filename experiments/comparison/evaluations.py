@@ -98,10 +98,11 @@ class Cost(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1; NaN for one value) over seeds."""
+    """Mean and sample standard deviation (n - 1; NaN for one value) over seeds, and how many they are."""
 
     mean: float
     deviation: float
+    seeds: int
 
 
 def evaluate_all(outcomes: Iterable[Outcome], network: Network, compute_seconds: float) -> list[Run]:
@@ -195,4 +196,5 @@ def final_validation_error(outcome: Outcome, metric: Metric = ERROR) -> float:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation of at least one value."""
-    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.mean(values), deviation, len(values))

@@ -14,6 +14,9 @@ from comparison.evaluations import Evaluation
 from comparison.tables import Method, time_unit
 from lsgd_jax.training.task import Metric
 
+Styles = dict[str, dict[str, Any]]
+"""How each method is drawn, the same in all figures of a comparison."""
+
 LEAST = 0.05  # what is less is drawn there, an error of zero for one: a logarithmic axis has no zero
 
 
@@ -37,9 +40,11 @@ def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str)
     Returns:
       The paths of the figures.
     """
+    names = [method.name for method in methods]
+    styles = {name: line_of(name, among=names) for name in names}
     paths = []
     if any(method.test for method in methods):
-        paths.append(_draw_curves(workdir / "curves.png", methods, network))
+        paths.append(_draw_curves(workdir / "curves.png", methods, styles, network))
     for name, flag, label in (
         ("learning_rate.png", "learning_rate", "learning rate"),
         ("period.png", "global_period", "global period [local steps]"),
@@ -49,7 +54,7 @@ def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str)
             method.name: dict(method.chosen)[flag] for method in methods if method.chosen and method.name in lines
         }
         if lines:
-            paths.append(_draw_sensitivity(workdir / name, lines, chosen, label, methods[0].metric))
+            paths.append(_draw_sensitivity(workdir / name, lines, styles, chosen, label, methods[0].metric))
     return paths
 
 
@@ -78,7 +83,7 @@ def sensitivity(method: Method, flag: str) -> dict[Any, float]:
     return dict(sorted(best.items()))
 
 
-def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) -> pathlib.Path:
+def _draw_curves(path: pathlib.Path, methods: Sequence[Method], styles: Styles, network: str) -> pathlib.Path:
     """Test error over samples, over bytes and over predicted time: mean over seeds, and the range."""
     curves = {method.name: levels(method) for method in methods if method.test}
     time, in_time = time_unit(level.evaluation.predicted_seconds for curve in curves.values() for level in curve)
@@ -91,7 +96,7 @@ def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) ->
     panels = figure.subplots(1, len(axes), sharey=True)
     for panel, (x_of, label) in zip(panels, axes, strict=True):
         for name, curve in curves.items():
-            _draw_curve(panel, name, [(x_of(level.evaluation), level) for level in curve])
+            _draw_curve(panel, styles[name], [(x_of(level.evaluation), level) for level in curve])
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     for panel in panels[1:]:
@@ -105,8 +110,7 @@ def _draw_curves(path: pathlib.Path, methods: Sequence[Method], network: str) ->
     return _save(figure, path)
 
 
-def _draw_curve(panel: Panel, name: str, curve: list[tuple[float, Level]]) -> None:
-    style = line_of(name)
+def _draw_curve(panel: Panel, style: dict[str, Any], curve: list[tuple[float, Level]]) -> None:
     if not curve[-1][0]:  # sends nothing
         line = {key: value for key, value in style.items() if key not in ("marker", "markersize")}
         panel.axhline(max(LEAST, curve[-1][1].mean), **line)
@@ -120,18 +124,22 @@ def _draw_curve(panel: Panel, name: str, curve: list[tuple[float, Level]]) -> No
 
 
 def _draw_sensitivity(
-    path: pathlib.Path, lines: dict[str, dict[Any, float]], chosen: dict[str, Any], label: str, metric: Metric
+    path: pathlib.Path,
+    lines: dict[str, dict[Any, float]],
+    styles: Styles,
+    chosen: dict[str, Any],
+    label: str,
+    metric: Metric,
 ) -> pathlib.Path:
     """Validation error over the values of a flag, a line for each method, a ring around what was chosen."""
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     panel = figure.subplots()
     for name, line in lines.items():
-        panel.plot(list(line), [max(LEAST, metric.scale * error) for error in line.values()], **line_of(name))
+        panel.plot(list(line), [max(LEAST, metric.scale * error) for error in line.values()], **styles[name])
         if name in chosen:
-            colour = line_of(name)["color"]
             y = max(LEAST, metric.scale * line[chosen[name]])
             panel.plot(chosen[name], y, "o", markersize=13, markerfacecolor="none",
-                       markeredgecolor=colour, markeredgewidth=1.2)  # fmt: skip
+                       markeredgecolor=styles[name]["color"], markeredgewidth=1.2)  # fmt: skip
     values = sorted({value for line in lines.values() for value in line})
     panel.set_xscale("log")
     panel.set_xticks(values, [f"{value:g}" for value in values])

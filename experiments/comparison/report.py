@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from comparison.budgets import SLACK
 from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
 from comparison.figures import LEAST, draw_figures
 from comparison.schedule import DENSEST
+from comparison.significance import LEAST as TOLD_APART
 from comparison.tables import (
-    SLACK,
+    NO_DIFFERENCE,
     Method,
     Setting,
     at_the_edge,
@@ -169,7 +171,8 @@ def _results(methods: Sequence[Method], network: str) -> list[str]:
         f"""## At equal samples
 
 At the end of the runs, mean ± sample standard deviation over the test seeds. "Sent" is what all workers sent together,
-"predicted" the time on {network}.
+"predicted" the time on {network}. "{NO_DIFFERENCE.capitalize()}" names the methods whose mean is less than
+{TOLD_APART:g} standard errors of the difference away (Welch's t), here and below: the seeds do not tell them apart.
 
 {main_table(methods)}"""
     ]
@@ -240,6 +243,8 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
         "validation, so validation errors of different seeds are on different images. The test images are always the "
         "same. Of text only the start and the order depend on it.",
         "The standard deviation is over seeds only; it does not contain that of a finite test set.",
+        f"Of two methods that are equal, three seeds differ by {TOLD_APART:g} standard errors or more once in eight "
+        "times; of many pairs, some do. Methods differ in their chosen settings, too.",
         f"A run that diverged (all workers lost) counts as {worst} from then on, in every mean; none counts as more.",
         "sgd is one worker, which takes as many times the steps as the others have workers."
         if any(method.name == "sgd" for method in methods) else "",

@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Callable, Sequence
 
+from comparison.budgets import most
 from comparison.evaluations import Cost
 from comparison.trials import Setting, Trial
 from lsgd_jax.training.config import Config
@@ -30,11 +31,11 @@ def evaluation_periods(trials: Sequence[Trial], cost_of: Callable[[Config], Cost
                 ends.setdefault(trial.method, []).append(end)
         if not ends:
             continue
-        least, most = (min(map(of_method, ends.values())) for of_method in (min, max))  # by what will be chosen
+        budgets = [min(map(of_method, ends.values())) for of_method in (min, max)]  # by what will be chosen
         for trial, cost in costs:
             asked, steps = trial.config.evaluation_period, range(1, trial.config.steps + 1)
             within = [
-                bisect.bisect_right(steps, budget, key=lambda step: spent(cost, step)) for budget in (least, most)
+                bisect.bisect_right(steps, most(budget), key=lambda step: spent(cost, step)) for budget in budgets
             ]
             setting = trial.method, trial.varied
             periods[setting] = min(periods[setting], _dense_enough(asked, *within))

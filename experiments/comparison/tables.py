@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from palette import STYLES
+from palette import in_order
 
+from comparison.budgets import most
 from comparison.evaluations import Evaluation, Run, Spread, spread
+from comparison.significance import not_apart
 from comparison.trials import Setting
 from lsgd_jax.training.task import Metric
 
-# Methods that communicate as often send the same but for a score or a count: a budget may be exceeded by so much of it.
-SLACK = 0.01
+NO_DIFFERENCE = "no difference to"
 
 
 class Method(NamedTuple):
@@ -53,7 +54,7 @@ class Method(NamedTuple):
 
 
 def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -> list[Method]:
-    """The methods that have runs, in the order of the palette."""
+    """The methods that have runs: those of the palette in its order, then all others by name."""
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run.trial.method, []).append(run)
@@ -65,8 +66,7 @@ def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -
             [run for run in by_method[name] if run.trial.phase == "search"],
             [run for run in by_method[name] if run.trial.phase == "test"],
         )
-        for name in STYLES
-        if name in by_method
+        for name in in_order(by_method)
     ]
 
 
@@ -75,27 +75,29 @@ def main_table(methods: Sequence[Method]) -> str:
     tested = [method for method in methods if method.test]
     metric = tested[0].metric
     unit, seconds_in_unit = time_unit(run.end.predicted_seconds for method in tested for run in method.test)
+    deployed = {method.name: _deployed([run.end for run in method.test]) for method in tested}
+    alike = not_apart(deployed)
     lines = []
     for method in tested:
         ends = [run.end for run in method.test]
         test = [end.test for end in ends if end.test]
-        deployed = spread([errors.deployed for errors in test])
         cells = (
             method.name,
             setting_text(method.chosen),
             shown(spread([end.validation.deployed for end in ends]), metric),
-            shown(deployed, metric) + _diverged(ends),
+            shown(deployed[method.name], metric) + _diverged(ends),
             _deployed_models(ends),
             shown(spread([errors.center for errors in test]), metric),
             shown(spread([errors.leader for errors in test]), metric),
             number(ends[0].bytes / 1e6),
             number(ends[0].predicted_seconds / seconds_in_unit),
+            ", ".join(alike[method.name]) or "–",
         )
-        lines.append((deployed.mean, cells))
+        lines.append((deployed[method.name].mean, cells))
     header = ("method", "chosen setting", f"validation {metric.title}", f"test {metric.title}", "deployed",
               f"center, test{metric.in_brackets}", f"leader, test{metric.in_brackets}", "sent [MB]",
-              f"predicted [{unit}]")  # fmt: skip
-    return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0, 1, 4))
+              f"predicted [{unit}]", NO_DIFFERENCE)  # fmt: skip
+    return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0, 1, 4, 9))
 
 
 class Budget(NamedTuple):
@@ -130,28 +132,30 @@ def _least(methods: Sequence[Method], spent: Callable[[Evaluation], float]) -> B
 
 def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: float) -> str:
     """The deployed model at the last evaluation within a budget, the lowest test error first."""
+    tested = [method for method in methods if method.test]
+    last = {method.name: found for method in tested if (found := last_within(method, budget))}
+    errors = {name: _deployed(evaluations) for name, evaluations in last.items()}
+    alike = not_apart(errors)
     lines = []
-    for method in methods:
-        if not method.test:
-            continue
-        most = (1 + SLACK) * budget.amount
-        within = [{e.step: e for e in run.evaluations if budget.spent(e) <= most} for run in method.test]
-        common = set.intersection(*map(set, within))  # some may have been run with another --eval_every
-        if not common:
+    for name in sorted(last, key=lambda name: errors[name].mean):
+        spent = budget.spent(last[name][0])
+        told = number(spent / in_unit) if spent else "sends nothing"
+        error = shown(errors[name], tested[0].metric) + _diverged(last[name])
+        lines.append((name, error, f"{last[name][0].samples:,}", told, ", ".join(alike[name]) or "–"))
+    for method in tested:
+        if method.name not in last:
             first = method.test[0].evaluations[0]
             ends = math.floor(first.step * min(1, budget.amount / budget.spent(first)))
-            told = f"budget ends at about step {ends:,}, before the first evaluation"
-            lines.append((math.inf, (method.name, told, "", "")))
-            continue
-        last = [evaluations[max(common)] for evaluations in within]
-        error = spread([evaluation.test.deployed for evaluation in last if evaluation.test])
-        spent = budget.spent(last[0])
-        told = number(spent / in_unit) if spent else "sends nothing"
-        lines.append(
-            (error.mean, (method.name, shown(error, method.metric) + _diverged(last), f"{last[0].samples:,}", told))
-        )
-    header = ("method", f"test {methods[0].metric.title}", "samples by then", f"spent [{unit}]")
-    return _markdown(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=(0,))
+            lines.append((method.name, f"budget ends at about step {ends:,}, before the first evaluation", "", "", ""))
+    header = ("method", f"test {methods[0].metric.title}", "samples by then", f"spent [{unit}]", NO_DIFFERENCE)
+    return _markdown(header, lines, left=(0, 4))
+
+
+def last_within(method: Method, budget: Budget) -> list[Evaluation]:
+    """Each seed's last evaluation that all seeds have (some may be of another --eval_every) within a budget, if any."""
+    within = [{e.step: e for e in run.evaluations if budget.spent(e) <= most(budget.amount)} for run in method.test]
+    common = set.intersection(*map(set, within))
+    return [evaluations[max(common)] for evaluations in within] if common else []
 
 
 def expected_runs(methods: Sequence[Method]) -> dict[str, tuple[int, int]]:
@@ -192,7 +196,7 @@ def search_table(methods: Sequence[Method]) -> str:
             "; ".join(f"{flag} {', '.join(map(str, values))}" for flag, values in method.grid.items()) or "–",
             _present(method.search, searched),
             "none: all diverged" if method.diverged else setting_text(method.chosen),
-            shown(Spread(errors[method.chosen], math.nan), method.metric) if method.chosen in errors else "",
+            method.metric.shown(errors[method.chosen]) if method.chosen in errors else "",
             "–" if method.diverged else _present(method.test, tested),
         )
         lines.append(cells)
@@ -221,7 +225,7 @@ def setting_text(setting: Setting | None) -> str:
 
 def shown(of: Spread, metric: Metric) -> str:
     """Mean ± standard deviation in the metric's unit; the mean alone where there is one value."""
-    mean, deviation = map(metric.shown, of)
+    mean, deviation = metric.shown(of.mean), metric.shown(of.deviation)
     return mean if math.isnan(of.deviation) else f"{mean} ± {deviation}"
 
 
@@ -234,6 +238,11 @@ def time_unit(seconds: Iterable[float]) -> tuple[str, float]:
     """The unit of time that suits the longest: its name and its seconds."""
     longest = max(seconds, default=0.0)
     return next((unit for unit in (("h", 3600.0), ("min", 60.0)) if longest >= 2 * unit[1]), ("s", 1.0))
+
+
+def _deployed(evaluations: Sequence[Evaluation]) -> Spread:
+    """The test error of the deployed models over seeds."""
+    return spread([evaluation.test.deployed for evaluation in evaluations if evaluation.test])
 
 
 def _diverged(evaluations: Sequence[Evaluation]) -> str:

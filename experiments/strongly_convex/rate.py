@@ -1,7 +1,8 @@
 """Rate: learning rates η_k = Θ(1/k) give E f(x_k) - f* ≤ O(1/k), with stochastic gradients.
 
 The rate is η_k = 2 / (m k), with k counted from 4κ so that the first is 1/(2M). Where a step is as good as the
-one-step theorem says, E f(x_k) - f* ≤ ν / k follows by induction, ν = max(2Mσ²/m², 4κ (f(x_0) - f*)).
+one-step theorem says, E f(x_k) - f* ≤ ν / k follows by induction from the point x_1 after the first step, whose k is
+4κ + 1: ν = max(2Mσ²/m², (4κ + 1)(E f(x_1) - f*)).
 
 `lsgd` pulls after the step, the leader's included, and by a number: λ_k = pull / η_k grows. The theorem's bound holds
 for it with any pull p in [0, 1], since f is convex: f(x₊) is at most 1 - p times f where the worker's own step has
@@ -87,7 +88,7 @@ class Curve(NamedTuple):
 
     @property
     def share_of_bound(self) -> float:
-        """The largest k (E f - f*) past the start, as a share of ν."""
+        """The largest k (E f - f*) past the start, as a share of ν; the first gap is that after the first step."""
         problem, mean = self.problem, self.gaps.mean(0)
         noise = 2 * problem.smoothness * NOISE**2 / problem.convexity**2
         return float((self.k * mean)[self.late].max() / max(noise, self.k[0] * mean[0]))
@@ -147,7 +148,7 @@ def conclusions(curves: Sequence[Curve]) -> list[Claim]:
             all(slope.value <= -1 + 3 * slope.error for slope in slopes),
         ),
         Claim(
-            "Rate: E f(x_k) − f* ≤ ν / k, ν = max(2Mσ²/m², 4κ(f(x_0) − f*))",
+            "Rate: E f(x_k) − f* ≤ ν / k, ν = max(2Mσ²/m², (4κ + 1)(E f(x_1) − f*)), x_1 after the first step",
             f"at most {largest:.3f} of the bound {within}",
             largest <= 1,
         ),
