@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import InputError, first_line
 
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
@@ -33,7 +33,7 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     except ImportError as error:
         raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        raise InputError(f"cannot open data set {name!r} in {where}: {_first_line(error)}") from error
+        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}") from error
     if builder.is_prepared():
         return builder
     if not download:
@@ -46,8 +46,28 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # no network, no space, a set that must be downloaded by hand
-        raise InputError(f"cannot download {name!r} to {where}: {_first_line(error)}") from error
+        raise InputError(f"cannot download {name!r} to {where}: {first_line(error)}") from error
     return builder
+
+
+def filled_splits(builder: Any) -> list[str]:
+    """The splits of a prepared set that have examples."""
+    return [name for name, split in builder.info.splits.items() if split.num_examples]
+
+
+def data_source(builder: Any, split: str, **options: Any) -> Any:
+    """The examples of a split, in the order of its files; options are those of TFDS's `as_data_source`.
+
+    Raises:
+      InputError: if they are stored in a format that needs TensorFlow.
+    """
+    try:
+        return builder.as_data_source(split=split, **options)
+    except NotImplementedError as error:
+        raise InputError(
+            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
+            "prepare it as array_record, or use --download with another --data_dir"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -58,18 +78,11 @@ def reading(builder: Any, split: str) -> Iterator[Any]:
       InputError: if they cannot be read.
     """
     try:
-        yield builder.as_data_source(split=split)
-    except NotImplementedError as error:
-        raise InputError(
-            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
-            "prepare it as array_record, or use --download with another --data_dir"
-        ) from error
+        yield data_source(builder, split)
+    except InputError:  # which is a ValueError, too
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # a missing, cut-off or corrupted file
         raise InputError(
             f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
-            f"({_first_line(error)}): prepare the set again"
+            f"({first_line(error)}): prepare the set again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.prepared import reading
+from lsgd_jax.training.prepared import filled_splits, reading
 
 BYTES = 256
 # A twentieth of a text is held out for validation, and another for the test.
@@ -78,10 +78,10 @@ def text_set_source(builder: Any) -> TextSource:
     Raises:
       InputError: if it has no training split or is too large.
     """
-    splits = builder.info.splits
+    splits = filled_splits(builder)
     if "train" not in splits:
         raise InputError(f"{builder.name!r} needs a split 'train', it has {sorted(splits)}")
-    size = sum(splits[split].num_bytes for split in Texts._fields if split in splits)
+    size = sum(builder.info.splits[split].num_bytes for split in Texts._fields if split in splits)
     if size > MAX_BYTES:
         raise InputError(f"{builder.name!r} takes {size / 2**30:.1f} GiB: choose a set of less than {LIMIT}")
 
