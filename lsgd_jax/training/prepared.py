@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import importlib.util
+import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,16 +29,23 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        close = difflib.get_close_matches(name, known, n=1)
+        close = _versions_in(name, data_dir)[-1:] or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS set"
         raise InputError(f"unknown data set {name!r}: {hint}") from error
     except ImportError as error:
         raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
     except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}") from error
+        there = _versions_in(name, data_dir)
+        hint = f" ({where} has {', '.join(there)}: use that)" if there else ""
+        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}{hint}") from error
     if builder.is_prepared():
         return builder
     if not download:
+        if there := _versions_in(name, data_dir):
+            raise InputError(
+                f"data set {name!r}, of which this TFDS wants {builder.info.full_name}, is in {where} as "
+                f"{', '.join(there)}: use --dataset={there[-1]}, or --download to fetch the other"
+            )
         raise InputError(
             f"data set {name!r} is not in {where}: give the --data_dir of a prepared TFDS folder, "
             "or --download to fetch it (needs pip install 'lsgd_jax[train,tensorflow]')"
@@ -86,3 +95,14 @@ def reading(builder: Any, split: str) -> Iterator[Any]:
             f"cannot read the {split} split of {builder.name!r} in {builder.data_dir} "
             f"({first_line(error)}): prepare the set again"
         ) from error
+
+
+def _versions_in(name: str, data_dir: str | None) -> list[str]:
+    """What a folder has of a set, in any configuration and version, as --dataset takes it."""
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    base = re.split("[:/]", name)[0]
+    prepared = (folder / base).rglob("dataset_info.json") if re.fullmatch(r"\w+", base) else []
+    places = sorted(path.parent.relative_to(folder).parts for path in prepared)
+    return [f"{'/'.join(place[:-1])}:{place[-1]}" for place in places]
