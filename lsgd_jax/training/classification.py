@@ -18,6 +18,7 @@ from lsgd_jax.training.images import augment
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.models.language import LANGUAGE_MODELS
+from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.task import Candidate, Kind, Metric, Task
@@ -142,7 +143,7 @@ def make_renew(
     @jax.jit
     def renew(center: Candidate, batches: jax.Array) -> Candidate:
         params, model_state = center
-        return params, reestimate(model, params, model_state, batches, jax.random.key(seed), inputs)
+        return params, reestimate(model, params, model_state, batches, run_key(seed), inputs)
 
     return lambda center: renew(center, batches())
 

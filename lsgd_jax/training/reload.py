@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tasks import find_source
@@ -23,6 +24,7 @@ class Reloaded(NamedTuple):
     step: int
 
 
+@fixed_numerics()
 def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
     """Builds the run of a workdir again, and restores its newest checkpoint.
 

@@ -19,6 +19,7 @@ from lsgd_jax.training.checks import check_settings
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.provenance import provenance
@@ -54,6 +55,7 @@ class Position(NamedTuple):
     resettled: bool = False
 
 
+@fixed_numerics()
 def train(
     config: Config,
     *,
