@@ -1,6 +1,7 @@
 """Image classification sets: handwritten digits without a download, any other from TFDS."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import numpy as np
 
 from lsgd_jax.training.encoded import check_labels, open_split, open_test
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fingerprint import FromFiles, digest_of
 from lsgd_jax.training.images import Preprocessing
 from lsgd_jax.training.pixels import decode
-from lsgd_jax.training.prepared import filled_splits, prepared_builder
+from lsgd_jax.training.prepared import files_of, filled_splits, prepared_builder
 from lsgd_jax.training.streamed import StreamedSource, streamed_source
 
 VALIDATION_SHARE = 0.1
@@ -74,6 +76,11 @@ class Source:
         height, width, channels = self.image_shape
         return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of what `read` gives."""
+        return digest_of(self.read)
+
     @property
     def train_samples(self) -> int:
         """Images to train on: all but the validation split."""
@@ -121,7 +128,10 @@ def image_source(builder: Any) -> ImageSource:
         samples=splits["train"].num_examples,
         crop=28 if cifar else None,
         flip=cifar,
-        read=lambda: (_read(builder, "train"), _read(builder, open_test(builder).split)),
+        read=FromFiles(
+            files_of(builder, ("train", "validation", "test")),
+            lambda: (_read(builder, "train"), _read(builder, open_test(builder).split)),
+        ),
     )
 
 
@@ -143,6 +153,7 @@ def load_dataset(source: Source, *, seed: int) -> Dataset:
     return Dataset(train, validation, test, Preprocessing(mean, std, source.crop, source.flip))
 
 
+@functools.cache
 def _read_digits() -> tuple[Images, Images]:
     """1,797 images with 17 shades. The test split is the same for every seed."""
     from sklearn.datasets import load_digits

@@ -40,6 +40,12 @@ class Records:
                 f"cannot read the {self.split} split of {self.dataset!r} ({first_line(error)}): prepare the set again"
             ) from error
 
+    def sample(self, count: int) -> list[np.ndarray]:
+        """The number of examples, and `count` of them at even distances, encoded, with their labels."""
+        indices = np.linspace(0, len(self) - 1, count, dtype=int).tolist()
+        examples = [(np.frombuffer(image, np.uint8), np.asarray(label)) for image, label in self.read(indices)]
+        return [np.asarray(len(self)), *(array for example in examples for array in example)]
+
     def decode(
         self, indices: Sequence[int], shape: tuple[int, int, int], classes: int, pixels: Callable[[bytes], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:

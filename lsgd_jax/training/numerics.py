@@ -41,3 +41,9 @@ def run_key(seed: int) -> jax.Array:
 def wrap_keys(data: ArrayLike) -> jax.Array:
     """key[...] of raw keys, uint32[..., 2]."""
     return jax.random.wrap_key_data(jnp.asarray(data, jnp.uint32), impl=PRNG)
+
+
+def matmul_precision() -> str | None:
+    """`JAX_DEFAULT_MATMUL_PRECISION`, or None where it is not set."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return None if precision is None else str(precision)

@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lsgd_jax.training.errors import InputError, first_line
@@ -62,6 +62,14 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
 def filled_splits(builder: Any) -> list[str]:
     """The splits of a prepared set that have examples."""
     return [name for name, split in builder.info.splits.items() if split.num_examples]
+
+
+def files_of(builder: Any, splits: Sequence[str]) -> tuple[pathlib.Path, ...]:
+    """The files of those of the splits that have examples."""
+    filled = filled_splits(builder)
+    return tuple(
+        pathlib.Path(file) for split in splits if split in filled for file in builder.info.splits[split].filepaths
+    )
 
 
 def data_source(builder: Any, split: str, **options: Any) -> Any:

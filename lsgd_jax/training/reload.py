@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.conditions import check_data, conditions_of, read_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.numerics import fixed_numerics
@@ -33,7 +34,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
       data_dir: where prepared TFDS sets are; None for where they were in the run.
 
     Raises:
-      InputError: if there is no run or no checkpoint, or its data set is no longer there.
+      InputError: if there is no run or no checkpoint, or its data set is no longer there or another.
     """
     check_workdir(workdir, resume=True)
     config = Config(**read_config(workdir))
@@ -45,6 +46,9 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
-        run = build_run(config, find_source(config))
+        source = find_source(config)
+        if (before := read_conditions(workdir)) is not None:
+            check_data(conditions_of(source), before, f"the run in {workdir} began with")
+        run = build_run(config, source)
         state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)

@@ -1,12 +1,16 @@
 """Image sets that do not fit in memory: what is known of one before its images are decoded."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from lsgd_jax.training.encoded import Records, open_split, open_test
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fingerprint import digest_of
 
 LARGEST_SIDE = 224
+# Examples of each split that are to tell whether a set is the same.
+SAMPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,11 @@ class StreamedSource:
     train: Records
     held_out: int
     test: Records
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of a part of the images: all of them would take hours to read."""
+        return digest_of(lambda: (self.train.sample(SAMPLE), self.test.sample(SAMPLE)))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
