@@ -155,7 +155,7 @@ def _loss_on_minibatches(run: Any, state: Any, rank: int, batches: int) -> Any:
 
     def of_worker(params: Any, place: tuple[int, int]) -> jax.Array:
         key = wrap_keys(state.keys[place])
-        mine = jax.tree.map(lambda x: x[place], data) if per_worker else data
+        mine = jax.tree.map(lambda own, part: jax.tree.map(lambda x: x[place], part) if own else part, per_worker, data)
 
         def of_batch(of: tuple[Any, jax.Array]) -> jax.Array:
             planned, number = of

@@ -109,9 +109,9 @@ def _check_settings(config: Config) -> None:
 
 def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
     """(images that a worker draws from, what they are)."""
-    if config.sampling == "shard":
-        return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
-    return source.train_samples, "the training set"
+    if config.sampling == "iid":
+        return source.train_samples, "the training set"
+    return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
 
 
 def make_renew(

@@ -28,8 +28,8 @@ class Minibatches:
     Attributes:
       source: the data set.
       sampling: "shard", each worker its own every n·l-th image after one shuffle of all, in a new
-        order each epoch (what does not fill a batch is left out of that epoch), or "iid", any
-        images at random.
+        order each epoch (what does not fill a batch is left out of that epoch); "reshuffle", dealt
+        anew each epoch; or "iid", any images at random.
       batch_size: a worker's.
       workers: n·l, of all groups.
       ranks: the workers whose minibatches are wanted.
@@ -60,9 +60,13 @@ class Minibatches:
         else:
             size = shard_size(samples, self.workers)
             epoch, batch = divmod(step, size // self.batch_size)
-            order = shuffle(size, self.seed, 1 + rank, epoch)
-            first = batch * self.batch_size
-            places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
+            own = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            if self.sampling == "reshuffle":
+                deal = shuffle(samples, self.seed, 0, 1 + epoch)
+                places = [deal(i * self.workers + rank) for i in own]
+            else:
+                order = shuffle(size, self.seed, 1 + rank, epoch)
+                places = [order(i) * self.workers + rank for i in own]
         everything = shuffle(len(self.source.train), self.seed)
         return [everything(self.source.held_out + place) for place in places]
 
