@@ -24,7 +24,7 @@ from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.trainer import train
 
-RUN: dict[str, Any] = {"model": "mlp", "groups": 1, "workers": 2, "batch_size": 4, "steps": 2, "global_period": 2}
+RUN: dict[str, Any] = {"algorithm": "none", "model": "mlp", "groups": 1, "workers": 2, "batch_size": 4, "steps": 2}
 
 
 def begun(config: Config) -> Path:

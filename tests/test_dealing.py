@@ -100,7 +100,7 @@ def test_a_worker_at_its_own_pace_goes_through_its_own_deals() -> None:
         np.testing.assert_array_equal(found[rank, :taken], expected[rank, :taken])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 1000])
+@pytest.mark.parametrize("count", [1, 5, 65, 1000])
 def test_a_permutation_has_each_number_once_and_another_order_for_another_key(count: int) -> None:
     permute = jax.jit(permuted, static_argnums=2)
     orders = [np.asarray(permute(jax.random.key(seed), jnp.arange(count), count)).tolist() for seed in range(9)]

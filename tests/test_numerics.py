@@ -16,8 +16,8 @@ from lsgd_jax.training.numerics import fixed_numerics, run_key
 from lsgd_jax.training.trainer import train
 
 RUN: dict[str, Any] = {
-    **{"model": "mlp", "groups": 1, "workers": 2, "batch_size": 8, "init": "different", "steps": 6},
-    **{"global_period": 2, "eval_every": 6, "checkpoint_every": 6},
+    **{"model": "mlp", "algorithm": "none", "groups": 1, "workers": 2, "batch_size": 8, "init": "different"},
+    **{"steps": 6, "eval_every": 6, "checkpoint_every": 6},
 }
 
 

@@ -11,6 +11,7 @@ from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.workdir import write_json
 
 FILE = "conditions.json"
+TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
 
 
 class Conditions(NamedTuple):
@@ -47,8 +48,7 @@ def agreed_conditions(source: AnySource) -> Conditions:
     """
     own = processes.together(lambda: conditions_of(source))
     of_main = Conditions(**processes.from_main(own._asdict))
-    processes.together(lambda: check_data(own, of_main, "process 0 has", "give all processes the same files"))
-    processes.together(lambda: _check_precision(own, of_main, "process 0 has"))
+    processes.together(lambda: _check_same(own, of_main, "process 0 has", "give all processes the same files"))
     return of_main
 
 
@@ -58,30 +58,29 @@ def check_conditions(workdir: pathlib.Path, source: AnySource) -> None:
     Raises:
       InputError: what is different.
     """
-    before = read_conditions(workdir)
-    if before is not None:
-        now = conditions_of(source)
-        check_data(now, before, f"the run in {workdir} began with")
-        _check_precision(now, before, f"the run in {workdir} began with")
+    if (before := read_conditions(workdir)) is not None:
+        _check_same(conditions_of(source), before, _began(workdir), TODO)
 
 
-def check_data(
-    now: Conditions,
-    before: Conditions,
-    whose: str,
-    todo: str = "give it the --text_file, --data_dir or source that it had, or use a new --workdir",
-) -> None:
-    """Refuses data that are not those of before.
+def check_data(workdir: pathlib.Path, source: AnySource) -> None:
+    """Refuses to look at a run with other data than it began with, in whatever precision.
 
     Raises:
       InputError: naming both.
     """
+    if (before := read_conditions(workdir)) is not None:
+        now = conditions_of(source)._replace(matmul_precision=before.matmul_precision)
+        _check_same(now, before, _began(workdir), TODO)
+
+
+def _began(workdir: pathlib.Path) -> str:
+    return f"the run in {workdir} began with"
+
+
+def _check_same(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
     if now.digest != before.digest:
         what = f"{before.data!r} as it was then" if now.data == before.data else f"{before.data!r}"
         raise InputError(f"{now.data!r} is not the data set that {whose} ({what}): {todo}")
-
-
-def _check_precision(now: Conditions, before: Conditions, whose: str) -> None:
     if now.matmul_precision != before.matmul_precision:
         told = [precision or "unset" for precision in (now.matmul_precision, before.matmul_precision)]
         raise InputError(

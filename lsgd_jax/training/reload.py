@@ -6,7 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from lsgd_jax.training.checkpoints import Checkpoints
-from lsgd_jax.training.conditions import check_data, conditions_of, read_conditions
+from lsgd_jax.training.conditions import check_data
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.numerics import fixed_numerics
@@ -47,8 +47,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
         source = find_source(config)
-        if (before := read_conditions(workdir)) is not None:
-            check_data(conditions_of(source), before, f"the run in {workdir} began with")
+        check_data(workdir, source)
         run = build_run(config, source)
         state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)
