@@ -62,17 +62,19 @@ def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     from lsgd_jax.training.batch_statistics import has_batch_statistics
     from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.evaluation import make_candidates
+    from lsgd_jax.training.numerics import fixed_numerics
     from lsgd_jax.training.reload import reload_run
 
     config, run, state, step = reload_run(folder, data_dir)
     if not has_batch_statistics(run.task.model):
         raise InputError(f"--run: {config.model_name} has no batch norm: name a run of vgg16, resnet20 or resnet50")
-    averaged = make_candidates(run.method, run.topology)(state).center
-    return {
-        "run": {"algorithm": config.algorithm, "model": config.model_name, "step": step, "seed": config.seed},
-        "averaged": run.task.evaluate(averaged, ""),
-        "measured again": run.task.evaluate(run.task.renew(averaged), ""),
-    }
+    with fixed_numerics():
+        averaged = make_candidates(run.method, run.topology)(state).center
+        return {
+            "run": {"algorithm": config.algorithm, "model": config.model_name, "step": step, "seed": config.seed},
+            "averaged": run.task.evaluate(averaged, ""),
+            "measured again": run.task.evaluate(run.task.renew(averaged), ""),
+        }
 
 
 if __name__ == "__main__":

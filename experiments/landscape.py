@@ -93,13 +93,15 @@ def survey(folder: pathlib.Path, *, worker: int | None, points: int, batches: in
     """
     import jax
 
+    from lsgd_jax.training.numerics import fixed_numerics
     from lsgd_jax.training.reload import reload_run
 
     config, run, state, step = reload_run(folder, data_dir)
     state = jax.device_get(state._replace(keys=jax.random.key_data(state.keys)))
     names, models, rank = _three_models(state, config.groups, config.workers, worker)
-    losses_of = _loss_on_minibatches(run, state, rank, batches)
-    return _over_plane(losses_of, names, models, points, step)
+    with fixed_numerics():
+        losses_of = _loss_on_minibatches(run, state, rank, batches)
+        return _over_plane(losses_of, names, models, points, step)
 
 
 def _three_models(state: Any, groups: int, workers: int, worker: int | None) -> tuple[list[str], list[Any], int]:
@@ -145,13 +147,15 @@ def _loss_on_minibatches(run: Any, state: Any, rank: int, batches: int) -> Any:
     import jax.numpy as jnp
     from jax import lax
 
+    from lsgd_jax.training.numerics import wrap_keys
+
     plan, draw, per_worker = run.task.batches
     data, step = run.task.feed(int(state.step), 0), jnp.asarray(state.step)
     model_state = jax.tree.map(lambda x: x[divmod(rank, run.topology.workers)], state.model_state)
 
     def of_worker(params: Any, place: tuple[int, int]) -> jax.Array:
-        key = jax.random.wrap_key_data(jnp.asarray(state.keys[place]))
-        mine = jax.tree.map(lambda x: x[place], data) if per_worker else data
+        key = wrap_keys(state.keys[place])
+        mine = jax.tree.map(lambda own, part: jax.tree.map(lambda x: x[place], part) if own else part, per_worker, data)
 
         def of_batch(of: tuple[Any, jax.Array]) -> jax.Array:
             planned, number = of

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "workers": (
         Flag("groups", "integer", 2, "groups of workers; one group has only the global leader"),
         Flag("workers", "integer", 4, "workers in each group"),
-        Flag("sampling", "string", "shard", "shard (disjoint, reshuffled each epoch) or iid (any sample at any time)"),
+        Flag("sampling", "string", "shard", "shard (one each), reshuffle (dealt anew each epoch) or iid (any sample)"),
         Flag("init", "string", "same", "same or different initial parameters of the workers"),
         Flag(
             "worker_speeds",

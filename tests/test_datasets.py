@@ -223,6 +223,26 @@ def test_a_set_that_is_not_prepared_is_refused_with_what_to_do(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "culprits"),
+    [
+        ("cifar10", ("cifar10/", "is in", "as cifar10:1.0.0:", "--dataset=cifar10:1.0.0")),
+        ("cifar10:9.9.9", ("cannot open", "9.9.9", "has cifar10:1.0.0: use that")),
+        ("cifra10", ("unknown data set 'cifra10'", "did you mean 'cifar10'?")),
+    ],
+)
+def test_the_versions_that_are_there_are_named(tmp_path: Path, asked: str, culprits: tuple[str, ...]) -> None:
+    folder = write_set(tmp_path, {"train": labelled(*range(20)), "test": labelled(20, 21)})
+    (tmp_path / "tiny").rename(tmp_path / "cifar10")
+    info = tmp_path / "cifar10" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tiny"', '"cifar10"'))
+    for file in info.parent.glob("tiny-*"):
+        file.rename(file.with_name(file.name.replace("tiny", "cifar10")))
+    with refusal(*culprits):
+        find_dataset(asked, data_dir=folder)
+    assert find_dataset("cifar10:1.0.0", data_dir=folder).classes == 4
+
+
 def test_a_download_without_tensorflow_is_refused_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,7 +382,7 @@ def test_sets_that_cannot_be_streamed_are_refused_with_what_to_do(tmp_path: Path
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(buffer, "PNG")
     images = [{"image": buffer.getvalue(), "label": 0}] * 3
     folder = write_set(tmp_path / "gray", {"train": images, "test": images}, image=gray)
-    with refusal("'tiny'", "3 channels"):
+    with refusal("'tiny'", "images of various sizes", "3 channels, not 1"):
         find_dataset("tiny", data_dir=folder)
 
     folder = write_imagenet(tmp_path / "unlabelled", examples(0), validation=[examples(0)[0] | {"label": -1}])

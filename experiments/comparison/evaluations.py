@@ -16,6 +16,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.ledger import Ledger
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.network import Network, run_seconds
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import find_source, kind_of
 
@@ -124,6 +125,7 @@ def make_cost(network: Network, compute_seconds: float) -> Callable[[Config], Co
     return lambda config: cost(dataclasses.replace(config, **neutral))
 
 
+@fixed_numerics()
 def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost:
     """What the steps of a run with these settings take; nothing is computed for it.
 

@@ -10,8 +10,10 @@ from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial
+from lsgd_jax.training.conditions import check_conditions
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fingerprint import once
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.schedules import make_factor
@@ -134,7 +136,7 @@ def make_plan(
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
     if not isinstance(source, StreamedSource):  # read once, for all runs
-        read: Any = functools.cache(source.read)
+        read: Any = once(source.read)
         source = dataclasses.replace(source, read=read)
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
@@ -144,12 +146,12 @@ def make_plan(
         make_method(trial.config)
         make_factor(trial.config)
         kind_of(source).batch_size(trial.config, source)
-        _check_same_settings(trial)
+        _check_same_settings(trial, source)
     return plan
 
 
-def _check_same_settings(trial: Trial) -> None:
-    """Refuses a folder in which the run was started with other settings.
+def _check_same_settings(trial: Trial, source: AnySource) -> None:
+    """Refuses a folder in which the run was started with other settings or data.
 
     Raises:
       InputError: naming them.
@@ -162,6 +164,7 @@ def _check_same_settings(trial: Trial) -> None:
     if changed:
         told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
         raise InputError(f"{path.parent} holds a run with other settings ({told}): use another --workdir")
+    check_conditions(path.parent, source)
 
 
 def _seeds(flag: str, texts: Sequence[str]) -> tuple[int, ...]:

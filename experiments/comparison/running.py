@@ -17,6 +17,7 @@ from comparison.report import write_report
 from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
@@ -167,6 +168,7 @@ def _seconds(config: Config, pace: Pace) -> float:
     return pace.start + samples * pace.sample + config.steps / config.evaluation_period * pace.evaluation
 
 
+@fixed_numerics()
 def measure_pace(config: Config, source: AnySource) -> Pace:
     """Times the start of a run, a few steps, and an evaluation."""
     started = time.monotonic()

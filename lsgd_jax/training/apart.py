@@ -69,7 +69,7 @@ def make_programs(
 
     own = topology.over_devices(
         step,
-        in_specs=(state_specs(), per_worker if batches.per_worker else same, same),
+        in_specs=(state_specs(), batches.specs, same),
         out_specs=state_specs(),
         mesh=own_mesh(topology),
     )

@@ -108,10 +108,10 @@ def make_asynchronous_step(
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         return end_call(take_steps(state, steps, state.step + period, data))
 
-    per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
+    per_worker = PartitionSpec(GROUP, WORKER)
     mapped = topology.over_devices(
         one_round,
-        in_specs=(state_specs(), per_worker if batches.per_worker else same, per_worker),
+        in_specs=(state_specs(), batches.specs, per_worker),
         out_specs=(state_specs(), per_worker),
     )
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import DiskFullError, InputError
+from lsgd_jax.training.numerics import wrap_keys
 from lsgd_jax.training.state import TrainState
 from lsgd_jax.training.workdir import write_json
 
@@ -114,7 +115,7 @@ class Checkpoints:
             shardings,
         )
         raw = self._restore(step, target)
-        return raw._replace(keys=jax.random.wrap_key_data(raw.keys))
+        return raw._replace(keys=wrap_keys(raw.keys))
 
     def restore_on_host(self, step: int, shapes: TrainState) -> TrainState:
         """The state of a step as NumPy arrays, whole in every process; `keys` are their raw data.

@@ -5,6 +5,7 @@ import pathlib
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
 from lsgd_jax.training.asynchronous import check_asynchronous
+from lsgd_jax.training.conditions import check_conditions
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import make_method
@@ -42,6 +43,8 @@ def check_settings(
     if config.asynchronous:
         check_shares(topology)
     source = source or find_source(config)
+    if resume:
+        check_conditions(workdir, source)
     kind_of(source).batch_size(config, source)
     if processes.is_main():
         if profile_dir is not None:

@@ -18,6 +18,7 @@ from lsgd_jax.training.images import augment
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.models.language import LANGUAGE_MODELS
+from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
 from lsgd_jax.training.task import Candidate, Kind, Metric, Task
@@ -108,9 +109,9 @@ def _check_settings(config: Config) -> None:
 
 def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
     """(images that a worker draws from, what they are)."""
-    if config.sampling == "shard":
-        return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
-    return source.train_samples, "the training set"
+    if config.sampling == "iid":
+        return source.train_samples, "the training set"
+    return shard_size(source.train_samples, config.groups * config.workers), "a worker's shard"
 
 
 def make_renew(
@@ -142,7 +143,7 @@ def make_renew(
     @jax.jit
     def renew(center: Candidate, batches: jax.Array) -> Candidate:
         params, model_state = center
-        return params, reestimate(model, params, model_state, batches, jax.random.key(seed), inputs)
+        return params, reestimate(model, params, model_state, batches, run_key(seed), inputs)
 
     return lambda center: renew(center, batches())
 

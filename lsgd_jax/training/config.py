@@ -141,7 +141,7 @@ def check_config(config: Config) -> None:
         raise InputError(f"--text_file and --dataset={config.dataset} are two data sets: leave one out")
     if not 0 <= config.beta <= 1:
         raise InputError(f"--beta={config.beta}: must lie in [0, 1]")
-    _check_choice(config, "sampling", ("shard", "iid"))
+    _check_choice(config, "sampling", ("reshuffle", "shard", "iid"))
     _check_choice(config, "init", ("same", "different"))
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
     if config.wire_dtype is not None:

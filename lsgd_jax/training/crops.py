@@ -6,6 +6,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from lsgd_jax.training.pixels import eight_bit
+
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
@@ -26,7 +28,7 @@ def random_crop(encoded: bytes, side: int, rng: np.random.Generator) -> np.ndarr
       uint8[side, side, 3].
 
     Raises:
-      OSError, ValueError, SyntaxError: from Pillow, if the image cannot be decoded.
+      Exception: of various classes, from Pillow, if the image cannot be decoded or has too many pixels.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         full_width, full_height = image.size
@@ -37,7 +39,7 @@ def random_crop(encoded: bytes, side: int, rng: np.random.Generator) -> np.ndarr
             image.draft("RGB", (full_width // shrink, full_height // shrink))
         x, y = image.width / full_width, image.height / full_height
         box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
-        cropped = _rgb(image).resize((side, side), Image.Resampling.BILINEAR, box=box)
+        cropped = eight_bit(image, channels=3).resize((side, side), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(cropped)
     return pixels[:, ::-1] if flip else pixels
 
@@ -68,10 +70,6 @@ def centre_crop(encoded: bytes, side: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         scale = shorter / min(image.size)
         size = (max(shorter, int(image.width * scale)), max(shorter, int(image.height * scale)))
-        resized = _rgb(image).resize(size, Image.Resampling.BILINEAR)
+        resized = eight_bit(image, channels=3).resize(size, Image.Resampling.BILINEAR)
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,14 +1,18 @@
 """Image classification sets: handwritten digits without a download, any other from TFDS."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsgd_jax.training.encoded import check_labels, open_split, open_test
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fingerprint import FromFiles, digest_of
 from lsgd_jax.training.images import Preprocessing
-from lsgd_jax.training.prepared import prepared_builder, reading
+from lsgd_jax.training.pixels import decode
+from lsgd_jax.training.prepared import files_of, filled_splits, prepared_builder
 from lsgd_jax.training.streamed import StreamedSource, streamed_source
 
 VALIDATION_SHARE = 0.1
@@ -72,6 +76,11 @@ class Source:
         height, width, channels = self.image_shape
         return (height, width, channels) if self.crop is None else (self.crop, self.crop, channels)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of what `read` gives."""
+        return digest_of(self.read)
+
     @property
     def train_samples(self) -> int:
         """Images to train on: all but the validation split."""
@@ -119,19 +128,32 @@ def image_source(builder: Any) -> ImageSource:
         samples=splits["train"].num_examples,
         crop=28 if cifar else None,
         flip=cifar,
-        read=lambda: (_read(builder, "train"), _read(builder, "test" if "test" in splits else "validation")),
+        read=FromFiles(
+            files_of(builder, ("train", "validation", "test")),
+            lambda: (_read(builder, "train"), _read(builder, open_test(builder).split)),
+        ),
     )
 
 
 def load_dataset(source: Source, *, seed: int) -> Dataset:
-    """Reads a set and holds a tenth of its training images out for validation, by `seed`."""
+    """Reads a set and holds a tenth of its training images out for validation, by `seed`.
+
+    Raises:
+      InputError: if the set cannot be read, or a split has too few images or labels that are no classes.
+    """
     everything, test = source.read()
+    for split, images, least in (("train", everything, 2), ("test", test, 1)):
+        if len(images.labels) < least:
+            count = len(images.labels)
+            raise InputError(f"the {split} split of {source.name!r} has {count} images: choose another set")
+        check_labels(source.name, split, images.labels, source.classes)
     train, validation = _hold_out(everything, VALIDATION_SHARE, np.random.default_rng(seed))
     # Over all training images, as the published figures of CIFAR-10 are: the same for every seed.
     mean, std = (CIFAR10_MEAN, CIFAR10_STD) if source.name == "cifar10" else _moments(everything.images)
     return Dataset(train, validation, test, Preprocessing(mean, std, source.crop, source.flip))
 
 
+@functools.cache
 def _read_digits() -> tuple[Images, Images]:
     """1,797 images with 17 shades. The test split is the same for every seed."""
     from sklearn.datasets import load_digits
@@ -168,9 +190,9 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _check_features(name: str, builder: Any) -> None:
-    features, splits = builder.info.features, builder.info.splits
+    features, splits = builder.info.features, filled_splits(builder)
     is_image = "image" in features and len(features["image"].shape) == 3
-    is_label = "label" in features and features["label"].shape == () and hasattr(features["label"], "num_classes")
+    is_label = "label" in features and features["label"].shape == () and getattr(features["label"], "num_classes", None)
     if not (is_image and is_label):
         raise InputError(
             f"{name!r} is no image classification set: it needs an 'image' and a 'label' of one class, or a 'text'"
@@ -189,15 +211,13 @@ def _fits_in_memory(builder: Any) -> bool:
 
 
 def _read(builder: Any, split: str) -> Images:
-    with reading(builder, split) as source:
-        return _read_source(source, builder.info.features["image"].shape)
-
-
-def _read_source(source: Any, shape: tuple[int, ...]) -> Images:
-    images = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), 1000):
-        rows = range(start, min(start + 1000, len(source)))
-        for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
-            images[row], labels[row] = example["image"], example["label"]
+    records, shape = open_split(builder, split), builder.info.features["image"].shape
+    classes = builder.info.features["label"].num_classes
+    images = np.empty((len(records), *shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    for start in range(0, len(records), 1000):
+        rows = range(start, min(start + 1000, len(records)))
+        images[start : rows.stop], labels[start : rows.stop] = records.decode(
+            rows, shape, classes, lambda image: decode(image, channels=shape[-1])
+        )
     return Images(images, labels)

@@ -18,6 +18,7 @@ from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.communication import WorkerState, begin_again
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.local_steps import keeps_gradients
+from lsgd_jax.training.numerics import wrap_keys
 from lsgd_jax.training.run import Run, shapes_of
 from lsgd_jax.training.state import SHARED, TrainState, state_shardings
 from lsgd_jax.training.tasks import AnySource, kind_of
@@ -190,7 +191,7 @@ def settle(
     own = {name: jax.tree.map(taken, getattr(old, name)) for name in TrainState._fields if name not in SHARED}
     kept = TrainState(**own | shared)
     kept = kept._replace(
-        keys=jax.random.wrap_key_data(kept.keys),
+        keys=wrap_keys(kept.keys),
         opt_state=kept.opt_state._replace(**begun.opt_state) if begun.opt_state else kept.opt_state,
         learning_rate=begun.learning_rate,
     )

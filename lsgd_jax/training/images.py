@@ -66,4 +66,5 @@ def preprocess(images: jax.Array, how: Preprocessing) -> jax.Array:
 
 
 def _normalize(images: jax.Array, how: Preprocessing) -> jax.Array:
-    return (images.astype(jnp.float32) - jnp.array(how.mean)) / jnp.array(how.std)
+    mean, std = (jnp.array(moment, jnp.float32) for moment in (how.mean, how.std))
+    return (images.astype(jnp.float32) - mean) / std

@@ -33,7 +33,7 @@ def make_task(config: Config, source: TextSource, topology: Topology) -> Task:
     batch_size, length = batch_size_of(config, source), config.sequence_length
     size, _ = _bytes_of_worker(config, len(texts.train))
     name, model = model_name(config), model_of(config, source)
-    data = put_text_on_devices(texts.train, topology, config.sampling)
+    data = put_text_on_devices(texts.train, topology, config.sampling, config.seed)
     return Task(
         model=model,
         loss=language_loss(model_of(config, source, config.compute_dtype)),
@@ -90,14 +90,19 @@ def batch_size_of(config: Config, source: TextSource) -> int:
         text that it is drawn from, as far as its size is known.
     """
     check_language_model(model_name(config))
+    if config.sampling == "reshuffle" and LANGUAGE_MODELS[model_name(config)].carries:
+        raise InputError(
+            f"--sampling=reshuffle: the {model_name(config)} reads a text from beginning to end: "
+            "use --sampling=shard, or --model=transformer"
+        )
     batch_size = BATCH_SIZE if config.batch_size is None else config.batch_size
     if source.train_bytes is None:
         return batch_size
     size, where = _bytes_of_worker(config, source.train_bytes)
     most = windows_in(size, config.sequence_length)
-    if config.sampling == "shard" and config.batch_size is None:
+    if config.sampling != "iid" and config.batch_size is None:
         batch_size = max(1, min(batch_size, most))
-    if most < (batch_size if config.sampling == "shard" else 1):  # with "iid" windows may overlap
+    if most < (1 if config.sampling == "iid" else batch_size):  # with "iid" windows may overlap
         raise InputError(
             f"--batch_size={batch_size} of --sequence_length={config.sequence_length} does not fit into {where} of "
             f"{size:,} bytes: use a smaller batch, shorter sequences or fewer workers, or --sampling=iid"
@@ -107,9 +112,9 @@ def batch_size_of(config: Config, source: TextSource) -> int:
 
 def _bytes_of_worker(config: Config, train_bytes: int) -> tuple[int, str]:
     """(bytes that a worker draws from, what they are)."""
-    if config.sampling == "shard":
-        return shard_size(train_bytes, config.groups * config.workers), "a worker's shard"
-    return train_bytes, "the training text"
+    if config.sampling == "iid":
+        return train_bytes, "the training text"
+    return shard_size(train_bytes, config.groups * config.workers), "a worker's shard"
 
 
 def _sizes(config: Config) -> dict[str, Any]:

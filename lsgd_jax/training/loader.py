@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from multiprocessing import connection
 from typing import Any
 
@@ -18,7 +18,7 @@ from lsgd_jax.training.crops import centre_crop, random_crop
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.errors import InputError, first_line
 from lsgd_jax.training.sampling import shard_size
-from lsgd_jax.training.streamed import Records, StreamedSource
+from lsgd_jax.training.streamed import StreamedSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Minibatches:
     Attributes:
       source: the data set.
       sampling: "shard", each worker its own every n·l-th image after one shuffle of all, in a new
-        order each epoch (what does not fill a batch is left out of that epoch), or "iid", any
-        images at random.
+        order each epoch (what does not fill a batch is left out of that epoch); "reshuffle", dealt
+        anew each epoch; or "iid", any images at random.
       batch_size: a worker's.
       workers: n·l, of all groups.
       ranks: the workers whose minibatches are wanted.
@@ -49,7 +49,8 @@ class Minibatches:
         rank = self.ranks[place]
         rng = np.random.default_rng((self.seed, rank, step))
         indices = self.indices(rank, step)
-        return _decode(self.source, self.source.train, indices, lambda image: random_crop(image, self.source.side, rng))
+        shape, classes, side = self.source.input_shape, self.source.classes, self.source.side
+        return Images(*self.source.train.decode(indices, shape, classes, lambda image: random_crop(image, side, rng)))
 
     def indices(self, rank: int, step: int) -> list[int]:
         """Which images of the training split a worker sees at a step."""
@@ -59,9 +60,13 @@ class Minibatches:
         else:
             size = shard_size(samples, self.workers)
             epoch, batch = divmod(step, size // self.batch_size)
-            order = shuffle(size, self.seed, 1 + rank, epoch)
-            first = batch * self.batch_size
-            places = [order(i) * self.workers + rank for i in range(first, first + self.batch_size)]
+            own = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            if self.sampling == "reshuffle":
+                deal = shuffle(samples, self.seed, 0, 1 + epoch)
+                places = [deal(i * self.workers + rank) for i in own]
+            else:
+                order = shuffle(size, self.seed, 1 + rank, epoch)
+                places = [order(i) * self.workers + rank for i in own]
         everything = shuffle(len(self.source.train), self.seed)
         return [everything(self.source.held_out + place) for place in places]
 
@@ -96,7 +101,8 @@ class EvaluationBatches:
         else:
             records = self.source.test
             indices = list(range(first, min(first + self.batch_size, len(records))))
-        return _decode(self.source, records, indices, lambda image: centre_crop(image, self.source.side))
+        shape, classes, side = self.source.input_shape, self.source.classes, self.source.side
+        return Images(*records.decode(indices, shape, classes, lambda image: centre_crop(image, side)))
 
 
 def shuffle(count: int, *seed: int) -> Callable[[int], int]:
@@ -138,22 +144,6 @@ def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Gen
     finally:
         if processes:
             gc.collect()  # Grain leaves its last arrays, in shared memory, to reference cycles
-
-
-def _decode(
-    source: StreamedSource, records: Records, indices: Sequence[int], crop: Callable[[bytes], np.ndarray]
-) -> Images:
-    images = np.empty((len(indices), *source.input_shape), np.uint8)
-    labels = np.empty(len(indices), np.int32)
-    for place, (index, (encoded, label)) in enumerate(zip(indices, records.read(indices), strict=True)):
-        try:
-            images[place], labels[place] = crop(encoded), label
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
-            raise InputError(
-                f"cannot decode image {index} of the {records.split} split of {records.dataset!r} "
-                f"({first_line(error)}): prepare the set again"
-            ) from error
-    return Images(images, labels)
 
 
 def _end_with_parent(*_: Any) -> None:

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, keep_gradients
 from lsgd_jax.optimizers.window import record
 from lsgd_jax.training.communication import WorkerState
@@ -28,12 +30,18 @@ class Batches(NamedTuple):
         what each of the steps is to draw; `steps` is a Python integer.
       draw: `(data, planned, key) -> batch`, for one step.
       per_worker: whether the leaves of `data` have the shape (groups, workers, ...),
-        each worker seeing its own part, or are the same for all.
+        each worker seeing its own part, or are the same for all; a bool, or a pytree
+        of them that `data` begins with.
     """
 
     plan: Callable[[jax.Array, jax.Array, int], Any]
     draw: Callable[[Any, Any, jax.Array], Any]
-    per_worker: bool
+    per_worker: Any
+
+    @property
+    def specs(self) -> Any:
+        """How `shard_map` splits `data`."""
+        return jax.tree.map(lambda own: PartitionSpec(GROUP, WORKER) if own else PartitionSpec(), self.per_worker)
 
 
 class Draws(NamedTuple):
@@ -62,7 +70,7 @@ def make_local_steps(
       int32[], the same for all, or int32 of each worker, for methods that keep gradients.
       `factor` is that of the learning rate, from the index of a step in the call.
     """
-    data_axis = 0 if batches.per_worker else None
+    data_axis = jax.tree.map(lambda own: 0 if own else None, batches.per_worker)
 
     def plan(key: jax.Array, first: jax.Array) -> Draws:
         return Draws(key, first, batches.plan(jax.random.fold_in(key, 0), first, longest))

@@ -6,8 +6,10 @@ import pathlib
 from typing import NamedTuple
 
 from lsgd_jax.training.checkpoints import Checkpoints
+from lsgd_jax.training.conditions import check_data
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tasks import find_source
@@ -23,6 +25,7 @@ class Reloaded(NamedTuple):
     step: int
 
 
+@fixed_numerics()
 def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
     """Builds the run of a workdir again, and restores its newest checkpoint.
 
@@ -31,7 +34,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
       data_dir: where prepared TFDS sets are; None for where they were in the run.
 
     Raises:
-      InputError: if there is no run or no checkpoint, or its data set is no longer there.
+      InputError: if there is no run or no checkpoint, or its data set is no longer there or another.
     """
     check_workdir(workdir, resume=True)
     config = Config(**read_config(workdir))
@@ -43,6 +46,8 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
-        run = build_run(config, find_source(config))
+        source = find_source(config)
+        check_data(workdir, source)
+        run = build_run(config, source)
         state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)

@@ -13,6 +13,7 @@ from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidat
 from lsgd_jax.training.ledger import Ledger, ledger
 from lsgd_jax.training.methods import learning_rate, make_method
 from lsgd_jax.training.models import FunctionalModel
+from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.processes import devices
 from lsgd_jax.training.rounds import Rounds, make_rounds
 from lsgd_jax.training.state import TrainState, init_state, start_state
@@ -52,7 +53,7 @@ def build_run(config: Config, source: AnySource) -> Run:
     method = _method(config)
     topology = Topology(config.groups, config.workers, devices())
     task = kind_of(source).task(config, source, topology)
-    key = jax.random.key(config.seed)
+    key = run_key(config.seed)
     gather = make_candidates(method, topology)
 
     def candidates(state: TrainState) -> Candidates:
@@ -78,7 +79,7 @@ def shapes_of(config: Config, model: FunctionalModel) -> TrainState:
     """The shapes of the state's leaves."""
     topology = Topology(config.groups, config.workers, devices())
     start = functools.partial(start_state, _method(config), topology, model.init)
-    return jax.eval_shape(start, jax.random.key(0))
+    return jax.eval_shape(start, run_key(0))
 
 
 def _method(config: Config) -> DistributedOptimizer:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax.training.datasets import Images
+from lsgd_jax.training.dealing import Dealt, dealt_batches, put_dealt
 from lsgd_jax.training.images import Preprocessing, augment
 from lsgd_jax.training.local_steps import Batches
 from lsgd_jax.training.processes import put
@@ -25,13 +26,15 @@ def shard_size(samples: int, workers: int) -> int:
     return samples // workers
 
 
-def put_on_devices(train: Images, topology: Topology, sampling: str, seed: int) -> Images:
+def put_on_devices(train: Images, topology: Topology, sampling: str, seed: int) -> Images | Dealt:
     """The training set where the step reads it.
 
     Sampling "shard" deals the samples out: leaves get the shape (groups, workers,
-    shard, ...), each device holding its workers' shards. Sampling "iid" gives
-    every device the whole set.
+    shard, ...), each device holding its workers' shards. Sampling "iid" and
+    "reshuffle" give every device the whole set.
     """
+    if sampling == "reshuffle":
+        return put_dealt(train, topology, seed)
     if sampling == "iid":
         return jax.tree.map(lambda array: put(array, topology.replicated), train)
     size = shard_size(len(train.labels), topology.size)
@@ -52,7 +55,8 @@ def make_batches(sampling: str, samples: int, batch_size: int, preprocessing: Pr
 
     Args:
       sampling: "shard", a worker's own shard in a new order each epoch (what does
-        not fill a batch is left out of that epoch), or "iid", any samples at random.
+        not fill a batch is left out of that epoch); "reshuffle", a shard that is dealt
+        anew each epoch; or "iid", any samples at random.
       samples: in a worker's shard, or in the whole set for "iid".
       batch_size: a worker's.
       preprocessing: the data set's.
@@ -60,6 +64,9 @@ def make_batches(sampling: str, samples: int, batch_size: int, preprocessing: Pr
 
     def draw(data: Images, indices: jax.Array, key: jax.Array) -> Batch:
         return Batch(augment(data.images[indices], key, preprocessing), data.labels[indices])
+
+    if sampling == "reshuffle":
+        return dealt_batches(lambda images: len(images.labels), batch_size, draw)
 
     def plan_iid(key: jax.Array, first_step: jax.Array, steps: int) -> jax.Array:
         keys = jax.vmap(lambda step: jax.random.fold_in(key, step))(first_step + jnp.arange(steps))

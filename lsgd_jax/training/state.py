@@ -106,7 +106,8 @@ def init_state(
       optimizer: the method.
       topology: where the workers live.
       init_model: `key -> (params, model_state)` of one worker.
-      key: the key of the run; what worker j·l + i draws does not depend on the mesh.
+      key: the key of the run; what worker j·l + i draws does not depend on the mesh, if a batch of
+        keys draws what each would alone, as JAX's default "threefry2x32" does and "rbg" does not.
       learning_rate: a factor on updates, where the base optimizer ends with
         `lsgd_jax.training.schedules.follow_factor`.
       same_init: whether all workers start from the same parameters.

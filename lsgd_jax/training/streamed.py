@@ -1,43 +1,16 @@
-"""Image sets that do not fit in memory: what is known of one, and its images, still encoded."""
+"""Image sets that do not fit in memory: what is known of one before its images are decoded."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from typing import Any
 
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.encoded import Records, open_split, open_test
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fingerprint import digest_of
 
 LARGEST_SIDE = 224
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The examples of a split, in the order of its files, read at random and from any process.
-
-    Attributes:
-      dataset: the data set's name.
-      split: the split's name.
-      examples: TFDS's data source, which leaves images encoded.
-    """
-
-    dataset: str
-    split: str
-    examples: Any
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
-        """(encoded image, label) of each.
-
-        Raises:
-          InputError: if a file is missing, cut off or damaged.
-        """
-        try:
-            return [(example["image"], int(example["label"])) for example in self.examples.__getitems__(list(indices))]
-        except Exception as error:  # array_record has no class of its own for what it raises
-            raise InputError(
-                f"cannot read the {self.split} split of {self.dataset!r} ({first_line(error)}): prepare the set again"
-            ) from error
+# Examples of each split that are to tell whether a set is the same.
+SAMPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +32,11 @@ class StreamedSource:
     train: Records
     held_out: int
     test: Records
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of a part of the images: all of them would take hours to read."""
+        return digest_of(lambda: (self.train.sample(SAMPLE), self.test.sample(SAMPLE)))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -85,41 +63,18 @@ def streamed_source(builder: Any, *, held_out: int) -> StreamedSource:
       InputError: if the set cannot be read.
     """
     height, width, channels = builder.info.features["image"].shape
-    if channels != 3:
-        raise InputError(
-            f"{builder.name!r} does not fit in memory, and its images have no 3 channels: choose another set"
-        )
     sizes = [side for side in (height, width) if side is not None]
+    if channels != 3:
+        reason = "does not fit in memory" if len(sizes) == 2 else "has images of various sizes"
+        raise InputError(
+            f"{builder.name!r} {reason}, and is decoded while training, which needs 3 channels, not {channels}: "
+            "prepare it as RGB, or choose another set"
+        )
     return StreamedSource(
         name=builder.name,
         side=min([LARGEST_SIDE, *(size * 7 // 8 for size in sizes)]),
         classes=builder.info.features["label"].num_classes,
-        train=_open(builder, "train"),
+        train=open_split(builder, "train"),
         held_out=held_out,
-        test=_open_test(builder),
+        test=open_test(builder),
     )
-
-
-def _open_test(builder: Any) -> Records:
-    """The split to report on: "test", but for sets whose test images have no labels, as ImageNet's."""
-    splits = [_open(builder, split) for split in ("test", "validation") if split in builder.info.splits]
-    labelled = [records for records in splits if records.read([0])[0][1] >= 0]
-    if not labelled:
-        raise InputError(f"the test images of {builder.name!r} have no labels: choose another set")
-    return labelled[0]
-
-
-def _open(builder: Any, split: str) -> Records:
-    """A split, of which the first and the last example can be read."""
-    import tensorflow_datasets as tfds
-
-    try:
-        examples = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
-        raise InputError(
-            f"data set {builder.name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}: "
-            "prepare it as array_record, or use --download with another --data_dir"
-        ) from error
-    records = Records(builder.name, split, examples)
-    records.read([0, len(records) - 1])
-    return records

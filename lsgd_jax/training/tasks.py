@@ -22,14 +22,8 @@ def find_source(config: Config) -> AnySource:
     """Finds the data set of the settings, and downloads it if that is asked for and needed.
 
     Raises:
-      InputError: if it cannot be found, or the settings do not fit it.
+      InputError: if it cannot be found.
     """
-    source = _find(config)
-    kind_of(source).batch_size(config, source)
-    return source
-
-
-def _find(config: Config) -> AnySource:
     if config.text_file is not None:
         return text_file_source(config.text_file)
     if config.dataset == "digits":

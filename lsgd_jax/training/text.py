@@ -1,6 +1,7 @@
 """Text as bytes: any UTF-8 file, or a set from TFDS."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.prepared import reading
+from lsgd_jax.training.fingerprint import FromFiles, digest_of
+from lsgd_jax.training.prepared import files_of, filled_splits, reading
 
 BYTES = 256
 # A twentieth of a text is held out for validation, and another for the test.
@@ -39,6 +41,11 @@ class TextSource:
     train_bytes: int | None
     read: Callable[[], Texts]
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of what `read` gives."""
+        return digest_of(self.read)
+
 
 def text_file_source(file: str) -> TextSource:
     """A text file. The same for every seed: nine tenths to train, then the validation split, then the test split.
@@ -58,7 +65,7 @@ def text_file_source(file: str) -> TextSource:
         raise InputError(f"--text_file={file} takes {size / 2**30:.1f} GiB: choose one of less than {LIMIT}")
     if size < 2 * HELD_OUT:
         raise InputError(f"--text_file={file} has {size} bytes, too few to learn from: name a longer one")
-    return TextSource(path.name, size - 2 * (size // HELD_OUT), lambda: _read_file(path))
+    return TextSource(path.name, size - 2 * (size // HELD_OUT), FromFiles((path,), lambda: _read_file(path)))
 
 
 def is_text(builder: Any) -> bool:
@@ -78,17 +85,17 @@ def text_set_source(builder: Any) -> TextSource:
     Raises:
       InputError: if it has no training split or is too large.
     """
-    splits = builder.info.splits
+    splits = filled_splits(builder)
     if "train" not in splits:
         raise InputError(f"{builder.name!r} needs a split 'train', it has {sorted(splits)}")
-    size = sum(splits[split].num_bytes for split in Texts._fields if split in splits)
+    size = sum(builder.info.splits[split].num_bytes for split in Texts._fields if split in splits)
     if size > MAX_BYTES:
         raise InputError(f"{builder.name!r} takes {size / 2**30:.1f} GiB: choose a set of less than {LIMIT}")
 
     def read() -> Texts:
         return split_text(**{split: _read_split(builder, split) for split in Texts._fields if split in splits})
 
-    return TextSource(builder.name, None, read)
+    return TextSource(builder.name, None, FromFiles(files_of(builder, Texts._fields), read))
 
 
 def split_text(train: np.ndarray, validation: np.ndarray | None = None, test: np.ndarray | None = None) -> Texts:

@@ -116,7 +116,7 @@ class Topology:
             jax.vmap(function, in_axes=in_axes, axis_name=WORKER_LANE), in_axes=in_axes, axis_name=GROUP_LANE
         )
 
-    def each_lane(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
+    def each_lane(self, function: Callable, in_axes: Sequence[Any]) -> Callable:
         """Maps a function that does not communicate over this device's lanes, as `lanes` says."""
         if self.lanes == "vmap":
             return jax.vmap(jax.vmap(function, in_axes), in_axes)
@@ -128,7 +128,7 @@ class Topology:
 
         return one_after_the_other
 
-    def update_lanes(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
+    def update_lanes(self, function: Callable, in_axes: Sequence[Any]) -> Callable:
         """Like `each_lane`, of `function(lane, *args) -> lane`, in place: the lanes are not held twice."""
         if self.lanes == "vmap":
             return jax.vmap(jax.vmap(function, (0, *in_axes)), (0, *in_axes))
@@ -158,8 +158,10 @@ def _indices(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(groups), jnp.asarray(workers)
 
 
-def _take(lane: tuple[jax.Array, jax.Array], args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
-    """The lane's part of the arguments whose axis is 0; the others as they are."""
-    return [
-        arg if axis is None else jax.tree.map(lambda x: x[lane], arg) for arg, axis in zip(args, in_axes, strict=True)
-    ]
+def _take(lane: tuple[jax.Array, jax.Array], args: Sequence[Any], in_axes: Sequence[Any]) -> list[Any]:
+    """The lane's part of the arguments, or parts of arguments, whose axis is 0; the others as they are."""
+
+    def take(axis: int | None, part: Any) -> Any:
+        return part if axis is None else jax.tree.map(lambda x: x[lane], part)
+
+    return jax.tree.map(take, list(in_axes), list(args), is_leaf=lambda axis: axis is None)

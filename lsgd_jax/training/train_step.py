@@ -101,7 +101,7 @@ def make_train_step(
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
     mapped = topology.over_devices(
         one_round,
-        in_specs=(state_specs(), per_worker if batches.per_worker else same, same),
+        in_specs=(state_specs(), batches.specs, same),
         out_specs=(state_specs(), per_worker),
     )
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)

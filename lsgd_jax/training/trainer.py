@@ -16,9 +16,11 @@ from lsgd_jax.training import processes
 from lsgd_jax.training.center import save_center
 from lsgd_jax.training.checkpoints import Checkpoints, Standing
 from lsgd_jax.training.checks import check_settings
+from lsgd_jax.training.conditions import Conditions, agreed_conditions, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.provenance import provenance
@@ -54,6 +56,7 @@ class Position(NamedTuple):
     resettled: bool = False
 
 
+@fixed_numerics()
 def train(
     config: Config,
     *,
@@ -93,6 +96,7 @@ def train(
     source = processes.together(
         lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
     )
+    conditions = agreed_conditions(source)
     if elastic:
         config = processes.together(lambda: elasticity.keep_batch_size(config, read_config(workdir), source))
     if resume and (summary := processes.from_main(lambda: _finished(config, workdir))):
@@ -103,12 +107,15 @@ def train(
     with contextlib.ExitStack() as held:
         processes.from_main(lambda: held.enter_context(locked(workdir)))
         held.enter_context(on_full_disk(workdir))
-        return _train(config, source, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures)
+        return _train(
+            config, source, conditions, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures
+        )
 
 
 def _train(
     config: Config,
     source: AnySource,
+    conditions: Conditions,
     workdir: pathlib.Path,
     *,
     resume: bool,
@@ -120,12 +127,16 @@ def _train(
     computed_with = provenance()  # now: the code may change while the run goes on
     run = build_run(config, source)
     processes.warm_up(run.topology)
-    settings = dataclasses.asdict(config)
+
+    def keep_settings() -> None:
+        write_json(workdir / "config.json", dataclasses.asdict(config))
+        write_conditions(workdir, conditions)
+
     if not resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
-        processes.from_main(lambda: write_json(workdir / "config.json", settings))
+        processes.from_main(keep_settings)
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(config, run, checkpoints)
-        processes.from_main(lambda: write_json(workdir / "config.json", settings))
+        processes.from_main(keep_settings)
         if resume:
             processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
         with contextlib.closing(open_records(workdir, start.step)) as records:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgd_jax.training.dealing import Dealt, dealt_batches, put_dealt
 from lsgd_jax.training.local_steps import Batches
 from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import epoch_order, shard_size
@@ -31,12 +32,15 @@ class Planned(NamedTuple):
     begins: jax.Array
 
 
-def put_text_on_devices(train: np.ndarray, topology: Topology, sampling: str) -> jax.Array:
+def put_text_on_devices(train: np.ndarray, topology: Topology, sampling: str, seed: int = 0) -> jax.Array | Dealt:
     """A training text, uint8[bytes], where the step reads it.
 
     Sampling "shard" cuts it into contiguous parts, uint8[groups, workers, shard], each
-    device holding its workers'. Sampling "iid" gives every device the whole text.
+    device holding its workers'. Sampling "iid" and "reshuffle" give every device the whole
+    text; `seed` is that of the deals.
     """
+    if sampling == "reshuffle":
+        return put_dealt(train, topology, seed)
     if sampling == "iid":
         return put(train, topology.replicated)
     size = shard_size(len(train), topology.size)
@@ -53,11 +57,12 @@ def make_text_batches(sampling: str, size: int, batch_size: int, length: int, *,
 
     With sampling "shard" a model that carries a state reads its worker's shard in
     `batch_size` contiguous rows, a window of each at every step, from beginning to end
-    in each epoch. For others an epoch is all windows in a new order. With sampling
-    "iid" windows are anywhere in the whole text. What does not fill a batch is left out.
+    in each epoch. For others an epoch is all windows in a new order. With "reshuffle"
+    the windows of the whole text are dealt anew to the workers in each epoch, with
+    "iid" they are anywhere in it. What does not fill a batch is left out.
 
     Args:
-      sampling: "shard" or "iid".
+      sampling: "shard", "reshuffle" or "iid".
       size: bytes of a worker's shard, or of the whole text for "iid".
       batch_size: windows in a minibatch, at most `windows_in(size, length)` for "shard".
       length: bytes in a window.
@@ -84,5 +89,10 @@ def make_text_batches(sampling: str, size: int, batch_size: int, length: int, *,
         starts = jax.vmap(lambda key: jax.random.randint(key, (batch_size,), 0, size - length))(keys)
         return Planned(starts, jnp.ones(steps, bool))
 
+    def draw_windows(text: jax.Array, windows: jax.Array, key: jax.Array) -> TextBatch:
+        return draw(text, Planned(windows * length, jnp.array(True)), key)
+
+    if sampling == "reshuffle":
+        return dealt_batches(lambda text: windows_in(len(text), length), batch_size, draw_windows)
     plan_shard = plan_rows if carries else plan_windows
     return Batches(plan=plan_iid if sampling == "iid" else plan_shard, draw=draw, per_worker=sampling == "shard")

@@ -1,0 +1,110 @@
+"""What a run depends on besides its settings and its code: the data, and the precision of products."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from lsgd_jax.training import processes
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.numerics import matmul_precision
+from lsgd_jax.training.tasks import AnySource
+from lsgd_jax.training.workdir import write_json
+
+FILE = "conditions.json"
+TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
+
+
+class Conditions(NamedTuple):
+    """What has to be the same when a run goes on.
+
+    Attributes:
+      data: what the data set is called, for people.
+      digest: of the data; it is the same wherever they are.
+      matmul_precision: what `JAX_DEFAULT_MATMUL_PRECISION` says, or None.
+    """
+
+    data: str
+    digest: str
+    matmul_precision: str | None
+
+
+def conditions_of(source: AnySource) -> Conditions:
+    """Those of a run that trains on a data set in this process.
+
+    Raises:
+      InputError: if its files cannot be read.
+    """
+    try:
+        return Conditions(source.name, source.digest, matmul_precision())
+    except OSError as error:
+        raise InputError(f"cannot read the data set {source.name!r} ({error}): make it readable") from error
+
+
+def agreed_conditions(source: AnySource) -> Conditions:
+    """Those of this run, which all its processes have to call.
+
+    Raises:
+      InputError: if some process has other ones than the first: each would train on its own.
+    """
+    own = processes.together(lambda: conditions_of(source))
+    of_main = Conditions(**processes.from_main(own._asdict))
+    processes.together(lambda: _check_same(own, of_main, "process 0 has", "give all processes the same files"))
+    return of_main
+
+
+def check_conditions(workdir: pathlib.Path, source: AnySource) -> None:
+    """Refuses to go on with a run under other conditions than it began with; those of an old run are not known.
+
+    Raises:
+      InputError: what is different.
+    """
+    if (before := read_conditions(workdir)) is not None:
+        _check_same(conditions_of(source), before, _began(workdir), TODO)
+
+
+def check_data(workdir: pathlib.Path, source: AnySource) -> None:
+    """Refuses to look at a run with other data than it began with, in whatever precision.
+
+    Raises:
+      InputError: naming both.
+    """
+    if (before := read_conditions(workdir)) is not None:
+        now = conditions_of(source)._replace(matmul_precision=before.matmul_precision)
+        _check_same(now, before, _began(workdir), TODO)
+
+
+def _began(workdir: pathlib.Path) -> str:
+    return f"the run in {workdir} began with"
+
+
+def _check_same(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
+    if now.digest != before.digest:
+        what = f"{before.data!r} as it was then" if now.data == before.data else f"{before.data!r}"
+        raise InputError(f"{now.data!r} is not the data set that {whose} ({what}): {todo}")
+    if now.matmul_precision != before.matmul_precision:
+        told = [precision or "unset" for precision in (now.matmul_precision, before.matmul_precision)]
+        raise InputError(
+            f"JAX_DEFAULT_MATMUL_PRECISION is {told[0]}, but {whose} {told[1]}, which gives other numbers: set it so"
+        )
+
+
+def read_conditions(workdir: pathlib.Path) -> Conditions | None:
+    """Those that a run began with; None of one that an older version has begun, which kept none.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    path = workdir / FILE
+    try:
+        return Conditions(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"cannot read {path} ({error}): remove it if you are sure that the data are the same"
+        ) from error
+
+
+def write_conditions(workdir: pathlib.Path, conditions: Conditions) -> None:
+    """Keeps them with the run."""
+    write_json(workdir / FILE, conditions._asdict())
