@@ -61,12 +61,12 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str]) -> int:
     """What each process does; returns its exit code."""
     from lsgd_jax.training import joining, processes
-    from lsgd_jax.training.errors import AgreedInputError, AllWorkersLostError, InputError, RunFailedError
+    from lsgd_jax.training.errors import AllWorkersLostError, InputError, RunFailedError
 
     try:
         joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
     except InputError as error:
-        return refuse(argv, str(error))
+        return _refused(argv, error)
 
     from lsgd_jax.training.trainer import train
     from lsgd_jax.training.workdir import load_config
@@ -82,8 +82,7 @@ def run(argv: list[str]) -> int:
         use_compilation_cache(FLAGS.compilation_cache)
         summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=profile_dir)
     except InputError as error:
-        silent = isinstance(error, AgreedInputError) and not processes.is_main()
-        return 2 if silent else refuse(argv, str(error))
+        return _refused(argv, error)
     except RunFailedError as error:
         if processes.is_main() or not isinstance(error, AllWorkersLostError):  # which all processes find
             print(f"train.py: {error}", file=sys.stderr)
@@ -129,6 +128,15 @@ def table(summary: dict[str, Any], workdir: str) -> str:
         lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
     return "\n".join(lines)
+
+
+def _refused(argv: list[str], error: Exception) -> int:
+    """Tells a mistake, once where all processes have heard of it; returns the exit code."""
+    from lsgd_jax.training import processes
+    from lsgd_jax.training.errors import AgreedInputError
+
+    silent = isinstance(error, AgreedInputError) and not processes.is_main()
+    return 2 if silent else refuse(argv, str(error))
 
 
 def _default_workdir() -> str:

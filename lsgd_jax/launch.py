@@ -9,7 +9,6 @@ GPUs, each process gets its share of them.
 
 import argparse
 import contextlib
-import glob
 import os
 import pathlib
 import re
@@ -22,6 +21,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, NoReturn
+
+from lsgd_jax import gpus
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
@@ -239,17 +240,15 @@ def _workdir_in(flags: Sequence[str]) -> pathlib.Path | None:
 
 def _shares_of_gpus(processes: int) -> list[dict[str, str]]:
     """The environment that gives each process its GPUs, where there are any."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*")))] if visible is None else visible.split(",")
-    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(gpus):
+    visible = gpus.visible()
+    if not visible:
         return [{}] * processes
-    if len(gpus) % processes:
+    if len(visible) % processes:
         raise ValueError(
-            f"{len(gpus)} GPUs cannot be dealt to --processes={processes}: choose a number that divides them, "
+            f"{len(visible)} GPUs cannot be dealt to --processes={processes}: choose a number that divides them, "
             "or set JAX_PLATFORMS=cpu"
         )
-    share = len(gpus) // processes
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(processes)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(own)} for own in gpus.share(visible, processes)]
 
 
 def _tell(line: str) -> None:

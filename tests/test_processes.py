@@ -54,6 +54,14 @@ ENVIRONMENT = os.environ | {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(ROOT),
 }
+# What processes find that a launcher, or a person, starts in a step of Slurm.
+SLURM = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_PROCID": "0",
+}
 
 
 @contextlib.contextmanager
@@ -62,7 +70,7 @@ def started(*command: str) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | SLURM,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -225,6 +233,7 @@ def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_ki
 MEMBER = """
 import argparse, contextlib, os, sys, time
 import jax, numpy as np
+from jax._src import xla_bridge
 from lsgd_jax import Topology
 from lsgd_jax.training import joining, processes
 from lsgd_jax.training.errors import InputError
@@ -250,6 +259,7 @@ def bad(who):
 
 def body():
     me, main = processes.number(), processes.is_main()
+    assert xla_bridge.CUDA_VISIBLE_DEVICES.value == "all"
     topology = Topology(2, 2, processes.devices())
     processes.warm_up(topology)
     assert len(set(processes.hosts())) == 1

@@ -10,13 +10,15 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 
+from lsgd_jax import gpus
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
 
 # After so long without a heartbeat a process counts as dead, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
@@ -36,7 +38,7 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
       timeout: seconds in which all have to come; after them this process ends with exit code 2.
 
     Raises:
-      InputError: if that cannot be.
+      InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
     """
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
@@ -52,6 +54,8 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
             address,
             count,
             number,
+            # A launcher may itself be in a Slurm step, say, that is nothing to its processes.
+            cluster_detection_method=None if None in (address, count, number) else "deactivate",
             initialization_timeout=int(timeout) + 60,  # JAX would end the process with a stack trace
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             coordinator_bind_address=address if local else None,
@@ -59,7 +63,10 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
         if local:
             _keep_gloo_on_loopback()
         processes.introduce()
+        _choose_gpus()
         jax.devices()  # now: it waits for all processes
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"cannot join the other processes ({first_line(error)}): "
@@ -104,6 +111,36 @@ def _leave(code: int) -> NoReturn:
             processes.client().key_value_set(f"{LEFT}/{processes.number()}", "")
     finally:
         os._exit(code)
+
+
+def _choose_gpus() -> None:
+    """Lets this process use all GPUs that it sees, or its share of them where others of its machine see the same.
+
+    JAX would take a single one, by the process's rank on the machine, wherever Slurm or Open MPI tell that rank.
+
+    Raises:
+      AgreedInputError: in all processes, if there are too few for each of a machine to have one.
+    """
+    names, chosen = gpus.visible(), os.environ.get("JAX_LOCAL_DEVICE_IDS", "")  # the user's own choice stays
+    view = (socket.gethostname(), ",".join(names), ",".join(gpus.device_files()), chosen)
+    views = [tuple(of_process) for of_process in processes.exchange("gpus", view)]
+    for (host, seen, _, own_choice), sharing in Counter(views).items():
+        count = len(seen.split(",")) if seen and not own_choice else 0
+        if 0 < count < sharing:
+            raise AgreedInputError(
+                f"{sharing} processes on {host} see the same GPUs, {count} in number: start at most as many there, "
+                "or set JAX_PLATFORMS=cpu"
+            )
+        if count % sharing:
+            used = count - count % sharing
+            processes.say(f"warning: {sharing} processes on {host} use {used} of the {count} GPUs that they all see")
+    if chosen:
+        return
+    own = gpus.share(range(len(names)), views.count(view))[views[: processes.number()].count(view)]
+    jax.config.update("jax_cuda_visible_devices", ",".join(map(str, own)) or "all")
+    if [host for host, *_ in views].count(view[0]) == 1:
+        for kind in ("rocm", "oneapi"):
+            jax.config.update(f"jax_{kind}_visible_devices", "all")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
