@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, NoReturn
 
-from lsgd_jax import gpus
+from lsgd_jax import gpus, proxies
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
@@ -140,6 +140,7 @@ def launch(
     started: list[subprocess.Popen] = []
     copies: list[threading.Thread] = []
     said: deque[tuple[int, str]] = deque(maxlen=100)
+    loopback = proxies.past_loopback(os.environ)
     with _forwarding_signals(started):
         try:
             for number in range(processes):
@@ -147,7 +148,7 @@ def launch(
                 own = environments[number] if environments else {}
                 process = subprocess.Popen(
                     [*command, *flags],
-                    env={"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **own},
+                    env={"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **loopback, **own},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     # A terminal stays one for process 0, which draws the progress bar.

@@ -65,12 +65,12 @@ SLURM = {
 
 
 @contextlib.contextmanager
-def started(*command: str) -> Iterator[subprocess.Popen]:
+def started(*command: str, **environment: str) -> Iterator[subprocess.Popen]:
     """A process whose output is one text; it does not outlive the test."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=ENVIRONMENT | SLURM,
+        env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,12 +87,12 @@ def started(*command: str) -> Iterator[subprocess.Popen]:
 
 
 @contextlib.contextmanager
-def by_hand(*commands: list[str]) -> Iterator[list[subprocess.Popen]]:
+def by_hand(*commands: list[str], **environment: str) -> Iterator[list[subprocess.Popen]]:
     """Processes that find each other, with no launcher to watch over them."""
     address, count = f"--coordinator_address=127.0.0.1:{launch._free_port()}", f"--num_processes={len(commands)}"
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(started(*command, address, count, f"--process_id={i}"))
+            stack.enter_context(started(*command, address, count, f"--process_id={i}", **environment))
             for i, command in enumerate(commands)
         ]
 
@@ -298,8 +298,12 @@ sys.exit(joining.guard(body))
 
 
 def test_four_processes_agree_and_end_when_one_is_killed_with_nobody_watching(tmp_path: pathlib.Path) -> None:
+    """In a step of Slurm, of which they are no tasks; and with a proxy, to which they do not speak."""
     (tmp_path / "member.py").write_text(MEMBER)
-    with by_hand(*[[str(tmp_path / "member.py")]] * PROCESSES) as members:
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        environment = SLURM | {"https_proxy": f"http://127.0.0.1:{proxy.getsockname()[1]}", "no_grpc_proxy": ".org"}
+        members = stack.enter_context(by_hand(*[[str(tmp_path / "member.py")]] * PROCESSES, **environment))
         for member in members:
             lines_until(member, lambda line: line == "ready\n")
         members[1].terminate()
@@ -307,6 +311,9 @@ def test_four_processes_agree_and_end_when_one_is_killed_with_nobody_watching(tm
         assert len(stopped) == 1  # all after the same round
         members[3].kill()
         outputs = [member.communicate(timeout=PATIENCE)[0] for member in members]
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            proxy.accept()
     assert all(member.returncode for member in members)
     for output in outputs[:3]:
         assert "stopped sending heartbeats" in output, output

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from lsgd_jax import gpus
+from lsgd_jax import gpus, proxies
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
 
@@ -45,6 +45,9 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
     local = address is not None and _is_loopback(_host_and_port(address)[0])
     if address is not None and number == 0:
         _check_port(address)
+    if local:
+        os.environ.update(proxies.past_loopback(os.environ))
+    jax.config.update("jax_check_proxy_envs", False)  # a time-out names them
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     deadline = threading.Timer(timeout, _miss, (address, timeout))
     deadline.daemon = True
@@ -71,6 +74,7 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
         raise InputError(
             f"cannot join the other processes ({first_line(error)}): "
             "give all of --coordinator_address, --num_processes and --process_id, or --num_processes=1"
+            f"{_about_proxy(address)}"
         ) from error
     finally:
         deadline.cancel()
@@ -176,8 +180,16 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
             socket.create_connection((host.strip("[]"), port), timeout=1).close()
         except OSError as error:
             missing = f"no coordinator answers at {address} ({error.strerror or error})"
-    _tell(f"error: {missing} within --connect_timeout={timeout:g} s: start process 0 first, and all with one address")
+    todo = f"start process 0 first, and all with one address{_about_proxy(address)}"
+    _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
     os._exit(2)
+
+
+def _about_proxy(address: str | None) -> str:
+    """What to do about a proxy that may stand between the processes."""
+    host = None if address is None else _host_and_port(address)[0].strip("[]")
+    name = proxies.proxy_to(host, os.environ)
+    return f"; {name} is set: unset it, or list {host or 'the machines'} in no_proxy" if name else ""
 
 
 def _tell(line: str) -> None:
