@@ -53,6 +53,11 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
         return refuse(argv, str(error))
     if len(rest) > 1:
         return refuse(argv, f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+
+    # Only now: a mistyped flag is told without waiting for JAX.
+    from lsgd_jax.output import make_output_last
+
+    make_output_last()
     return None
 
 

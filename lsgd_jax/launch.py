@@ -3,8 +3,8 @@
     python -m lsgd_jax.launch --processes=4 experiments/train.py --steps=1000
 
 The script is started once a process, with --coordinator_address, --num_processes and --process_id
-after its own flags. When one process fails, the others are ended. Where this machine has NVIDIA
-GPUs, each process gets its share of them.
+after its own flags. When one process fails, the others are ended; when the launcher does, they
+save and end. Where this machine has NVIDIA GPUs, each process gets its share of them.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, NoReturn
 
 from lsgd_jax import gpus, proxies
+from lsgd_jax.output import lasting_output
+from lsgd_jax.training.stopping import LAUNCHER, SIGNALS, heard_signals
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
 POLL_SECONDS = 0.05
-# The first signal asks all to save and stop, as it asks a single process; a second one kills.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Bad flags, a run that cannot go on (a full disk, all workers lost), and processes that were asked to end: nothing that
 # another start would change.
-FINAL_CODES = (2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+FINAL_CODES = (2, 3, *(128 + number for number in SIGNALS))
 # What Gloo prints about processes that talk to each other.
 NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 
@@ -43,11 +43,13 @@ class Failure(NamedTuple):
       code: its exit code; 128 and the signal's number if one killed it.
       told: a line.
       killed: the numbers of all that a signal had killed by then; not those that aborted since they missed another.
+      asked: whether the launcher had been asked to stop.
     """
 
     code: int
     told: str
     killed: tuple[int, ...] = ()
+    asked: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +57,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"launch: error: {message}\n")
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = _Parser(
@@ -101,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if failure.code != 2:  # else the script has told its one line
             _tell(failure.told)
-        if failure.code in FINAL_CODES or restarts == options.max_restarts:
+        if failure.code in FINAL_CODES or failure.asked or restarts == options.max_restarts:
             return failure.code
         restarts += 1
         told = f"restart {restarts} of {options.max_restarts}"
@@ -115,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(told)
 
 
+@lasting_output()
 def launch(
     command: Sequence[str],
     processes: int,
@@ -124,7 +128,8 @@ def launch(
     """Starts a command as processes that find each other over loopback, and waits until all have ended.
 
     What they print comes out here: of process 0 as it is, of the others after their number, and
-    once if several say the same. No process is left over, however this ends.
+    once if several say the same. No process is left over, however this ends; should this process
+    be killed, they notice and stop by themselves.
 
     Args:
       command: gets --coordinator_address, --num_processes and --process_id appended, for
@@ -140,15 +145,17 @@ def launch(
     started: list[subprocess.Popen] = []
     copies: list[threading.Thread] = []
     said: deque[tuple[int, str]] = deque(maxlen=100)
-    loopback = proxies.past_loopback(os.environ)
-    with _forwarding_signals(started):
+    theirs, ours = os.pipe()  # nothing is written: they see its end when this process is gone
+    common = {"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **proxies.past_loopback(os.environ)}
+    with _forwarding_signals(started) as heard:
         try:
             for number in range(processes):
                 flags = (f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}")
                 own = environments[number] if environments else {}
                 process = subprocess.Popen(
                     [*command, *flags],
-                    env={"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **loopback, **own},
+                    env=common | {LAUNCHER: str(theirs)} | dict(own),
+                    pass_fds=[theirs],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     # A terminal stays one for process 0, which draws the progress bar.
@@ -162,13 +169,16 @@ def launch(
                     if source is not None:
                         copies.append(threading.Thread(target=_copy, args=(number, source, target, said)))
                         copies[-1].start()
-            return _wait(started, timeout)
+            failure = _wait(started, timeout)
+            return failure and failure._replace(asked=bool(heard))
         finally:
             for process in reversed(started):  # the coordinator last: without it the others end with long errors
                 process.kill()
                 process.wait()
             for copy in copies:
                 copy.join()
+            os.close(ours)
+            os.close(theirs)
 
 
 def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure | None:
@@ -193,22 +203,27 @@ def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure
 
 
 @contextlib.contextmanager
-def _forwarding_signals(started: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Hands the first signal on to the processes, and kills them at the second."""
+def _forwarding_signals(started: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Asks the processes to save and stop at the first signal, and kills them at a second Ctrl-C.
+
+    Yields:
+      The signals that have been heard.
+    """
     heard: list[int] = []
 
     def handle(number: int, frame: object) -> None:
         del frame
+        first = not heard  # asked before another signal may come in between
         heard.append(number)
         for process in started:
-            process.send_signal(number if len(heard) == 1 and number != signal.SIGHUP else signal.SIGTERM)
-            if len(heard) > 1:
+            if first:
+                process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            elif number == signal.SIGINT:
                 process.kill()
 
-    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
-    before = {number: signal.signal(number, handle) for number in caught}
+    before = {number: signal.signal(number, handle) for number in heard_signals()}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -220,8 +235,9 @@ def _copy(number: int, source: IO[str], target: IO[str], said: deque[tuple[int, 
         elsewhere = any(line == other and number != by for by, other in tuple(said))
         said.append((number, line))
         if not NOISE.match(line) and (not elsewhere or line.isspace()):
-            target.write(f"[{number}] {line}" if number else line)
-            target.flush()
+            with contextlib.suppress(OSError):  # a full disk, say: a pipe that nobody reads would hold the process up
+                target.write(f"[{number}] {line}" if number else line)
+                target.flush()
 
 
 def _free_port() -> int:

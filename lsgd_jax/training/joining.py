@@ -19,6 +19,7 @@ import jax
 from lsgd_jax import gpus, proxies
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
+from lsgd_jax.training.stopping import stop_with_launcher
 
 # After so long without a heartbeat a process counts as dead, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
@@ -40,6 +41,7 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
     Raises:
       InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
     """
+    stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
     local = address is not None and _is_loopback(_host_and_port(address)[0])
@@ -103,9 +105,9 @@ def guard(body: Callable[[], int]) -> int:
 
 def _leave(code: int) -> NoReturn:
     """Ends this process; the coordinator last, for the others not to miss it."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
     try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         if processes.is_main():
             end = time.monotonic() + LEAVING_SECONDS
             while len(processes.client().key_value_dir_get(LEFT)) < processes.count() - 1 and time.monotonic() < end:
@@ -181,8 +183,10 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
         except OSError as error:
             missing = f"no coordinator answers at {address} ({error.strerror or error})"
     todo = f"start process 0 first, and all with one address{_about_proxy(address)}"
-    _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
-    os._exit(2)
+    try:
+        _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
+    finally:
+        os._exit(2)
 
 
 def _about_proxy(address: str | None) -> str:
