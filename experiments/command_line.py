@@ -14,7 +14,8 @@ class Flag(NamedTuple):
 
     Attributes:
       name: its name.
-      kind: one of absl's: string, integer, float, boolean, list, multi_string.
+      kind: one of absl's: string, integer, float, boolean, list, multi_string; or path, paths (separated by
+        commas): on this machine, with ~ expanded.
       default: its value when it is not given. What None stands for is in the help.
       help: a short line.
     """
@@ -25,10 +26,31 @@ class Flag(NamedTuple):
     help: str
 
 
+class _Path(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        if ":/" in argument:
+            from lsgd_jax.training.paths import why_not_local  # only where needed: it waits for JAX
+
+            if reason := why_not_local(argument):
+                raise ValueError(reason)
+        return os.path.expanduser(argument)
+
+
+class _Paths(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [_Path().parse(path) for path in super().parse(argument)]
+
+
+PARSERS: dict[str, Any] = {"path": _Path, "paths": _Paths}
+
+
 def define(values: flags.FlagValues, table: Iterable[Flag]) -> None:
     """Defines flags."""
-    for flag in table:
-        getattr(flags, f"DEFINE_{flag.kind}")(flag.name, flag.default, flag.help, flag_values=values)
+    for name, kind, default, text in table:
+        if kind in PARSERS:
+            flags.DEFINE(PARSERS[kind](), name, default, text, flag_values=values)
+        else:
+            getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
 
 
 def describe(table: Iterable[Flag]) -> list[str]:

@@ -27,7 +27,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
-    Flag("workdir", "string", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),
+    Flag("workdir", "path", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),
     Flag("dimension", "integer", 1000, "rows of X; the learning rate is 0.5 / dimension"),
     Flag("ranks", "list", ["1", "10", "50", "100"], "columns of X, a panel each"),
     Flag("iterations", "integer", 100, "gradient steps of each worker"),
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
             return refuse(argv, f"--{name}={value}: must be at least {least}")
     if not texts or not all(text.isdecimal() and 0 < int(text) <= dimension for text in texts):
         return refuse(argv, f"--ranks={','.join(texts)}: must be whole numbers from 1 to --dimension={dimension}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

@@ -16,7 +16,6 @@ methods:
 
 import datetime
 import itertools
-import os
 import pathlib
 import shlex
 import sys
@@ -72,15 +71,14 @@ def run(argv: list[str]) -> int:
     from lsgd_jax.training.workdir import load_config
 
     given = given_settings(FLAGS)
-    workdir: str = os.path.expanduser(str(FLAGS.workdir or processes.from_main(_default_workdir)))
+    workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
     try:
         shape = {} if FLAGS.resume else processes.default_shape(given)
         config = processes.together(
             lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=FLAGS.resume)
         )
-        profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
         use_compilation_cache(FLAGS.compilation_cache)
-        summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=profile_dir)
+        summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=FLAGS.profile_dir)
     except InputError as error:
         return _refused(argv, error)
     except RunFailedError as error:

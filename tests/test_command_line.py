@@ -1,5 +1,6 @@
 """The command line: every mistake is told in one line, before anything is compiled or written."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from absl.testing import flagsaver
 from settings import PROCESS_FLAGS
 
+from lsgd_jax import load_center
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
@@ -145,6 +147,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a flag without its value": (["--steps"], ["--steps"]),
     "stray argument": (["--steps=3", "lsgd"], ["'lsgd'"]),
     "missing flagfile": (["--flagfile=/nowhere/flags"], ["/nowhere/flags"]),
+    "a bucket for a folder": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "not a URI", "mount"]),
+    "data in a bucket": (["--data_dir=s3://bucket/tfds"], ["--data_dir=s3://bucket/tfds", "not a URI"]),
+    "a text of the web": (["--text_file=https://x.org/a.txt"], ["--text_file=https://x.org/a.txt", "copy it here"]),
+    "a path written as a URI": (["--profile_dir=file:///tmp"], ["--profile_dir=file:///tmp", "leave out file://"]),
 }  # fmt: skip
 
 
@@ -162,6 +168,37 @@ def test_flags_that_are_right_reach_the_run(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="before the run was built"):
         train.main(["experiments/train.py", f"--workdir={tmp_path / 'run'}", "--groups=3", "--batch_size=5"])
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [
+        *((path.stem, "workdir") for path in SCRIPT.parent.glob("*.py") if "\ndef main(" in path.read_text()),
+        ("figures", "runs"),
+        ("landscape", "run"),
+        ("batch_statistics", "run"),
+    ],
+)
+def test_no_script_takes_a_bucket_for_a_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: str, flag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(script).main([f"experiments/{script}.py", f"--{flag}=gs://bucket/x"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"--{flag}=gs://bucket/x: must be a path on this machine" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_takes_no_bucket_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
+        trainer.train(Config("gs://bucket/x"))
+    with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
+        load_center("gs://bucket/x")
+    with pytest.raises(InputError, match="--profile_dir=gs:/bucket/x: must be a path on this machine"):
+        trainer.train(Config(str(tmp_path / "run")), profile_dir="gs://bucket/x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_flagfile_is_read_like_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

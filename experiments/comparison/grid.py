@@ -25,7 +25,7 @@ def _switch(text: str) -> bool:
 
 
 READERS: dict[str, Any] = {"string": str, "integer": int, "float": float, "boolean": _switch}
-TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group}
+TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group if kind in READERS}
 # What cannot be varied: it says which run it is, what it costs, or where its data is.
 FIXED = (
     *("algorithm", "dataset", "text_file", "data_dir", "download", "seed", "groups", "workers"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.paths import why_not_local
 
 PROBE, PARTIAL = ".writable", ".partial"
 
@@ -44,6 +45,8 @@ def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
     Raises:
       InputError: if that fails.
     """
+    if reason := why_not_local(folder):
+        raise InputError(f"--{flag}={folder}: {reason}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / PROBE
