@@ -15,7 +15,7 @@ class Flag(NamedTuple):
     Attributes:
       name: its name.
       kind: one of absl's: string, integer, float, boolean, list, multi_string; or path, paths (separated by
-        commas): on this machine, with ~ expanded.
+        commas): on this machine, with ~ expanded; or automatic: a boolean, or "auto".
       default: its value when it is not given. What None stands for is in the help.
       help: a short line.
     """
@@ -41,14 +41,25 @@ class _Paths(flags.ListParser):
         return [_Path().parse(path) for path in super().parse(argument)]
 
 
-PARSERS: dict[str, Any] = {"path": _Path, "paths": _Paths}
+class _Automatic(flags.BooleanParser):
+    def parse(self, argument: Any) -> Any:
+        return argument if argument == "auto" else super().parse(argument)
+
+
+# The parser of a kind that is not absl's, and more arguments of its flags.
+OWN_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "path": (_Path, {}),
+    "paths": (_Paths, {}),
+    "automatic": (_Automatic, {"boolean": True}),
+}
 
 
 def define(values: flags.FlagValues, table: Iterable[Flag]) -> None:
     """Defines flags."""
     for name, kind, default, text in table:
-        if kind in PARSERS:
-            flags.DEFINE(PARSERS[kind](), name, default, text, flag_values=values)
+        if kind in OWN_KINDS:
+            parser, options = OWN_KINDS[kind]
+            flags.DEFINE(parser(), name, default, text, flag_values=values, **options)
         else:
             getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
 
@@ -57,8 +68,9 @@ def describe(table: Iterable[Flag]) -> list[str]:
     """The lines of a help text about flags."""
     lines = []
     for name, kind, default, text in table:
-        shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
-        told = "" if default is None or default == [] or kind == "boolean" else f" (default: {default})"
+        switch = kind in ("boolean", "automatic")
+        shown = f"--[no]{name}" if switch else f"--{name}"
+        told = "" if default is None or default == [] or switch else f" (default: {default})"
         lines.append(f"  {shown:<26} {text}{told}")
     return lines
 

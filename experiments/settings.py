@@ -79,6 +79,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("num_processes", "integer", None, "how many; 1 for this one alone (default: what JAX detects)"),
         Flag("process_id", "integer", None, "which of them this is, from 0 on (default: what JAX detects)"),
         Flag("connect_timeout", "float", 120.0, "seconds in which all have to come"),
+        Flag("heartbeat_timeout", "integer", 15, "seconds without a sign of life after which one counts as dead"),
     ),
     "run": (
         Flag("workdir", "path", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
@@ -90,7 +91,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             None,
             "that decode streamed images; 0: this one (default: one a core, up to 16)",
         ),
-        Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+        Flag(
+            "resume",
+            "automatic",
+            False,
+            "go on with the run in --workdir, with its settings; --resume=auto: or begin one there",
+        ),
         Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; see the README"),
         Flag("profile_dir", "path", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
@@ -107,6 +113,7 @@ PROCESS_FLAGS = (
     "num_processes",
     "process_id",
     "connect_timeout",
+    "heartbeat_timeout",
 )
 
 

@@ -16,6 +16,7 @@ methods:
 
 import datetime
 import itertools
+import os
 import pathlib
 import shlex
 import sys
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training import joining
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
-    return joining.guard(lambda: run(argv))
+    return joining.guard(lambda: run(argv), FLAGS.heartbeat_timeout)
 
 
 def run(argv: list[str]) -> int:
@@ -63,22 +64,28 @@ def run(argv: list[str]) -> int:
     from lsgd_jax.training.errors import AllWorkersLostError, InputError, RunFailedError
 
     try:
-        joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
+        joining.connect(
+            FLAGS.coordinator_address,
+            FLAGS.num_processes,
+            FLAGS.process_id,
+            FLAGS.connect_timeout,
+            FLAGS.heartbeat_timeout,
+        )
     except InputError as error:
         return _refused(argv, error)
 
     from lsgd_jax.training.trainer import train
-    from lsgd_jax.training.workdir import load_config
+    from lsgd_jax.training.workdir import is_started, load_config
 
     given = given_settings(FLAGS)
     workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
+    again = FLAGS.resume == "auto"  # the same command, until the run is finished
     try:
-        shape = {} if FLAGS.resume else processes.default_shape(given)
-        config = processes.together(
-            lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=FLAGS.resume)
-        )
+        resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
+        shape = {} if resume else processes.default_shape(given)
+        config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
         use_compilation_cache(FLAGS.compilation_cache)
-        summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=FLAGS.profile_dir)
+        summary = train(config, resume=resume, elastic=FLAGS.elastic and resume, profile_dir=FLAGS.profile_dir)
     except InputError as error:
         return _refused(argv, error)
     except RunFailedError as error:
@@ -87,11 +94,11 @@ def run(argv: list[str]) -> int:
         return 3
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
-        if (pathlib.Path(workdir) / "config.json").exists():
+        if is_started(pathlib.Path(workdir)):
             print(_how_to_resume(argv[0], workdir), file=sys.stderr)
         return 130
     processes.say(_how_to_resume(argv[0], workdir) if summary is None else table(summary, config.workdir))
-    return 0
+    return os.EX_TEMPFAIL if summary is None and again else 0
 
 
 def table(summary: dict[str, Any], workdir: str) -> str:

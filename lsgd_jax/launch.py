@@ -29,9 +29,11 @@ from lsgd_jax.training.stopping import LAUNCHER, SIGNALS, heard_signals
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
 POLL_SECONDS = 0.05
-# Bad flags, a run that cannot go on (a full disk, all workers lost), and processes that were asked to end: nothing that
-# another start would change.
-FINAL_CODES = (2, 3, *(128 + number for number in SIGNALS))
+# Bad flags, a run that cannot go on (a full disk, all workers lost), a run or processes that were asked to end: nothing
+# that another start would change.
+FINAL_CODES = (2, 3, os.EX_TEMPFAIL, *(128 + number for number in SIGNALS))
+# Of these the script has told in a line of its own.
+TOLD_CODES = (2, os.EX_TEMPFAIL)
 # What Gloo prints about processes that talk to each other.
 NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 
@@ -85,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--processes must be at least 1, and --max_restarts at least 0")
     if not os.path.isfile(options.script):
         parser.error(f"there is no script {options.script}: name one after the flags of the launcher")
-    workdir = _workdir_in(options.flags)
+    given = _value_in(options.flags, "workdir")
+    workdir = None if given is None else pathlib.Path(given).expanduser()
     if options.max_restarts and workdir is None:
         parser.error("--max_restarts has to know where the run is: give the script a --workdir")
     if options.elastic and not options.max_restarts:
@@ -102,14 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = launch([*command, *again], len(environments), environments)
         if failure is None:
             return 0
-        if failure.code != 2:  # else the script has told its one line
+        if failure.code not in TOLD_CODES:
             _tell(failure.told)
         if failure.code in FINAL_CODES or failure.asked or restarts == options.max_restarts:
             return failure.code
         restarts += 1
         told = f"restart {restarts} of {options.max_restarts}"
         if workdir and (workdir / "config.json").is_file():
-            again = ["--resume"]
+            # That one tells by its exit code whether a run is finished.
+            again = [] if _value_in(options.flags, "resume") == "auto" else ["--resume"]
             if options.elastic:
                 again.append("--elastic")
                 survivors = [own for number, own in enumerate(environments) if number not in failure.killed]
@@ -184,14 +188,20 @@ def launch(
 def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure | None:
     """Returns when all have ended, or some time after one has failed."""
     end = None if timeout is None else time.monotonic() + timeout
-    while not any(process.poll() for process in started):
-        if all(process.poll() is not None for process in started):
-            return None
+    ended = (None, 0, os.EX_TEMPFAIL)  # or not yet
+    while all(process.poll() in ended for process in started):
+        codes = [process.returncode for process in started]
+        if None not in codes:
+            return Failure(max(codes), "the run was stopped before its end") if any(codes) else None
         if end is not None and time.monotonic() > end:
             return Failure(124, f"the processes have not ended within {timeout:g} s")
         time.sleep(POLL_SECONDS)
     # Those that abort have missed another.
-    failed = [(process.returncode == -signal.SIGABRT, i) for i, process in enumerate(started) if process.returncode]
+    failed = [
+        (process.returncode == -signal.SIGABRT, i)
+        for i, process in enumerate(started)
+        if process.returncode not in ended
+    ]
     killed = tuple(i for aborted, i in failed if not aborted and started[i].returncode < 0)
     number = min(failed)[1]
     code, pid = started[number].returncode, started[number].pid
@@ -246,12 +256,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _workdir_in(flags: Sequence[str]) -> pathlib.Path | None:
-    """The --workdir among the flags of a script."""
+def _value_in(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag among those of a script."""
     for place, flag in reversed(list(enumerate(flags))):
-        name, equals, value = flag.lstrip("-").partition("=")
-        if flag.startswith("-") and name == "workdir":
-            return pathlib.Path(value if equals else "".join(flags[place + 1 : place + 2])).expanduser()
+        found, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and found == name:
+            return value if equals else "".join(flags[place + 1 : place + 2])
     return None
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no checkpoint period": (["--checkpoint_every=-5"], ["--checkpoint_every=-5"]),
     "different starts in data_parallel": (["--algorithm=data_parallel", "--init=different"], ["--init=different"]),
     "other workers of a run that begins": (["--elastic"], ["--elastic", "add --resume"]),
+    "no time for heartbeats": (["--heartbeat_timeout=0", "--num_processes=2"], ["--heartbeat_timeout=0", "at least 1"]),
     "resuming where nothing is": (["--resume"], ["--resume", "there is no run in"]),
     "a whole number that is none": (["--steps=many"], ["--steps=many"]),
     "a fraction of a step": (["--steps=1.5"], ["--steps=1.5"]),
@@ -268,6 +270,30 @@ def test_resuming_needs_the_workdir(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "resume"), [([], False), (["--resume"], True), (["--resume=auto"], None), (["--noresume"], False)]
+)
+def test_auto_resumes_a_run_if_there_is_one_and_else_begins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], resume: bool | None
+) -> None:
+    """A run that was stopped is then told from a finished one by the exit code."""
+    calls = []
+
+    def stopped(config: Config, **options: Any) -> None:
+        calls.append((options["resume"], options["elastic"], config.groups))
+
+    monkeypatch.setattr(trainer, "train", stopped)
+    arguments = ["experiments/train.py", f"--workdir={tmp_path}", *flags]
+    if resume is not True:
+        with flagsaver.flagsaver():
+            assert train.main([*arguments, "--groups=3"]) == (0 if resume is False else os.EX_TEMPFAIL)
+        assert calls.pop() == (False, False, 3)
+    if resume is not False:
+        (tmp_path / "config.json").write_text('{"workdir": "elsewhere", "groups": 5}')
+        assert train.main([*arguments, "--elastic"]) == (0 if resume else os.EX_TEMPFAIL)
+        assert calls.pop() == (True, True, 5)
+
+
 def test_resuming_with_other_settings_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     saved = '{"workdir": "elsewhere", "groups": 2, "seed": 3}'
     (tmp_path / "config.json").write_text(saved)
@@ -341,13 +367,14 @@ FLAGS: dict[str, dict[str, str]] = {
         "num_processes": "(default: what JAX detects)",
         "process_id": "(default: what JAX detects)",
         "connect_timeout": "(default: 120.0)",
+        "heartbeat_timeout": "(default: 15)",
     },
     "run:": {
         "loader_processes": "(default: ",
         "workdir": "(default: ",
         "eval_every": "(default: ",
         "checkpoint_every": "(default: ",
-        "[no]resume": "",
+        "[no]resume": "--resume=auto",
         "[no]elastic": "",
         "profile_dir": "(default: none)",
         "[no]compilation_cache": "",

@@ -21,14 +21,20 @@ from lsgd_jax.training import processes
 from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
 from lsgd_jax.training.stopping import stop_with_launcher
 
-# After so long without a heartbeat a process counts as dead, and JAX ends the others.
+# After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
 # How long the main process waits for the others, at most, before it ends a run that has failed.
 LEAVING_SECONDS = 2.0
 LEFT = f"{processes.KEYS}/left"
 
 
-def connect(address: str | None, count: int | None, number: int | None, timeout: float) -> None:
+def connect(
+    address: str | None,
+    count: int | None,
+    number: int | None,
+    timeout: float,
+    heartbeat_timeout: int = HEARTBEAT_SECONDS,
+) -> None:
     """Makes this process one of several, if it is to be; before anything is computed.
 
     Args:
@@ -37,6 +43,7 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
       count: how many processes there are. None for what JAX detects; 1 for this one alone.
       number: which of them this is. None for what JAX detects.
       timeout: seconds in which all have to come; after them this process ends with exit code 2.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
       InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
@@ -44,6 +51,8 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
     stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
+    if heartbeat_timeout < 1:
+        raise InputError(f"--heartbeat_timeout={heartbeat_timeout}: must be at least 1")
     local = address is not None and _is_loopback(_host_and_port(address)[0])
     if address is not None and number == 0:
         _check_port(address)
@@ -62,7 +71,7 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
             # A launcher may itself be in a Slurm step, say, that is nothing to its processes.
             cluster_detection_method=None if None in (address, count, number) else "deactivate",
             initialization_timeout=int(timeout) + 60,  # JAX would end the process with a stack trace
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=heartbeat_timeout,
             coordinator_bind_address=address if local else None,
         )
         if local:
@@ -82,10 +91,14 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
         deadline.cancel()
 
 
-def guard(body: Callable[[], int]) -> int:
+def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -> int:
     """Calls what connects this process and returns its exit code; a failure among several ends it at once.
 
     An ordinary exit would wait for the other processes, and they for this one.
+
+    Args:
+      body: calls `connect`, with the same `heartbeat_timeout`.
+      heartbeat_timeout: seconds after which JAX tells which process has died, and ends this one too.
     """
     try:
         code = body()
@@ -94,8 +107,8 @@ def guard(body: Callable[[], int]) -> int:
             raise
         code = 1
         if _is_of_another(error):
-            _tell(f"a collective failed; if a process has died, JAX tells which within {HEARTBEAT_SECONDS} s ({error})")
-            time.sleep(HEARTBEAT_SECONDS + 5)  # meanwhile it ends this process too
+            _tell(f"a collective failed; if a process has died, JAX tells which within {heartbeat_timeout} s ({error})")
+            time.sleep(heartbeat_timeout + 5)  # meanwhile it ends this process too
         else:
             traceback.print_exc()
     if code and not processes.alone():
