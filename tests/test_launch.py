@@ -240,7 +240,9 @@ def test_a_mistake_in_the_launchers_flags_is_told_in_one_line(
 
 def test_gpus_are_dealt_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert launch._shares_of_gpus(3) == [{}] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7,")
     assert launch._shares_of_gpus(2) == [{"CUDA_VISIBLE_DEVICES": "3,4"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     with pytest.raises(ValueError, match="4 GPUs cannot be dealt to --processes=3"):
         launch._shares_of_gpus(3)

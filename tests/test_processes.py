@@ -303,6 +303,21 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
         connect(address, 2, 1, 1.0)
 
 
+def test_time_outs_are_handed_on_and_what_is_told_is_not_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def initialize(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match="cannot join the other processes"):
+        connect("192.0.2.1:1234", 2, 1, 100.0, heartbeat_timeout=40)
+    assert given["heartbeat_timeout_seconds"] == 40
+    assert given["initialization_timeout"] > 100
+    assert given["cluster_detection_method"] == "deactivate"
+
+
 def test_one_process_needs_no_coordinator() -> None:
     connect(None, 1, None, 1.0)
     connect(None, None, None, 1.0)
