@@ -13,9 +13,9 @@ from command_line import Flag, define, describe, parse, refuse
 from settings import use_compilation_cache
 
 TABLE = (
-    Flag("run", "string", None, "folder of a run with a checkpoint"),
-    Flag("workdir", "string", "runs/batch_statistics", "folder for batch_statistics.json"),
-    Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: the run's)"),
+    Flag("run", "path", None, "folder of a run with a checkpoint"),
+    Flag("workdir", "path", "runs/batch_statistics", "folder for batch_statistics.json"),
+    Flag("data_dir", "path", None, "folder of prepared TFDS sets (default: the run's)"),
     Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
 )
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
@@ -34,12 +34,12 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.workdir import make_writable, write_json
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     data_dir: Any = FLAGS.data_dir
     try:
         use_compilation_cache(bool(FLAGS.compilation_cache))
         make_writable(workdir)
-        figures = compare(pathlib.Path(str(FLAGS.run)).expanduser(), data_dir)
+        figures = compare(pathlib.Path(str(FLAGS.run)), data_dir)
     except InputError as error:
         return refuse(argv, str(error))
     write_json(workdir / "batch_statistics.json", figures)

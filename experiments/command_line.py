@@ -14,7 +14,8 @@ class Flag(NamedTuple):
 
     Attributes:
       name: its name.
-      kind: one of absl's: string, integer, float, boolean, list, multi_string.
+      kind: one of absl's: string, integer, float, boolean, list, multi_string; or path, paths (separated by
+        commas): on this machine, with ~ expanded; or automatic: a boolean, or "auto".
       default: its value when it is not given. What None stands for is in the help.
       help: a short line.
     """
@@ -25,18 +26,51 @@ class Flag(NamedTuple):
     help: str
 
 
+class _Path(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        if ":/" in argument:
+            from lsgd_jax.training.paths import why_not_local  # only where needed: it waits for JAX
+
+            if reason := why_not_local(argument):
+                raise ValueError(reason)
+        return os.path.expanduser(argument)
+
+
+class _Paths(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [_Path().parse(path) for path in super().parse(argument)]
+
+
+class _Automatic(flags.BooleanParser):
+    def parse(self, argument: Any) -> Any:
+        return argument if argument == "auto" else super().parse(argument)
+
+
+# The parser of a kind that is not absl's, and more arguments of its flags.
+OWN_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "path": (_Path, {}),
+    "paths": (_Paths, {}),
+    "automatic": (_Automatic, {"boolean": True}),
+}
+
+
 def define(values: flags.FlagValues, table: Iterable[Flag]) -> None:
     """Defines flags."""
-    for flag in table:
-        getattr(flags, f"DEFINE_{flag.kind}")(flag.name, flag.default, flag.help, flag_values=values)
+    for name, kind, default, text in table:
+        if kind in OWN_KINDS:
+            parser, options = OWN_KINDS[kind]
+            flags.DEFINE(parser(), name, default, text, flag_values=values, **options)
+        else:
+            getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
 
 
 def describe(table: Iterable[Flag]) -> list[str]:
     """The lines of a help text about flags."""
     lines = []
     for name, kind, default, text in table:
-        shown = f"--[no]{name}" if kind == "boolean" else f"--{name}"
-        told = "" if default is None or default == [] or kind == "boolean" else f" (default: {default})"
+        switch = kind in ("boolean", "automatic")
+        shown = f"--[no]{name}" if switch else f"--{name}"
+        told = "" if default is None or default == [] or switch else f" (default: {default})"
         lines.append(f"  {shown:<26} {text}{told}")
     return lines
 
@@ -53,6 +87,11 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
         return refuse(argv, str(error))
     if len(rest) > 1:
         return refuse(argv, f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
+
+    # Only now: a mistyped flag is told without waiting for JAX.
+    from lsgd_jax.output import make_output_last
+
+    make_output_last()
     return None
 
 

@@ -28,7 +28,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
-    Flag("workdir", "string", "runs/communication_efficiency", "folder for the figure, the CSV file and claims.json"),
+    Flag("workdir", "path", "runs/communication_efficiency", "folder for the figure, the CSV file and claims.json"),
     Flag("workers", "list", ["4", "16", "64", "256"], "numbers of workers: 4 or multiples of 4"),
 )
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     sizes = sorted(set(map(int, texts)))
     if sizes[-1] > 1024:
         return refuse(argv, f"--workers={sizes[-1]}: must be at most 1024")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

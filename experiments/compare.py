@@ -28,7 +28,7 @@ PLAN = (
     Flag("compute_seconds", "float", None, "of a local step, for predicted times (default: as measured here)"),
 )
 PROCESS = (
-    Flag("workdir", "string", "runs/compare", "folder for the runs and the report"),
+    Flag("workdir", "path", "runs/compare", "folder for the runs and the report"),
     Flag("dry_run", "boolean", False, "list what would run, and for how long"),
     Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
 )
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.workdir import locked, make_writable, on_full_disk
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     given: dict[str, Any] = given_settings(FLAGS) | {"workdir": str(workdir)}
     options: dict[str, Any] = {name: FLAGS[name].value for name, *_ in PLAN}
     try:

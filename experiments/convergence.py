@@ -13,7 +13,7 @@ from claims import conclude
 from command_line import Flag, define, describe, parse, refuse
 
 TABLE = (
-    Flag("workdir", "string", "runs/convergence", "folder for the figures, the CSV files and claims.json"),
+    Flag("workdir", "path", "runs/convergence", "folder for the figures, the CSV files and claims.json"),
     Flag("seed", "integer", 0, "of problems, starts and noise"),
     Flag("pairs", "integer", 1000, "random pairs of a worker and its leader for each learning rate and pull"),
     Flag("steps", "integer", 4000, "of a descent, at least 1000"),
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     for name, least in (("seed", 0), ("pairs", 1), ("steps", 1000), ("repeats", 4)):
         if sizes[name] < least:
             return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         code = run(workdir, **sizes)

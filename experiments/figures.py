@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lsgd_jax.training.task import Metric
 
 TABLE = (
-    Flag("runs", "list", [], "folders of finished runs, or of folders of them"),
-    Flag("workdir", "string", "runs/figures", "folder for the figures and their points"),
+    Flag("runs", "paths", [], "folders of finished runs, or of folders of them"),
+    Flag("workdir", "path", "runs/figures", "folder for the figures and their points"),
     Flag("model", "string", "center", "center, or leader: whose error is drawn"),
     Flag("split", "string", "test", "test or validation: of which split"),
 )
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--runs is empty: name folders of finished runs")
     runs: list[Run] = []
     for folder in FLAGS.runs:
-        found = read_runs(pathlib.Path(folder).expanduser())
+        found = read_runs(pathlib.Path(folder))
         if not found:
             return refuse(argv, f"--runs: there is no finished run with evaluations on its way in {folder}")
         runs += found
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.tasks import METRICS  # only now: a mistyped flag is told without waiting for it
 
     metric = METRICS[names[0]]
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     lines = group(runs)
     points = [point for line in lines for point in curve(line, str(FLAGS.model), str(FLAGS.split), metric)]
     try:

@@ -18,12 +18,12 @@ from palette import BLUE, ORANGE, VERMILLION
 from settings import use_compilation_cache
 
 TABLE = (
-    Flag("run", "string", None, "folder of a run with a checkpoint"),
-    Flag("workdir", "string", "runs/landscape", "folder for landscape.png and landscape.csv"),
+    Flag("run", "path", None, "folder of a run with a checkpoint"),
+    Flag("workdir", "path", "runs/landscape", "folder for landscape.png and landscape.csv"),
     Flag("worker", "integer", None, "rank of the worker (default: the one with the highest score)"),
     Flag("points", "integer", 21, "points along each side of the grid"),
     Flag("batches", "integer", 1, "minibatches of each worker whose mean loss is drawn"),
-    Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: the run's)"),
+    Flag("data_dir", "path", None, "folder of prepared TFDS sets (default: the run's)"),
     Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
 )
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
@@ -64,11 +64,11 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.workdir import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         use_compilation_cache(bool(FLAGS.compilation_cache))
         make_writable(workdir)
-        landscape = survey(pathlib.Path(str(FLAGS.run)).expanduser(), **arguments)
+        landscape = survey(pathlib.Path(str(FLAGS.run)), **arguments)
     except InputError as error:
         return refuse(argv, str(error))
     write(workdir / "landscape.csv", landscape)

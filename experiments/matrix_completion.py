@@ -27,7 +27,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
-    Flag("workdir", "string", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),
+    Flag("workdir", "path", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),
     Flag("dimension", "integer", 1000, "rows of X; the learning rate is 0.5 / dimension"),
     Flag("ranks", "list", ["1", "10", "50", "100"], "columns of X, a panel each"),
     Flag("draws", "integer", 60, "of M and of the starts; of ranks above 10, which take longer, a fifteenth of them"),
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if not texts or not all(text.isdecimal() and 0 < int(text) <= sizes["dimension"] for text in texts):
         most = sizes["dimension"]
         return refuse(argv, f"--ranks={','.join(texts)}: must be whole numbers from 1 to --dimension={most}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

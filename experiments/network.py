@@ -52,7 +52,7 @@ MODELS = {
 WORKERS = tuple(2**exponent for exponent in range(2, 11))
 
 TABLE = (
-    Flag("workdir", "string", "runs/network", "folder for network.csv and network.png"),
+    Flag("workdir", "path", "runs/network", "folder for network.csv and network.png"),
     Flag("workers_per_node", "integer", 4, "workers that share a node and its network card; a node is a group"),
     *(
         Flag(f"{name}_seconds", "float", model.compute_seconds, f"compute seconds of a step: {model.title}")
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     for name, seconds in compute_seconds.items():
         if not 0 < seconds < float("inf"):
             return refuse(argv, f"--{name}_seconds={seconds}: must be more than 0")
-    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    workdir = pathlib.Path(FLAGS.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         rows = predict(compute_seconds, workers_per_node)

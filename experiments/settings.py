@@ -17,12 +17,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "the method, one of those above",
         ),
         Flag("dataset", "string", "digits", "digits (no download), or a TFDS set of labelled images or of text"),
-        Flag("text_file", "string", None, "in place of a data set: a UTF-8 file, of which bytes are predicted"),
+        Flag("text_file", "path", None, "in place of a data set: a UTF-8 file, of which bytes are predicted"),
         Flag("model", "string", None, "see the README (default: digits cnn3, other images cnn7, text transformer)"),
         Flag("model_width", "integer", None, "of text: units of a layer (default: lstm 650, transformer 256)"),
         Flag("model_layers", "integer", None, "of text: layers (default: lstm 2, transformer 4)"),
         Flag("dropout", "float", None, "of text: share of units dropped (default: lstm 0.5, transformer 0.1)"),
-        Flag("data_dir", "string", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
+        Flag("data_dir", "path", None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)"),
         Flag("download", "boolean", False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')"),
         Flag("seed", "integer", 0, "a run is a function of it: start, order, augmentation, held-out images"),
     ),
@@ -79,9 +79,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("num_processes", "integer", None, "how many; 1 for this one alone (default: what JAX detects)"),
         Flag("process_id", "integer", None, "which of them this is, from 0 on (default: what JAX detects)"),
         Flag("connect_timeout", "float", 120.0, "seconds in which all have to come"),
+        Flag("heartbeat_timeout", "integer", 15, "seconds without a sign of life after which one counts as dead"),
     ),
     "run": (
-        Flag("workdir", "string", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
+        Flag("workdir", "path", None, "folder for the results (default: runs/ and the date, data set and algorithm)"),
         Flag("eval_every", "integer", None, "steps between two evaluations (default: a twentieth of the run)"),
         Flag("checkpoint_every", "integer", None, "steps between two checkpoints (default: a fifth of the run)"),
         Flag(
@@ -90,9 +91,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             None,
             "that decode streamed images; 0: this one (default: one a core, up to 16)",
         ),
-        Flag("resume", "boolean", False, "go on with the run in --workdir; its settings need not be repeated"),
+        Flag(
+            "resume",
+            "automatic",
+            False,
+            "go on with the run in --workdir, with its settings; --resume=auto: or begin one there",
+        ),
         Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; see the README"),
-        Flag("profile_dir", "string", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
+        Flag("profile_dir", "path", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
     ),
 }
@@ -107,6 +113,7 @@ PROCESS_FLAGS = (
     "num_processes",
     "process_id",
     "connect_timeout",
+    "heartbeat_timeout",
 )
 
 
@@ -116,7 +123,7 @@ def given_settings(values: flags.FlagValues) -> dict[str, Any]:
     given = {name: values[name].value for name in names if name in values and values[name].present}
     for name in ("data_dir", "text_file"):
         if given.get(name):
-            given[name] = os.path.abspath(os.path.expanduser(str(given[name])))
+            given[name] = os.path.abspath(str(given[name]))
     return given
 
 

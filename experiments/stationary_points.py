@@ -28,7 +28,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
-    Flag("workdir", "string", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),
+    Flag("workdir", "path", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),
     Flag("starts", "integer", 40, "groups of workers that start, for each function, strength and search"),
     Flag("iterations", "integer", 8000, "gradient steps of a descent"),
     Flag("seed", "integer", 0, "of the starts"),
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     for name, least in (("starts", 1), ("iterations", 1), ("seed", 0)):
         if sizes[name] < least:
             return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

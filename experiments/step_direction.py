@@ -28,7 +28,7 @@ from claims import Claim, conclude, write_csv
 from command_line import Flag, define, describe, parse, refuse
 
 TABLE = (
-    Flag("workdir", "string", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
+    Flag("workdir", "path", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
     Flag("seed", "integer", 0, "of points and candidates"),
     Flag("points", "integer", 50, "random points x for each quadratic"),
     Flag("candidates", "integer", 1000, "candidate leaders for each point, half of them mirror images"),
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     for name, least in (("seed", 0), ("points", 1), ("candidates", 10)):
         if sizes[name] < least:
             return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         shares = survey(**sizes)

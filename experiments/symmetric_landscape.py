@@ -27,7 +27,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
-    Flag("workdir", "string", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),
+    Flag("workdir", "path", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),
     Flag("iterations", "integer", 400, "gradient steps of each worker"),
     Flag("draws", "integer", 60, "of the directions of the offsets"),
     Flag("seed", "integer", 0, "of the draws"),
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     for (name, value), least in zip(sizes.items(), (2, 1, 0), strict=True):
         if value < least:
             return refuse(argv, f"--{name}={value}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

@@ -32,7 +32,7 @@ EXPERIMENTS = {
 SCRIPTS = pathlib.Path(__file__).parent
 
 TABLE = (
-    Flag("workdir", "string", "results/theory", "folder for those of experiments; the report is this name with .md"),
+    Flag("workdir", "path", "results/theory", "folder for those of experiments; the report is this name with .md"),
     Flag("seed", "integer", 0, "of every experiment"),
 )
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.provenance import provenance
     from lsgd_jax.training.workdir import make_writable
 
-    workdir = pathlib.Path(str(FLAGS.workdir)).expanduser()
+    workdir = pathlib.Path(str(FLAGS.workdir))
     try:
         make_writable(workdir)
     except InputError as error:

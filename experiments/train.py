@@ -55,46 +55,50 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training import joining
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
-    return joining.guard(lambda: run(argv))
+    return joining.guard(lambda: run(argv), FLAGS.heartbeat_timeout)
 
 
 def run(argv: list[str]) -> int:
     """What each process does; returns its exit code."""
     from lsgd_jax.training import joining, processes
-    from lsgd_jax.training.errors import AgreedInputError, AllWorkersLostError, InputError, RunFailedError
+    from lsgd_jax.training.errors import AllWorkersLostError, InputError, RunFailedError
 
     try:
-        joining.connect(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.connect_timeout)
+        joining.connect(
+            FLAGS.coordinator_address,
+            FLAGS.num_processes,
+            FLAGS.process_id,
+            FLAGS.connect_timeout,
+            FLAGS.heartbeat_timeout,
+        )
     except InputError as error:
-        return refuse(argv, str(error))
+        return _refused(argv, error)
 
     from lsgd_jax.training.trainer import train
-    from lsgd_jax.training.workdir import load_config
+    from lsgd_jax.training.workdir import is_started, load_config
 
     given = given_settings(FLAGS)
-    workdir: str = os.path.expanduser(str(FLAGS.workdir or processes.from_main(_default_workdir)))
+    workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
+    again = FLAGS.resume == "auto"  # the same command, until the run is finished
     try:
-        shape = {} if FLAGS.resume else processes.default_shape(given)
-        config = processes.together(
-            lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=FLAGS.resume)
-        )
-        profile_dir = os.path.expanduser(FLAGS.profile_dir) if FLAGS.profile_dir else None
+        resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
+        shape = {} if resume else processes.default_shape(given)
+        config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
         use_compilation_cache(FLAGS.compilation_cache)
-        summary = train(config, resume=FLAGS.resume, elastic=FLAGS.elastic, profile_dir=profile_dir)
+        summary = train(config, resume=resume, elastic=FLAGS.elastic and resume, profile_dir=FLAGS.profile_dir)
     except InputError as error:
-        silent = isinstance(error, AgreedInputError) and not processes.is_main()
-        return 2 if silent else refuse(argv, str(error))
+        return _refused(argv, error)
     except RunFailedError as error:
         if processes.is_main() or not isinstance(error, AllWorkersLostError):  # which all processes find
             print(f"train.py: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
-        if (pathlib.Path(workdir) / "config.json").exists():
+        if is_started(pathlib.Path(workdir)):
             print(_how_to_resume(argv[0], workdir), file=sys.stderr)
         return 130
     processes.say(_how_to_resume(argv[0], workdir) if summary is None else table(summary, config.workdir))
-    return 0
+    return os.EX_TEMPFAIL if summary is None and again else 0
 
 
 def table(summary: dict[str, Any], workdir: str) -> str:
@@ -129,6 +133,15 @@ def table(summary: dict[str, Any], workdir: str) -> str:
         lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
     return "\n".join(lines)
+
+
+def _refused(argv: list[str], error: Exception) -> int:
+    """Tells a mistake, once where all processes have heard of it; returns the exit code."""
+    from lsgd_jax.training import processes
+    from lsgd_jax.training.errors import AgreedInputError
+
+    silent = isinstance(error, AgreedInputError) and not processes.is_main()
+    return 2 if silent else refuse(argv, str(error))
 
 
 def _default_workdir() -> str:

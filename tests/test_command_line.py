@@ -1,6 +1,8 @@
 """The command line: every mistake is told in one line, before anything is compiled or written."""
 
+import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 from absl.testing import flagsaver
 from settings import PROCESS_FLAGS
 
+from lsgd_jax import load_center
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
@@ -136,6 +139,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no checkpoint period": (["--checkpoint_every=-5"], ["--checkpoint_every=-5"]),
     "different starts in data_parallel": (["--algorithm=data_parallel", "--init=different"], ["--init=different"]),
     "other workers of a run that begins": (["--elastic"], ["--elastic", "add --resume"]),
+    "no time for heartbeats": (["--heartbeat_timeout=0", "--num_processes=2"], ["--heartbeat_timeout=0", "at least 1"]),
     "resuming where nothing is": (["--resume"], ["--resume", "there is no run in"]),
     "a whole number that is none": (["--steps=many"], ["--steps=many"]),
     "a fraction of a step": (["--steps=1.5"], ["--steps=1.5"]),
@@ -145,6 +149,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a flag without its value": (["--steps"], ["--steps"]),
     "stray argument": (["--steps=3", "lsgd"], ["'lsgd'"]),
     "missing flagfile": (["--flagfile=/nowhere/flags"], ["/nowhere/flags"]),
+    "a bucket for a folder": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "not a URI", "mount"]),
+    "data in a bucket": (["--data_dir=s3://bucket/tfds"], ["--data_dir=s3://bucket/tfds", "not a URI"]),
+    "a text of the web": (["--text_file=https://x.org/a.txt"], ["--text_file=https://x.org/a.txt", "copy it here"]),
+    "a path written as a URI": (["--profile_dir=file:///tmp"], ["--profile_dir=file:///tmp", "leave out file://"]),
 }  # fmt: skip
 
 
@@ -162,6 +170,37 @@ def test_flags_that_are_right_reach_the_run(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="before the run was built"):
         train.main(["experiments/train.py", f"--workdir={tmp_path / 'run'}", "--groups=3", "--batch_size=5"])
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [
+        *((path.stem, "workdir") for path in SCRIPT.parent.glob("*.py") if "\ndef main(" in path.read_text()),
+        ("figures", "runs"),
+        ("landscape", "run"),
+        ("batch_statistics", "run"),
+    ],
+)
+def test_no_script_takes_a_bucket_for_a_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: str, flag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(script).main([f"experiments/{script}.py", f"--{flag}=gs://bucket/x"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"--{flag}=gs://bucket/x: must be a path on this machine" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_takes_no_bucket_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
+        trainer.train(Config("gs://bucket/x"))
+    with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
+        load_center("gs://bucket/x")
+    with pytest.raises(InputError, match="--profile_dir=gs:/bucket/x: must be a path on this machine"):
+        trainer.train(Config(str(tmp_path / "run")), profile_dir="gs://bucket/x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_flagfile_is_read_like_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +268,30 @@ def test_resuming_needs_the_workdir(
     monkeypatch.chdir(tmp_path)
     assert "--workdir" in refused(capfd, "--resume")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "resume"), [([], False), (["--resume"], True), (["--resume=auto"], None), (["--noresume"], False)]
+)
+def test_auto_resumes_a_run_if_there_is_one_and_else_begins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], resume: bool | None
+) -> None:
+    """A run that was stopped is then told from a finished one by the exit code."""
+    calls = []
+
+    def stopped(config: Config, **options: Any) -> None:
+        calls.append((options["resume"], options["elastic"], config.groups))
+
+    monkeypatch.setattr(trainer, "train", stopped)
+    arguments = ["experiments/train.py", f"--workdir={tmp_path}", *flags]
+    if resume is not True:
+        with flagsaver.flagsaver():
+            assert train.main([*arguments, "--groups=3"]) == (0 if resume is False else os.EX_TEMPFAIL)
+        assert calls.pop() == (False, False, 3)
+    if resume is not False:
+        (tmp_path / "config.json").write_text('{"workdir": "elsewhere", "groups": 5}')
+        assert train.main([*arguments, "--elastic"]) == (0 if resume else os.EX_TEMPFAIL)
+        assert calls.pop() == (True, True, 5)
 
 
 def test_resuming_with_other_settings_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -304,13 +367,14 @@ FLAGS: dict[str, dict[str, str]] = {
         "num_processes": "(default: what JAX detects)",
         "process_id": "(default: what JAX detects)",
         "connect_timeout": "(default: 120.0)",
+        "heartbeat_timeout": "(default: 15)",
     },
     "run:": {
         "loader_processes": "(default: ",
         "workdir": "(default: ",
         "eval_every": "(default: ",
         "checkpoint_every": "(default: ",
-        "[no]resume": "",
+        "[no]resume": "--resume=auto",
         "[no]elastic": "",
         "profile_dir": "(default: none)",
         "[no]compilation_cache": "",

@@ -126,6 +126,8 @@ def test_a_method_that_diverged_with_every_setting_has_none_and_is_not_tested(tm
         ("scale_learning_rate=yes", "'yes' is neither false nor true"),
         ("download=false,true", "'download'"),
         ("resume=true", "'resume'"),
+        ("text_file=a,b", "'text_file'"),
+        ("connect_timeout=1,2", "'connect_timeout'"),
         ("easgd.beta=0.5", "easgd is not among --methods"),
         ("lsgd.beta=0.5", "lsgd does not use it"),
         ("lsgd.local_pull=0.5", "lsgd does not use it here"),

@@ -13,14 +13,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from started_processes import PATIENCE, children, lines_until, started, wait_until
 
 from lsgd_jax import launch
 from lsgd_jax.training.checkpoints import DIGESTS
@@ -31,10 +30,7 @@ from lsgd_jax.training.records import read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
 
-ROOT = pathlib.Path(__file__).parent.parent
 PROCESSES = 4
-# Beyond this a test has failed; a machine with other work is slow.
-PATIENCE = 300
 SETTINGS: dict[str, Any] = {
     "model": "mlp",
     "groups": 2,
@@ -47,64 +43,25 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 8,
 }
 
-
-# One device a process, and little time to compile: JAX's cache serves only the first of them on CPU.
-ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONPATH": str(ROOT),
+# What processes find that a launcher, or a person, starts in a step of Slurm.
+SLURM = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_PROCID": "0",
 }
 
 
 @contextlib.contextmanager
-def started(*command: str) -> Iterator[subprocess.Popen]:
-    """A process whose output is one text; it does not outlive the test."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        for _ in range(2):  # at the second the launcher ends what it has started
-            if process.poll() is None:
-                process.terminate()
-                time.sleep(0.5)
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
-def by_hand(*commands: list[str]) -> Iterator[list[subprocess.Popen]]:
+def by_hand(*commands: list[str], **environment: str) -> Iterator[list[subprocess.Popen]]:
     """Processes that find each other, with no launcher to watch over them."""
     address, count = f"--coordinator_address=127.0.0.1:{launch._free_port()}", f"--num_processes={len(commands)}"
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(started(*command, address, count, f"--process_id={i}"))
+            stack.enter_context(started(*command, address, count, f"--process_id={i}", **environment))
             for i, command in enumerate(commands)
         ]
-
-
-def wait_until(seen: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not seen():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def lines_until(process: subprocess.Popen, wanted: Callable[[str], bool]) -> list[str]:
-    """The lines of a process up to the first that is wanted."""
-    lines = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        if wanted(line):
-            return lines
-    raise AssertionError("".join(lines))
 
 
 def listening(pids: list[int]) -> set[str]:
@@ -121,10 +78,6 @@ def listening(pids: list[int]) -> set[str]:
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
                 found.add(fields[1].rpartition(":")[0])
     return found
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -225,6 +178,7 @@ def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_ki
 MEMBER = """
 import argparse, contextlib, os, sys, time
 import jax, numpy as np
+from jax._src import xla_bridge
 from lsgd_jax import Topology
 from lsgd_jax.training import joining, processes
 from lsgd_jax.training.errors import InputError
@@ -250,6 +204,7 @@ def bad(who):
 
 def body():
     me, main = processes.number(), processes.is_main()
+    assert xla_bridge.CUDA_VISIBLE_DEVICES.value == "all"
     topology = Topology(2, 2, processes.devices())
     processes.warm_up(topology)
     assert len(set(processes.hosts())) == 1
@@ -288,8 +243,12 @@ sys.exit(joining.guard(body))
 
 
 def test_four_processes_agree_and_end_when_one_is_killed_with_nobody_watching(tmp_path: pathlib.Path) -> None:
+    """In a step of Slurm, of which they are no tasks; and with a proxy, to which they do not speak."""
     (tmp_path / "member.py").write_text(MEMBER)
-    with by_hand(*[[str(tmp_path / "member.py")]] * PROCESSES) as members:
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        environment = SLURM | {"https_proxy": f"http://127.0.0.1:{proxy.getsockname()[1]}", "no_grpc_proxy": ".org"}
+        members = stack.enter_context(by_hand(*[[str(tmp_path / "member.py")]] * PROCESSES, **environment))
         for member in members:
             lines_until(member, lambda line: line == "ready\n")
         members[1].terminate()
@@ -297,6 +256,9 @@ def test_four_processes_agree_and_end_when_one_is_killed_with_nobody_watching(tm
         assert len(stopped) == 1  # all after the same round
         members[3].kill()
         outputs = [member.communicate(timeout=PATIENCE)[0] for member in members]
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            proxy.accept()
     assert all(member.returncode for member in members)
     for output in outputs[:3]:
         assert "stopped sending heartbeats" in output, output
@@ -341,146 +303,22 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
         connect(address, 2, 1, 1.0)
 
 
+def test_time_outs_are_handed_on_and_what_is_told_is_not_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def initialize(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match="cannot join the other processes"):
+        connect("192.0.2.1:1234", 2, 1, 100.0, heartbeat_timeout=40)
+    assert given["heartbeat_timeout_seconds"] == 40
+    assert given["initialization_timeout"] > 100
+    assert given["cluster_detection_method"] == "deactivate"
+
+
 def test_one_process_needs_no_coordinator() -> None:
     connect(None, 1, None, 1.0)
     connect(None, None, None, 1.0)
     assert jax.process_count() == 1
-
-
-# Scripts that the launcher starts; they need no JAX.
-FAILS = """
-import os, sys, time
-number = int(sys.argv[-1].partition("=")[2])
-print("number", number, flush=True)
-if number == 1:
-    print("out of luck", file=sys.stderr, flush=True)
-    sys.exit(7)
-time.sleep(600)
-"""
-DIES_ONCE = """
-import os, pathlib, signal, sys
-workdir, number = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[-1].partition("=")[2])
-if number == 0:
-    print("resumed" if "--resume" in sys.argv else "new", flush=True)
-    if not (workdir / "config.json").exists():
-        (workdir / "config.json").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-SHRINKS = """
-import os, pathlib, signal, sys
-workdir, number = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[-1].partition("=")[2])
-print(*sys.argv[2:-3], sys.argv[-2], number, flush=True)
-if number == 1 and "--elastic" not in sys.argv:
-    (workdir / "config.json").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-while "--elastic" not in sys.argv:
-    signal.pause()
-"""
-REFUSES = """
-import sys
-print("script: error: bad flag", file=sys.stderr)
-sys.exit(2)
-"""
-WAITS = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-pathlib.Path(sys.argv[1], sys.argv[-1][-1]).touch()
-time.sleep(600)
-"""
-
-
-def write(folder: pathlib.Path, text: str) -> str:
-    (folder / "script.py").write_text(text)
-    return str(folder / "script.py")
-
-
-def test_the_launcher_ends_all_when_one_fails_and_tells_which(
-    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    before = children(os.getpid())
-    assert launch.main([f"--processes={PROCESSES}", write(tmp_path, FAILS)]) == 7
-    out, err = capfd.readouterr()
-    assert sorted(out.splitlines()) == ["[1] number 1", "[2] number 2", "[3] number 3", "number 0"]
-    assert "[1] out of luck\n" in err
-    assert f"launch: process 1 of {PROCESSES} (pid " in err
-    assert err.endswith(") ended with exit code 7\n")
-    assert children(os.getpid()) == before
-
-
-def test_the_launcher_starts_again_from_what_there_is(
-    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = write(tmp_path, DIES_ONCE)
-    assert launch.main(["--processes=2", "--max_restarts=3", script, f"--workdir={tmp_path}"]) == 0
-    out, err = capfd.readouterr()
-    assert out == "new\nresumed\n"
-    assert "process 0 of 2 (pid " in err
-    assert err.endswith("was killed by SIGKILL\nlaunch: restart 1 of 3\n")
-
-
-def test_an_elastic_launcher_goes_on_without_the_process_that_was_killed(
-    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = write(tmp_path, SHRINKS)
-    assert launch.main(["--processes=3", "--max_restarts=1", "--elastic", script, f"--workdir={tmp_path}"]) == 0
-    out, err = capfd.readouterr()
-    first, second = ({line for line in out.splitlines() if ("--resume" in line) == again} for again in (False, True))
-    assert (
-        {"--num_processes=3 0", "[1] --num_processes=3 1", "[2] --num_processes=3 2"}
-        >= first
-        >= {"[1] --num_processes=3 1"}
-    )
-    assert second == {"--resume --elastic --num_processes=2 0", "[1] --resume --elastic --num_processes=2 1"}
-    assert err.endswith("was killed by SIGKILL\nlaunch: restart 1 of 1, with 2 of 3 processes\n")
-
-
-def test_what_all_processes_refuse_is_told_once_and_not_tried_again(
-    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = write(tmp_path, REFUSES)
-    assert launch.main([f"--processes={PROCESSES}", "--max_restarts=3", script, f"--workdir={tmp_path}"]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.count("script: error: bad flag") == err.count("\n") == 1
-
-
-def test_a_signal_to_the_launcher_reaches_all_processes(tmp_path: pathlib.Path) -> None:
-    script = write(tmp_path, WAITS)
-    with started("-m", "lsgd_jax.launch", "--processes=3", script, str(tmp_path)) as launcher:
-        wait_until(lambda: len(list(tmp_path.glob("[0-2]"))) == 3)
-        launcher.terminate()
-        output, _ = launcher.communicate(timeout=PATIENCE)
-    assert (launcher.returncode, output) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        (["--processes=0", __file__], "--processes"),
-        (["--processes=two", __file__], "--processes"),
-        ([__file__], "--processes"),
-        (["--processes=2"], "script"),
-        (["--processes=2", "/nowhere/train.py"], "/nowhere/train.py"),
-        (["--processes=2", "--max_restarts=1", __file__, "--steps=3"], "--workdir"),
-        (["--processes=2", "--elastic", __file__, "--workdir=runs/one"], "--max_restarts"),
-    ],
-)
-def test_a_mistake_in_the_launchers_flags_is_told_in_one_line(
-    arguments: list[str], culprit: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        launch.main(arguments)
-    out, err = capfd.readouterr()
-    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("launch: error: ")
-    assert culprit in err
-
-
-def test_gpus_are_dealt_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
-    assert launch._shares_of_gpus(2) == [{"CUDA_VISIBLE_DEVICES": "3,4"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
-    with pytest.raises(ValueError, match="4 GPUs cannot be dealt to --processes=3"):
-        launch._shares_of_gpus(3)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert launch._shares_of_gpus(3) == [{}] * 3

@@ -27,6 +27,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.feed import Feed, local_ranks
 from lsgd_jax.training.loader import EvaluationBatches, Minibatches, stream
 from lsgd_jax.training.run import build_run
+from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import Records, StreamedSource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
@@ -256,8 +257,8 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
     next(loaded)
     (process,) = multiprocessing.active_children()
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)  # as Ctrl-C does to all processes of a program
-    os.kill(process.pid, signal.SIGTERM)
+    for number in SIGNALS:  # as a terminal or a scheduler sends them to all processes of a program
+        os.kill(process.pid, number)
     for _ in range(5):
         next(loaded)
     os.kill(process.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from settings import GROUPS
+from settings import GROUPS, PROCESS_FLAGS
 
 from comparison.evaluations import final_validation_error
 from comparison.trials import Outcome, Setting, Trial
@@ -25,7 +25,12 @@ def _switch(text: str) -> bool:
 
 
 READERS: dict[str, Any] = {"string": str, "integer": int, "float": float, "boolean": _switch}
-TYPES = {name: READERS[kind] for group in GROUPS.values() for name, kind, *_ in group}
+TYPES = {
+    name: READERS[kind]
+    for group in GROUPS.values()
+    for name, kind, *_ in group
+    if kind in READERS and name not in PROCESS_FLAGS
+}
 # What cannot be varied: it says which run it is, what it costs, or where its data is.
 FIXED = (
     *("algorithm", "dataset", "text_file", "data_dir", "download", "seed", "groups", "workers"),

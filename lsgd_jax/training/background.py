@@ -7,14 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from typing import Generic, TypeVar
 
+from lsgd_jax.training.stopping import SIGNALS
+
 T = TypeVar("T")
 
 
 class Background(Generic[T]):
     """Makes the next item of an iterator while the last one is used.
 
-    The thread, and processes that it starts, do not hear Ctrl-C and SIGTERM: they end when the
-    iterator is closed.
+    The thread, and processes that it starts, do not hear Ctrl-C and other signals that stop a run:
+    they end when the iterator is closed.
 
     Args:
       make: given an event that is set when the items are no longer wanted; returns the iterator,
@@ -49,5 +51,6 @@ class Background(Generic[T]):
 
 
 def _hold_signals() -> None:
-    resource_tracker.ensure_running()  # a process of Python's own; where it is started, signals are let through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # a process of Python's own; where it is started, some are let through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -9,9 +9,11 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
+from lsgd_jax.training.paths import why_not_local
 from lsgd_jax.training.processes import is_main
 from lsgd_jax.training.workdir import write_json
 
@@ -68,7 +70,10 @@ def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.
 
     Raises:
       FileNotFoundError: if the run has saved no center (yet).
+      InputError: if `workdir` is no path on this machine.
     """
+    if reason := why_not_local(workdir):
+        raise InputError(f"{workdir}: {reason}")
     center = pathlib.Path(workdir).expanduser() / "center"
     if not (center / "model.json").exists():
         raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.paths import why_not_local
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
 FREE_AT_RESUME = frozenset(
@@ -118,6 +119,9 @@ def check_config(config: Config) -> None:
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
+    for name in ("workdir", "data_dir", "text_file"):
+        if reason := why_not_local(getattr(config, name) or ""):
+            raise InputError(f"--{name}={getattr(config, name)}: {reason}")
     counts = ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience", "sequence_length")
     for name in counts:
         _check_at_least(config, name, 1)

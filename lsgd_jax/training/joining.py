@@ -10,22 +10,31 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 
+from lsgd_jax import gpus, proxies
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
+from lsgd_jax.training.stopping import stop_with_launcher
 
-# After so long without a heartbeat a process counts as dead, and JAX ends the others.
+# After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
 # How long the main process waits for the others, at most, before it ends a run that has failed.
 LEAVING_SECONDS = 2.0
 LEFT = f"{processes.KEYS}/left"
 
 
-def connect(address: str | None, count: int | None, number: int | None, timeout: float) -> None:
+def connect(
+    address: str | None,
+    count: int | None,
+    number: int | None,
+    timeout: float,
+    heartbeat_timeout: int = HEARTBEAT_SECONDS,
+) -> None:
     """Makes this process one of several, if it is to be; before anything is computed.
 
     Args:
@@ -34,15 +43,22 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
       count: how many processes there are. None for what JAX detects; 1 for this one alone.
       number: which of them this is. None for what JAX detects.
       timeout: seconds in which all have to come; after them this process ends with exit code 2.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
-      InputError: if that cannot be.
+      InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
     """
+    stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
+    if heartbeat_timeout < 1:
+        raise InputError(f"--heartbeat_timeout={heartbeat_timeout}: must be at least 1")
     local = address is not None and _is_loopback(_host_and_port(address)[0])
     if address is not None and number == 0:
         _check_port(address)
+    if local:
+        os.environ.update(proxies.past_loopback(os.environ))
+    jax.config.update("jax_check_proxy_envs", False)  # a time-out names them
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     deadline = threading.Timer(timeout, _miss, (address, timeout))
     deadline.daemon = True
@@ -52,27 +68,37 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
             address,
             count,
             number,
+            # A launcher may itself be in a Slurm step, say, that is nothing to its processes.
+            cluster_detection_method=None if None in (address, count, number) else "deactivate",
             initialization_timeout=int(timeout) + 60,  # JAX would end the process with a stack trace
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=heartbeat_timeout,
             coordinator_bind_address=address if local else None,
         )
         if local:
             _keep_gloo_on_loopback()
         processes.introduce()
+        _choose_gpus()
         jax.devices()  # now: it waits for all processes
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"cannot join the other processes ({first_line(error)}): "
             "give all of --coordinator_address, --num_processes and --process_id, or --num_processes=1"
+            f"{_about_proxy(address)}"
         ) from error
     finally:
         deadline.cancel()
 
 
-def guard(body: Callable[[], int]) -> int:
+def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -> int:
     """Calls what connects this process and returns its exit code; a failure among several ends it at once.
 
     An ordinary exit would wait for the other processes, and they for this one.
+
+    Args:
+      body: calls `connect`, with the same `heartbeat_timeout`.
+      heartbeat_timeout: seconds after which JAX tells which process has died, and ends this one too.
     """
     try:
         code = body()
@@ -81,8 +107,8 @@ def guard(body: Callable[[], int]) -> int:
             raise
         code = 1
         if _is_of_another(error):
-            _tell(f"a collective failed; if a process has died, JAX tells which within {HEARTBEAT_SECONDS} s ({error})")
-            time.sleep(HEARTBEAT_SECONDS + 5)  # meanwhile it ends this process too
+            _tell(f"a collective failed; if a process has died, JAX tells which within {heartbeat_timeout} s ({error})")
+            time.sleep(heartbeat_timeout + 5)  # meanwhile it ends this process too
         else:
             traceback.print_exc()
     if code and not processes.alone():
@@ -92,9 +118,9 @@ def guard(body: Callable[[], int]) -> int:
 
 def _leave(code: int) -> NoReturn:
     """Ends this process; the coordinator last, for the others not to miss it."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
     try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         if processes.is_main():
             end = time.monotonic() + LEAVING_SECONDS
             while len(processes.client().key_value_dir_get(LEFT)) < processes.count() - 1 and time.monotonic() < end:
@@ -104,6 +130,36 @@ def _leave(code: int) -> NoReturn:
             processes.client().key_value_set(f"{LEFT}/{processes.number()}", "")
     finally:
         os._exit(code)
+
+
+def _choose_gpus() -> None:
+    """Lets this process use all GPUs that it sees, or its share of them where others of its machine see the same.
+
+    JAX would take a single one, by the process's rank on the machine, wherever Slurm or Open MPI tell that rank.
+
+    Raises:
+      AgreedInputError: in all processes, if there are too few for each of a machine to have one.
+    """
+    names, chosen = gpus.visible(), os.environ.get("JAX_LOCAL_DEVICE_IDS", "")  # the user's own choice stays
+    view = (socket.gethostname(), ",".join(names), ",".join(gpus.device_files()), chosen)
+    views = [tuple(of_process) for of_process in processes.exchange("gpus", view)]
+    for (host, seen, _, own_choice), sharing in Counter(views).items():
+        count = len(seen.split(",")) if seen and not own_choice else 0
+        if 0 < count < sharing:
+            raise AgreedInputError(
+                f"{sharing} processes on {host} see the same GPUs, {count} in number: start at most as many there, "
+                "or set JAX_PLATFORMS=cpu"
+            )
+        if count % sharing:
+            used = count - count % sharing
+            processes.say(f"warning: {sharing} processes on {host} use {used} of the {count} GPUs that they all see")
+    if chosen:
+        return
+    own = gpus.share(range(len(names)), views.count(view))[views[: processes.number()].count(view)]
+    jax.config.update("jax_cuda_visible_devices", ",".join(map(str, own)) or "all")
+    if [host for host, *_ in views].count(view[0]) == 1:
+        for kind in ("rocm", "oneapi"):
+            jax.config.update(f"jax_{kind}_visible_devices", "all")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -139,8 +195,18 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
             socket.create_connection((host.strip("[]"), port), timeout=1).close()
         except OSError as error:
             missing = f"no coordinator answers at {address} ({error.strerror or error})"
-    _tell(f"error: {missing} within --connect_timeout={timeout:g} s: start process 0 first, and all with one address")
-    os._exit(2)
+    todo = f"start process 0 first, and all with one address{_about_proxy(address)}"
+    try:
+        _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
+    finally:
+        os._exit(2)
+
+
+def _about_proxy(address: str | None) -> str:
+    """What to do about a proxy that may stand between the processes."""
+    host = None if address is None else _host_and_port(address)[0].strip("[]")
+    name = proxies.proxy_to(host, os.environ)
+    return f"; {name} is set: unset it, or list {host or 'the machines'} in no_proxy" if name else ""
 
 
 def _tell(line: str) -> None:

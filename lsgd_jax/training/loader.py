@@ -18,6 +18,7 @@ from lsgd_jax.training.crops import centre_crop, random_crop
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.errors import InputError, first_line
 from lsgd_jax.training.sampling import shard_size
+from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import StreamedSource
 
 
@@ -151,8 +152,8 @@ def _end_with_parent(*_: Any) -> None:
 
     A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a program.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

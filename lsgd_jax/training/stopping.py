@@ -1,9 +1,16 @@
-"""Stopping a run by a signal, at the end of a round."""
+"""Stopping a run at the end of a round: by a signal, or since the launcher is gone."""
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
+
+# They end a session, or a scheduler announces its end by them.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# What a launcher tells its processes: the end of a pipe whose other end it holds as long as it lives.
+LAUNCHER = "LSGD_JAX_LAUNCHER"
 
 
 class StopRequest:
@@ -20,24 +27,40 @@ class StopRequest:
         return self._asked
 
 
+def heard_signals() -> list[signal.Signals]:
+    """The signals that stop this process: without those that are ignored, as under nohup, or have another use."""
+    return [n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) == signal.SIG_DFL]
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first SIGTERM or Ctrl-C into a request; a second one acts as usual."""
-    request = StopRequest()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in signals}
+    """Turns signals into a request. A second Ctrl-C acts as usual.
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    The others may well come twice: from a shell and its terminal, from a scheduler and a launcher.
+    """
+    request = StopRequest()
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in heard_signals()}
 
     def handle(*_: Any) -> None:
         request.ask()
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    for number in signals:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield request
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_with_launcher() -> None:
+    """Sends this process SIGTERM once the launcher that has started it is gone, however it ended."""
+    pipe = os.environ.pop(LAUNCHER, None)
+
+    def wait(pipe: int) -> None:
+        os.read(pipe, 1)  # nothing is ever written
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if pipe is not None:
+        threading.Thread(target=wait, args=(int(pipe),), daemon=True).start()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.output import lasting_output
 from lsgd_jax.training import elastic as elasticity
 from lsgd_jax.training import processes
 from lsgd_jax.training.center import save_center
@@ -56,6 +57,7 @@ class Position(NamedTuple):
     resettled: bool = False
 
 
+@lasting_output()
 @fixed_numerics()
 def train(
     config: Config,

@@ -11,6 +11,7 @@ from typing import Any
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.paths import why_not_local
 
 PROBE, PARTIAL = ".writable", ".partial"
 
@@ -21,16 +22,32 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     Raises:
       InputError: what is wrong and what to do.
     """
+    started = is_started(workdir)
     try:
-        started = (workdir / "config.json").is_file()
         used = workdir.is_dir() and any(map(_counts, workdir.iterdir()))
     except OSError as error:
-        raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder") from error
+        raise _unreadable(workdir, error) from error
     if resume and not started:
         raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
     if not resume and used:
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
+
+
+def is_started(workdir: pathlib.Path) -> bool:
+    """Whether there is a run in a folder, so that it can be resumed.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    try:
+        return (workdir / "config.json").is_file()
+    except OSError as error:
+        raise _unreadable(workdir, error) from error
+
+
+def _unreadable(workdir: pathlib.Path, error: OSError) -> InputError:
+    return InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder")
 
 
 def _counts(path: pathlib.Path) -> bool:
@@ -44,6 +61,8 @@ def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
     Raises:
       InputError: if that fails.
     """
+    if reason := why_not_local(folder):
+        raise InputError(f"--{flag}={folder}: {reason}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / PROBE

@@ -1,0 +1,20 @@
+"""Paths that a run reads from and writes to."""
+
+import os
+import re
+
+# pathlib leaves one slash of two.
+URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def why_not_local(path: str | os.PathLike[str]) -> str | None:
+    """Why a path cannot be used, in a line: a run locks files, appends to them, and brings them to disk.
+
+    Returns:
+      The reason and what to do; None for a path on this machine.
+    """
+    found = URI.match(os.fspath(path))
+    if found is None:
+        return None
+    todo = "leave out file://" if found[1] == "file" else "mount what it names, or copy it here"
+    return f"must be a path on this machine, not a URI: {todo}"
