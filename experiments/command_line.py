@@ -1,12 +1,20 @@
 """What the command lines of experiments have in common: help, and one clear line for a mistake."""
 
+import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from absl import flags
+
+LENIENT = {
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+}
+"""Checks of JAX that one may want of one's own programs, turned off: no other is written for them."""
 
 
 class Flag(NamedTuple):
@@ -64,6 +72,11 @@ def define(values: flags.FlagValues, table: Iterable[Flag]) -> None:
             getattr(flags, f"DEFINE_{kind}")(name, default, text, flag_values=values)
 
 
+def described(docstring: str | None) -> str:
+    """What a script says of itself; nothing under `python -OO`."""
+    return (docstring or "").strip()
+
+
 def describe(table: Iterable[Flag]) -> list[str]:
     """The lines of a help text about flags."""
     lines = []
@@ -73,6 +86,36 @@ def describe(table: Iterable[Flag]) -> list[str]:
         told = "" if default is None or default == [] or switch else f" (default: {default})"
         lines.append(f"  {shown:<26} {text}{told}")
     return lines
+
+
+def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """Makes one line, and exit code 2, of bad input that a `main` raises, and of JAX having nothing to compute on."""
+
+    @functools.wraps(main)
+    def guarded(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except Exception as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            return refuse(argv, reason)
+
+    return guarded
+
+
+def _reason(error: Exception) -> str | None:
+    """What is wrong with the input or the environment, or None if an error is of neither."""
+    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.processes import devices
+
+    if isinstance(error, InputError):
+        return str(error)
+    try:
+        devices()  # without any, JAX fails wherever it is used first, and may say nothing
+    except InputError as missing:
+        return str(missing)
+    return None
 
 
 def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
@@ -92,7 +135,15 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
     from lsgd_jax.output import make_output_last
 
     make_output_last()
+    _be_lenient()
     return None
+
+
+def _be_lenient() -> None:
+    import jax  # only now: a mistyped flag is told without waiting for it
+
+    for name, value in LENIENT.items():
+        jax.config.update(name, value)
 
 
 def _hush_old_jaxlib() -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 from claims import Claim, conclude, write_csv
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
@@ -79,6 +79,7 @@ class Row(NamedTuple):
     between: float
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/communication_efficiency.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/communication_efficiency.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import STYLES
 from settings import GROUPS, PROCESS_FLAGS, given_settings, use_compilation_cache
 
@@ -42,13 +42,14 @@ define(FLAGS, itertools.chain(PLAN, PROCESS, *RUNS.values()))
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/compare.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/compare.py [--flag=value ...]", "", described(__doc__), ""]
     lines += ["comparison:", *describe(PLAN), *describe(PROCESS)]
     for group, members in RUNS.items():
         lines += ["", f"{group}, of every run unless varied:", *describe(members)]
     return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 from claims import conclude
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 
 TABLE = (
     Flag("workdir", "path", "runs/convergence", "folder for the figures, the CSV files and claims.json"),
@@ -23,6 +23,7 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 define(FLAGS, TABLE)
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/convergence.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/convergence.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from absl import flags
 from claims import Claim, conclude, interval, share, write_csv
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, mirrored, on_sides, run
 from palette import line_of
 
@@ -47,6 +47,7 @@ Sweep = list[tuple[float, Line]]
 """Lines, each with what is swept over: a number of workers on a side, or a strength."""
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/matrix_completion.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/matrix_completion.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

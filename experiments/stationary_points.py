@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from claims import Claim, conclude, write_csv
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
 
@@ -39,6 +39,7 @@ define(FLAGS, TABLE)
 SHOWN = 0.02  # the strength of the places that are drawn
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/stationary_points.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/stationary_points.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 from claims import Claim, conclude, write_csv
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 
 TABLE = (
     Flag("workdir", "path", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
@@ -74,6 +74,7 @@ class Share(NamedTuple):
         return self.share >= 0.5 - 3 * self.error - 1e-12
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/step_direction.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/step_direction.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

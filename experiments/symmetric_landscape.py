@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from absl import flags
 from claims import Claim, conclude, share, write_csv
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from descent import descend
 from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
 
@@ -77,6 +77,7 @@ class Run(NamedTuple):
         return int(self.values.shape[1])
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -111,7 +112,7 @@ def row_of(run: Run) -> tuple[Any, ...]:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/symmetric_landscape.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/symmetric_landscape.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 

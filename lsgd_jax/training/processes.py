@@ -7,6 +7,7 @@ process, which writes files and speaks to people. In a single process all of thi
 
 import functools
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.training.errors import AgreedInputError, InputError
+from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.topology import Topology
 
@@ -70,9 +71,20 @@ def hosts() -> list[str]:
 
 
 def devices() -> list[jax.Device]:
-    """The devices of all processes, those of one machine side by side: groups follow from their order."""
+    """The devices of all processes, those of one machine side by side: groups follow from their order.
+
+    Raises:
+      InputError: if JAX finds none of the kind that it is told to use.
+    """
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(
+            f"JAX finds no device for JAX_PLATFORMS={told} ({first_line(error)}): unset it, or install what it needs"
+        ) from error
     names = hosts()
-    return sorted(jax.devices(), key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
+    return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
 
 
 def default_shape(given: Mapping[str, Any]) -> dict[str, int]:
