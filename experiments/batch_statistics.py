@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from settings import use_compilation_cache
 
 TABLE = (
@@ -22,6 +22,7 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 define(FLAGS, TABLE)
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--run is missing: name the folder of a run")
 
     from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.workdir import make_writable, write_json
+    from lsgd_jax.training.files import write_json
+    from lsgd_jax.training.workdir import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/batch_statistics.py --run=FOLDER [--flag=value ...]", "", str(__doc__).strip()]
+    lines = ["usage: python experiments/batch_statistics.py --run=FOLDER [--flag=value ...]", "", described(__doc__)]
     return "\n".join([*lines, "", *describe(TABLE)])
 
 

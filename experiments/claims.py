@@ -1,6 +1,5 @@
 """What the experiments on the paper's theory have in common: claims, their table, and the exit code."""
 
-import csv
 import json
 import math
 import pathlib
@@ -60,7 +59,6 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes rows as CSV, floats with 8 digits."""
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(columns)
-        lines.writerows([f"{value:.8g}" if isinstance(value, float) else value for value in row] for row in rows)
+    from lsgd_jax.training import files
+
+    files.write_csv(path, columns, rows, digits=8)

@@ -5,7 +5,6 @@ their seed are one line: the mean, and the range. The error (of text: bits per b
 paper, where the settings do not say otherwise.
 """
 
-import csv
 import itertools
 import json
 import pathlib
@@ -14,10 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import GREY, in_order, line_of
 
 if TYPE_CHECKING:
+    from lsgd_jax.training.records import LeaderRow
     from lsgd_jax.training.task import Metric
 
 TABLE = (
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metric: str
     metrics: list[dict[str, Any]]
-    leaders: list[dict[str, str]]
+    leaders: "list[LeaderRow]"
 
 
 class Line(NamedTuple):
@@ -64,6 +64,7 @@ class Point(NamedTuple):
     highest: float
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -113,21 +114,25 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/figures.py --runs=FOLDER,FOLDER [--flag=value ...]", "", str(__doc__).strip()]
+    lines = ["usage: python experiments/figures.py --runs=FOLDER,FOLDER [--flag=value ...]", "", described(__doc__)]
     return "\n".join([*lines, "", *describe(TABLE)])
 
 
 def read_runs(folder: pathlib.Path) -> list[Run]:
-    """The finished runs in a folder and below; those that were evaluated only once, as in a search, are left out."""
+    """The finished runs in a folder and below; those that were evaluated only once, as in a search, are left out.
+
+    Raises:
+      InputError: if one cannot be read.
+    """
+    from lsgd_jax.training.files import read_json
+    from lsgd_jax.training.records import read_leaders, read_metrics
+
     runs = []
     for path in sorted(folder.rglob("summary.json")):
-        where, metric = path.parent, json.loads(path.read_text()).get("metric", "error")
-        metrics = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-        if len(metrics) < 2:
-            continue
-        with (where / "leaders.csv").open(newline="") as file:
-            leaders = list(csv.DictReader(file))
-        runs.append(Run(where, json.loads((where / "config.json").read_text()), metric, metrics, leaders))
+        where, todo = path.parent, "leave this run out, or restore the file"
+        metric, metrics = read_json(path, todo).get("metric", "error"), read_metrics(where)
+        if len(metrics) > 1:
+            runs.append(Run(where, read_json(where / "config.json", todo), metric, metrics, read_leaders(where)))
     return runs
 
 
@@ -173,10 +178,9 @@ def curve(line: Line, model: str, split: str, metric: "Metric") -> list[Point]:
 
 def write(path: pathlib.Path, points: Sequence[Point]) -> None:
     """Writes the points as CSV."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(Point._fields)
-        rows.writerows(points)
+    from lsgd_jax.training.files import write_csv
+
+    write_csv(path, Point._fields, points)
 
 
 def draw_curves(
@@ -216,10 +220,10 @@ def draw_leaders(workdir: pathlib.Path, lines: Sequence[Line]) -> list[pathlib.P
     paths = []
     for number, line in enumerate(lines):
         run = line.runs[0]
-        elections = [row for row in run.leaders if row["level"] == "global"]
+        elections = [row for row in run.leaders if row.level == "global"]
         if not elections:
             continue
-        steps, leaders = [int(row["step"]) for row in elections], [int(row["leader"]) for row in elections]
+        steps, leaders = [row.step for row in elections], [row.leader for row in elections]
         workers = max(run.config["groups"] * run.config["workers"], *(leader + 1 for leader in leaders))
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         when, often = figure.subplots(1, 2, width_ratios=(3, 1))

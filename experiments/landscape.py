@@ -6,14 +6,13 @@ the free place. The loss is that of fixed minibatches of all workers, as in trai
 statistics of each minibatch.
 """
 
-import csv
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags, logging
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import BLUE, ORANGE, VERMILLION
 from settings import use_compilation_cache
 
@@ -48,6 +47,7 @@ class Landscape(NamedTuple):
     step: int
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/landscape.py --run=FOLDER [--flag=value ...]", "", str(__doc__).strip()]
+    lines = ["usage: python experiments/landscape.py --run=FOLDER [--flag=value ...]", "", described(__doc__)]
     return "\n".join([*lines, "", *describe(TABLE)])
 
 
@@ -207,11 +207,11 @@ def _over_plane(loss: Any, names: list[str], models: list[Any], points: int, ste
 
 def write(path: pathlib.Path, landscape: Landscape) -> None:
     """Writes the grid as CSV: x, y, loss."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("x", "y", "loss"))
-        for y, line in zip(landscape.ys, landscape.losses, strict=True):
-            rows.writerows((f"{x:.6g}", f"{y:.6g}", f"{loss:.6g}") for x, loss in zip(landscape.xs, line, strict=True))
+    from lsgd_jax.training.files import write_csv
+
+    lines = zip(landscape.ys, landscape.losses, strict=True)
+    rows = ((float(x), float(y), float(loss)) for y, line in lines for x, loss in zip(landscape.xs, line, strict=True))
+    write_csv(path, ("x", "y", "loss"), rows, digits=6)
 
 
 def draw(path: pathlib.Path, landscape: Landscape) -> None:

@@ -4,13 +4,12 @@ Predicted, not measured: from the ledger of each method, the compute seconds of 
 and bandwidth of networks. No device is needed. It is time for a number of samples, not for an accuracy.
 """
 
-import csv
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
 from absl import flags
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import line_of
 
 
@@ -77,6 +76,7 @@ class Row(NamedTuple):
     bytes_a_step: float
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/network.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/network.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 
@@ -140,10 +140,9 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
 
 def write(path: pathlib.Path, rows: list[Row]) -> None:
     """Writes the rows as CSV."""
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(Row._fields)
-        lines.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    from lsgd_jax.training.files import write_csv
+
+    write_csv(path, Row._fields, rows, digits=6)
 
 
 def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from claims import Claim, table
-from command_line import Flag, define, describe, parse, refuse
+from command_line import Flag, command, define, describe, described, parse, refuse
 
 EXPERIMENTS = {
     "matrix_completion": True,
@@ -67,6 +67,7 @@ class Finished(NamedTuple):
         return told
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -76,11 +77,14 @@ def main(argv: list[str]) -> int:
     if seed < 0:
         return refuse(argv, f"--seed={seed}: must be at least 0")
     from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.files import write_whole
+    from lsgd_jax.training.processes import devices
     from lsgd_jax.training.provenance import provenance
     from lsgd_jax.training.workdir import make_writable
 
     workdir = pathlib.Path(str(FLAGS.workdir))
     try:
+        devices()  # without any each experiment would fail, after the results of the last time had been removed
         make_writable(workdir)
     except InputError as error:
         return refuse(argv, str(error))
@@ -88,7 +92,7 @@ def main(argv: list[str]) -> int:
     finished = [run(name, workdir, seed) for name in EXPERIMENTS]
     report = workdir.with_name(f"{workdir.name}.md")
     try:
-        report.write_text(write(finished, workdir, seed, computed_with))
+        write_whole(report, write(finished, workdir, seed, computed_with))
     except OSError as error:
         return refuse(argv, f"cannot write {report} ({error.strerror}): choose another --workdir")
     print(f"\n{verdict(finished)}\nreport in {report}")
@@ -97,7 +101,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/theory.py [--flag=value ...]", "", str(__doc__).strip(), ""]
+    lines = ["usage: python experiments/theory.py [--flag=value ...]", "", described(__doc__), ""]
     return "\n".join([*lines, *describe(TABLE)])
 
 
@@ -111,10 +115,17 @@ def run(name: str, workdir: pathlib.Path, seed: int) -> Finished:
     start = cpu_seconds_of_children()
     code = subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
     seconds = cpu_seconds_of_children() - start
-    path = folder / "claims.json"
-    claims = [Claim(**claim) for claim in json.loads(path.read_text())] if path.is_file() else []
-    about = ast.get_docstring(ast.parse(script.read_text())) if script.is_file() else None
-    return Finished(name, about or name, ["python", f"experiments/{name}.py", *arguments], code, seconds, claims)
+    about = ast.get_docstring(ast.parse(script.read_bytes())) if script.is_file() else None
+    command = ["python", f"experiments/{name}.py", *arguments]
+    return Finished(name, about or name, command, code, seconds, claims_in(folder / "claims.json"))
+
+
+def claims_in(path: pathlib.Path) -> list[Claim]:
+    """What an experiment concluded, none if it did not get so far, or not to the end of writing it."""
+    try:
+        return [Claim(**claim) for claim in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def cpu_seconds_of_children() -> float:

@@ -23,7 +23,7 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from command_line import define, describe, parse, refuse
+from command_line import command, define, describe, described, parse, refuse
 from settings import GROUPS, given_settings, use_compilation_cache
 
 FLAGS = flags.FLAGS
@@ -33,13 +33,14 @@ define(FLAGS, itertools.chain(*GROUPS.values()))
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/train.py [--flag=value ...]", "", __doc__.strip(), ""]
+    lines = ["usage: python experiments/train.py [--flag=value ...]", "", described(__doc__), ""]
     for group, members in GROUPS.items():
         lines += [f"{group}:", *describe(members), ""]
     lines.append("  --flagfile=FILE            read flags from a file, one a line")
     return "\n".join(lines)
 
 
+@command
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
@@ -145,9 +146,12 @@ def _refused(argv: list[str], error: Exception) -> int:
 
 
 def _default_workdir() -> str:
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    data = pathlib.Path(FLAGS.text_file).stem if FLAGS.text_file else FLAGS.dataset
-    return str(pathlib.Path("runs") / f"{now}-{data}-{FLAGS.algorithm}")
+    """A name of its own for each run, also for those that a scheduler starts all at once."""
+    from lsgd_jax.training.files import file_name
+
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    data = pathlib.Path(FLAGS.text_file).stem if FLAGS.text_file else FLAGS.dataset.replace("/", "-")
+    return str(pathlib.Path("runs") / file_name(f"{now}-{data}-{FLAGS.algorithm}"))
 
 
 def _how_to_resume(program: str, workdir: str) -> str:

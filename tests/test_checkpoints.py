@@ -119,6 +119,24 @@ def test_who_looks_at_a_run_leaves_its_checkpoints_alone(whole: Path, tmp_path: 
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+def test_who_looks_at_a_run_is_told_of_a_damaged_checkpoint(whole: Path, tmp_path: Path) -> None:
+    workdir = copied(whole, tmp_path / "run")
+    (workdir / "checkpoints" / "24" / "standing" / "metadata").write_text('{"shape": [2')
+    with pytest.raises(InputError, match=r"of step 24 in .* is damaged \(standing/metadata has changed\): go on with"):
+        reload_run(workdir)
+
+
+@pytest.mark.parametrize("name", ["024", "٢٤"])
+def test_a_checkpoint_that_nobody_would_find_by_its_name_is_told(whole: Path, tmp_path: Path, name: str) -> None:
+    workdir = copied(whole, tmp_path / "run")
+    (workdir / "checkpoints" / "24").rename(workdir / "checkpoints" / name)
+    (workdir / "checkpoints" / "²").mkdir()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=f"checkpoints/{name} has a name that no checkpoint has: call it 24, or"):
+        train(Config(str(workdir), **RUN), resume=True)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_half_written_checkpoint_is_swept_away_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from lsgd_jax import load_center
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import write_json
 from lsgd_jax.training.trainer import check_settings
 from lsgd_jax.training.workdir import locked
 
@@ -242,6 +243,23 @@ def test_a_workdir_that_cannot_be_written_is_told(
     assert f"--workdir={in_the_way / inside}" in refused(capfd, f"--workdir={in_the_way / inside}")
     assert in_the_way.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [in_the_way]
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "center", "figures", "tensorboard", "metrics.jsonl", "leaders.csv"])
+def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
+) -> None:
+    write_json(tmp_path / "config.json", {"workdir": str(tmp_path)})
+    (tmp_path / part).symlink_to("/proc/self/fd")  # where not even root makes files
+    message = refused(capfd, f"--workdir={tmp_path}", "--resume")
+    assert f"cannot write to --workdir={tmp_path}, in {part} (" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", part}
+
+
+def test_a_workdir_whose_name_is_no_text_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    message = refused(capfd, "--workdir=" + os.fsdecode(bytes(tmp_path / "run") + b"\xff"))
+    assert f"--workdir={tmp_path}/run\\udcff: must be UTF-8" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "hint"), [("config.json", "--resume"), ("notes.txt", "empty folder")])

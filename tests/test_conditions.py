@@ -142,7 +142,7 @@ def test_a_run_on_data_of_ones_own_does_not_go_on_with_others(tmp_path: Path) ->
 def test_conditions_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     _, config = text_run(tmp_path)
     (Path(config.workdir) / FILE).write_text('{"data": ')
-    with refusal(f"cannot read {config.workdir}/{FILE}", "remove it"):
+    with refusal(f"{config.workdir}/{FILE} is damaged", "remove it"):
         resumed(config)
 
 

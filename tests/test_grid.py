@@ -90,6 +90,18 @@ def test_a_run_of_the_search_is_evaluated_at_its_end_alone() -> None:
     assert make_trial("easgd", (), 0, "test", BASE).config.evaluation_period == BASE.evaluation_period
 
 
+def test_the_folder_of_a_setting_with_many_flags_has_a_name_that_file_systems_take() -> None:
+    pulls = ("local_pull", "global_pull", "stale_local_pull", "stale_global_pull")
+    flags = ("learning_rate", "momentum", "weight_decay", "clip_norm", "leader_window", "warmup_steps", "beta", *pulls)
+    folders = []
+    for rate in (0.1, 0.2):
+        setting = (*((flag, 0.123456789) for flag in flags[1:]), (flags[0], rate))
+        folders.append(Path(make_trial("lsgd", setting, 0, "search", BASE).config.workdir))
+        assert Path(make_trial("lsgd", setting, 0, "search", BASE).config.workdir) == folders[-1]
+    assert folders[0].parent != folders[1].parent
+    assert all(len(part.encode()) <= 255 for folder in folders for part in folder.parts)
+
+
 def test_settings_are_chosen_by_the_mean_validation_error_of_the_better_of_center_and_leader() -> None:
     rates = [(("learning_rate", rate),) for rate in (0.1, 0.2, 0.3)]
     # (center, leader) of the seeds 0 and 1; the test errors would choose otherwise.

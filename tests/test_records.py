@@ -16,7 +16,15 @@ from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
-from lsgd_jax.training.records import LEADER_COLUMNS, LeaderRow, Records, read_leaders, read_metrics
+from lsgd_jax.training.records import (
+    LEADER_COLUMNS,
+    LeaderRow,
+    Records,
+    RoundRow,
+    read_leaders,
+    read_metrics,
+    read_rounds,
+)
 
 NAN = float("nan")
 LEADERS = [
@@ -65,17 +73,13 @@ def test_rows_after_the_checkpoint_are_dropped_and_those_up_to_it_kept(tmp_path:
     write(tmp_path, rows(24), [], last_step=16)
     assert read_metrics(tmp_path) == rows(8, 16, 24)
     assert read_leaders(tmp_path) == LEADERS[:2]
-    assert read_metrics(tmp_path, last_step=16) == rows(8, 16)
-    assert read_leaders(tmp_path, last_step=15) == []
     write(tmp_path, [], [], last_step=0)
     assert (read_metrics(tmp_path), read_leaders(tmp_path)) == ([], [])
 
 
-# Texts that a killed run may leave behind the last complete line; the first two could be read as whole rows.
-@pytest.mark.parametrize(
-    "rest", ['{"step": 24, "train_loss": 1}', "24,local,0,1,0.5", '{"step": 24, "tr', "24,loc", "2"]
-)
-def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, rest: str) -> None:
+# Texts that a killed run may leave behind the last complete line; the first could be read as a whole row.
+@pytest.mark.parametrize("rest", ["24,local,0,1,0.5", '{"step": 24, "tr', "24,loc", "2", "\0\0\0"])
+def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str], rest: str) -> None:
     write(tmp_path, rows(8, 16))
     for name in ("metrics.jsonl", "leaders.csv"):
         with (tmp_path / name).open("a") as file:
@@ -85,6 +89,68 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, rest: str) -> N
     write(tmp_path, rows(64), [], last_step=32)
     assert read_metrics(tmp_path) == rows(8, 16, 64), "and does not spoil the next"
     assert read_leaders(tmp_path) == LEADERS
+    assert capsys.readouterr().out == "", "it happens at every kill"
+
+
+# What may become of a file of three lines that a run has written, and the lines of it that nobody can read then.
+DAMAGE: dict[str, tuple[Any, list[int]]] = {
+    "a byte-order mark": (lambda lines: [b"\xef\xbb\xbf" + lines[0], *lines[1:]], []),
+    "a blank line": (lambda lines: [lines[0], b"\n", *lines[1:]], []),
+    "line ends of Windows": (lambda lines: [line.replace(b"\n", b"\r\n") for line in lines], []),
+    "zeros after a crash of the machine": (lambda lines: [*lines[:2], b"\0" * 9 + lines[2]], []),
+    "a torn line": (lambda lines: [lines[0], lines[1][:4] + b"\n", *lines[1:]], [2]),
+    "a line that the next one has grown into": (lambda lines: [lines[0], lines[1][:-3] + lines[0], *lines[1:]], [2]),
+    "bytes that are no text": (lambda lines: [b"\xfe\x80,\n", *lines[:2], b"\xff" + lines[2], lines[2]], [1, 4]),
+    "JSON that is no row": (
+        lambda lines: [lines[0], b"[16]\n", b'{"loss": 1}\n', b'{"step": null}\n', *lines[1:]],
+        [2, 3, 4],
+    ),
+    "brackets without end": (lambda lines: [lines[0], b"[" * 10**5 + b"\n", *lines[1:]], [2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "unreadable"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "leaders.csv", "rounds.csv"])
+def test_what_is_damaged_is_told_and_kept_and_nothing_else_is_lost_at_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Any, unreadable: list[int]
+) -> None:
+    records = Records(tmp_path, last_step=0)
+    for row in rows(8, 16, 24):
+        records.add_metrics(row)
+    records.add_leaders(LEADERS[:2])
+    records.add_rounds([RoundRow(16, 0, 16, 0.25), RoundRow(16, 1, 16, 0.5)])
+    records.close()
+    before = read_metrics(tmp_path), read_leaders(tmp_path), read_rounds(tmp_path)
+    assert [len(found) for found in before] == [3, 2, 2]
+    path = tmp_path / name
+    path.write_bytes(damaged := b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+
+    def read() -> Any:
+        return read_metrics(tmp_path), read_leaders(tmp_path), read_rounds(tmp_path)
+
+    assert read() == before
+    told = f"warning: {path}: line {', '.join(map(str, unreadable))} cannot be read" if unreadable else ""
+    assert capsys.readouterr().out.strip() == told
+    for _ in range(2):
+        Records(tmp_path, last_step=24).close()
+        assert read() == before
+        kept = {each.name: each.read_bytes() for each in tmp_path.glob("*.damaged*")}
+        assert kept == ({f"{name}.damaged": damaged} if unreadable else {})
+    out = capsys.readouterr().out.splitlines()
+    assert out == ([f"{told}; as it was it is kept in {name}.damaged"] if unreadable else [])
+
+
+def test_a_row_whose_line_end_somebody_took_away_is_still_a_row(tmp_path: Path) -> None:
+    write(tmp_path, rows(8, 16))
+    (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text().rstrip())
+    write(tmp_path, rows(24), last_step=16)
+    assert read_metrics(tmp_path) == rows(8, 16, 24)
+
+
+def test_a_file_that_the_system_does_not_let_us_read_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read \(Is a directory\): restore it"):
+        Records(tmp_path, last_step=0)
 
 
 def strict(line: str) -> dict[str, Any]:

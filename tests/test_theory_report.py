@@ -124,3 +124,8 @@ def test_a_mistake_is_told_in_one_line(script: ModuleType, capsys: pytest.Captur
     assert err.startswith("theory.py: error: ")
     assert argument.split("=")[0] in err
     assert err.count("\n") == 1
+
+
+def test_claims_that_were_cut_off_are_those_of_an_experiment_that_did_not_finish(tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_text('[{"text": "One", "mea')
+    assert theory.claims_in(tmp_path / "claims.json") == []

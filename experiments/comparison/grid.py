@@ -13,6 +13,7 @@ from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import file_name
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.schedules import drop_steps
 from lsgd_jax.training.task import Metric
@@ -109,7 +110,7 @@ def make_trial(
         changes["eval_every"] = eval_every
     if method != "lsgd":
         changes["wire_dtype"] = None  # given for all, it is for those that use it
-    told = ",".join(f"{flag}={value}" for flag, value in setting) or "as_given"
+    told = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
     changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 

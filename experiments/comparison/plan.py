@@ -9,7 +9,7 @@ from typing import Any
 from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
-from comparison.trials import Setting, Trial
+from comparison.trials import Setting, Trial, finished
 from lsgd_jax.training.conditions import check_conditions
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
@@ -147,6 +147,7 @@ def make_plan(
         make_factor(trial.config)
         kind_of(source).batch_size(trial.config, source)
         _check_same_settings(trial, source)
+        finished(trial)  # what cannot be read is told before anything is trained
     return plan
 
 

@@ -1,8 +1,8 @@
 """The report of a comparison: report.md, runs.csv, curves.csv and figures."""
 
-import csv
 import dataclasses
 import datetime
+import itertools
 import pathlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +30,7 @@ from comparison.tables import (
 )
 from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.files import write_csv, write_whole
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.provenance import PACKAGES
 from lsgd_jax.training.task import Metric
@@ -86,7 +87,7 @@ def write_report(
         _commands(methods, commands),
     ]
     report = workdir / "report.md"
-    report.write_text("\n\n".join(sections) + "\n")
+    write_whole(report, "\n\n".join(sections) + "\n")
     return [report, runs_csv, curves_csv, *figures]
 
 
@@ -96,20 +97,20 @@ def _write_csv(
     """A line for each of some evaluations; test errors are empty for runs of the search."""
     measured = ("step", "samples", "bytes", "predicted_seconds", "seconds", "diverged", "deployed")
     errors = [f"{model}_{split}_{metric.name}" for split in ("validation", "test") for model in Errors._fields]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "phase", "seed", *flags, "workers", *measured, *errors])
-        for run, evaluation in lines:
-            trial, varied = run.trial, dict(run.trial.varied)
-            line = [
-                *(trial.method, trial.phase, trial.seed),
-                *(varied.get(flag) for flag in flags),
-                trial.config.groups * trial.config.workers,
-                *(getattr(evaluation, name) for name in measured),
-                *evaluation.validation,
-                *(evaluation.test or [None] * len(Errors._fields)),
-            ]
-            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in line])
+
+    def row(run: Run, evaluation: Evaluation) -> list[Any]:
+        trial, varied = run.trial, dict(run.trial.varied)
+        return [
+            *(trial.method, trial.phase, trial.seed),
+            *(varied.get(flag) for flag in flags),
+            trial.config.groups * trial.config.workers,
+            *(getattr(evaluation, name) for name in measured),
+            *evaluation.validation,
+            *(evaluation.test or [None] * len(Errors._fields)),
+        ]
+
+    columns = ["method", "phase", "seed", *flags, "workers", *measured, *errors]
+    write_csv(path, columns, itertools.starmap(row, lines), digits=6)
     return path
 
 

@@ -1,7 +1,6 @@
 """Runs the trials of a comparison, each once, and foretells how long they take."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import statistics
@@ -14,20 +13,16 @@ import jax
 from comparison.grid import choose
 from comparison.plan import Plan
 from comparison.report import write_report
-from comparison.trials import Outcome, Setting, Trial
+from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
+from lsgd_jax.training.files import write_json
 from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
-from lsgd_jax.training.workdir import write_json
-
-# Why a run ended without a summary. It is finished: more of it would diverge again.
-DIVERGED = "diverged.json"
 
 
 class StoppedError(Exception):
@@ -89,15 +84,6 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
         outcome = finished(trial)
         assert outcome is not None
     return outcome
-
-
-def finished(trial: Trial) -> Outcome | None:
-    """What came of a trial, if it has been run to its end."""
-    workdir = pathlib.Path(trial.config.workdir)
-    summary = workdir / "summary.json"
-    if summary.exists():
-        return Outcome(trial, read_metrics(workdir), json.loads(summary.read_text()))
-    return Outcome(trial, read_metrics(workdir), None) if (workdir / DIVERGED).exists() else None
 
 
 def _report(

@@ -1,8 +1,15 @@
 """One run of a comparison, and what came of it."""
 
+import pathlib
 from typing import Any, NamedTuple
 
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import read_json
+from lsgd_jax.training.records import read_metrics
+
+# Why a run ended without a summary. It is finished: more of it would diverge again.
+DIVERGED = "diverged.json"
 
 # Flags that a grid varies, with values, in the grid's order.
 Setting = tuple[tuple[str, Any], ...]
@@ -38,3 +45,19 @@ class Outcome(NamedTuple):
     trial: Trial
     curve: list[dict[str, Any]]
     summary: dict[str, Any] | None
+
+
+def finished(trial: Trial) -> Outcome | None:
+    """What came of a trial, if it has been run to its end.
+
+    Raises:
+      InputError: if that cannot be read.
+    """
+    workdir = pathlib.Path(trial.config.workdir)
+    path, todo = workdir / "summary.json", f"move {workdir} away, and the same command trains this run again"
+    if not path.exists():
+        return Outcome(trial, read_metrics(workdir), None) if (workdir / DIVERGED).exists() else None
+    summary, curve = read_json(path, todo), read_metrics(workdir)
+    if not curve or curve[-1]["step"] != summary.get("step"):
+        raise InputError(f"{workdir / 'metrics.jsonl'} is damaged (its last evaluation cannot be read): {todo}")
+    return Outcome(trial, curve, summary)

@@ -1,6 +1,5 @@
 """The center of a run on its own, ready to use, with Orbax."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +9,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import expanded, read_json, write_json
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
 from lsgd_jax.training.paths import why_not_local
 from lsgd_jax.training.processes import is_main
-from lsgd_jax.training.workdir import write_json
 
 
 class Classifier(nnx.Module):
@@ -70,16 +69,20 @@ def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.
 
     Raises:
       FileNotFoundError: if the run has saved no center (yet).
-      InputError: if `workdir` is no path on this machine.
+      InputError: if `workdir` is no path that can be used, or its description is damaged.
     """
     if reason := why_not_local(workdir):
         raise InputError(f"{workdir}: {reason}")
-    center = pathlib.Path(workdir).expanduser() / "center"
+    center = expanded(workdir) / "center"
     if not (center / "model.json").exists():
         raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
-    description = json.loads((center / "model.json").read_text())
+    todo = f"remove {center.parent / 'summary.json'}, and go on with --resume, which saves the center again"
+    description = read_json(center / "model.json", todo)
     load = _load_language_model if description.get("kind") == "text" else _load_classifier
-    return load(center / "arrays", description)
+    try:
+        return load(center / "arrays", description)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{center / 'model.json'} is of another version of lsgd_jax ({error!r}): {todo}") from error
 
 
 def _load_classifier(path: pathlib.Path, description: dict[str, Any]) -> tuple[Classifier, Any]:

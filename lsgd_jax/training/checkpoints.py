@@ -1,7 +1,6 @@
 """Checkpoints of a run, with Orbax."""
 
 import hashlib
-import json
 import pathlib
 import re
 import shutil
@@ -13,9 +12,9 @@ import orbax.checkpoint as ocp
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import DiskFullError, InputError
+from lsgd_jax.training.files import read_json, write_json
 from lsgd_jax.training.numerics import wrap_keys
 from lsgd_jax.training.state import TrainState
-from lsgd_jax.training.workdir import write_json
 
 KEPT = 2
 DIGESTS = "digests.json"
@@ -67,6 +66,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a step, or None. All but who is read-only have been told."""
+        return _damage(self._folder / str(step))
 
     def save(self, step: int, state: TrainState, standing: Standing) -> None:
         """Saves the state, and what else the run has to know to go on, as JSON.
@@ -160,15 +163,23 @@ def _of_another_program(step: int) -> InputError:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    """Removes half-written checkpoints, and moves damaged ones away until the newest is whole; with warnings."""
+    """Removes half-written checkpoints, and moves damaged ones away until the newest is whole; with warnings.
+
+    Raises:
+      InputError: if one has a name that Orbax does not find.
+    """
     paths = list(folder.iterdir()) if folder.is_dir() else []
+    steps = {path.name: int(path.name) for path in paths if path.name.isdecimal()}
+    for name, step in steps.items():
+        if name != str(step):
+            raise InputError(f"{folder / name} has a name that no checkpoint has: call it {step}, or move it away")
     warnings = []
     for path in paths:
         if found := UNFINISHED.match(path.name):
             shutil.rmtree(path)
             warnings.append(f"the checkpoint of step {found[1]} was not finished")
     newest = None
-    for step in sorted((int(path.name) for path in paths if path.name.isdigit()), reverse=True):
+    for step in sorted(steps.values(), reverse=True):
         damage = _damage(folder / str(step))
         if damage is None:
             newest = step
@@ -184,12 +195,12 @@ def _sweep(folder: pathlib.Path) -> None:
 
 def _damage(checkpoint: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
-    try:
-        listed = json.loads((checkpoint / DIGESTS).read_text())
-    except FileNotFoundError:
+    if not (checkpoint / DIGESTS).exists():
         older = (checkpoint / "progress").exists()  # of versions without digests, which are refused as such
         return None if older else f"without {DIGESTS}, which is written last"
-    except (OSError, ValueError):
+    try:
+        listed = read_json(checkpoint / DIGESTS, "")
+    except InputError:
         return f"{DIGESTS} cannot be read"
     try:
         found = _digests(checkpoint)

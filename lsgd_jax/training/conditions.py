@@ -1,14 +1,13 @@
 """What a run depends on besides its settings and its code: the data, and the precision of products."""
 
-import json
 import pathlib
 from typing import NamedTuple
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import read_json, write_json
 from lsgd_jax.training.numerics import matmul_precision
 from lsgd_jax.training.tasks import AnySource
-from lsgd_jax.training.workdir import write_json
 
 FILE = "conditions.json"
 TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
@@ -94,15 +93,13 @@ def read_conditions(workdir: pathlib.Path) -> Conditions | None:
     Raises:
       InputError: if they cannot be read.
     """
-    path = workdir / FILE
-    try:
-        return Conditions(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    path, todo = workdir / FILE, "remove it if you are sure that the data are the same"
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"cannot read {path} ({error}): remove it if you are sure that the data are the same"
-        ) from error
+    saved = read_json(path, todo)
+    if saved.keys() != set(Conditions._fields):
+        raise InputError(f"{path} is of another version of lsgd_jax: {todo}")
+    return Conditions(**saved)
 
 
 def write_conditions(workdir: pathlib.Path, conditions: Conditions) -> None:

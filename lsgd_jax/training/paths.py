@@ -11,8 +11,12 @@ def why_not_local(path: str | os.PathLike[str]) -> str | None:
     """Why a path cannot be used, in a line: a run locks files, appends to them, and brings them to disk.
 
     Returns:
-      The reason and what to do; None for a path on this machine.
+      The reason and what to do; None for a path on this machine in UTF-8.
     """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8, or no checkpoint can be there: give it another name"
     found = URI.match(os.fspath(path))
     if found is None:
         return None

@@ -1,17 +1,16 @@
 """The files that a run writes as it goes: metrics.jsonl, leaders.csv, rounds.csv, TensorBoard events."""
 
-import csv
-import io
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TextIO
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.events import Events
-from lsgd_jax.training.workdir import write_whole
+from lsgd_jax.training.files import csv_text, write_whole
+from lsgd_jax.training.lines import Lines, read_csv, read_lines
 
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
@@ -43,7 +42,7 @@ class RoundRow(NamedTuple):
 
 
 class Records:
-    """Appends to a run's records. `last_step` drops what was written after a checkpoint.
+    """Appends to a run's records. `last_step` drops what was written after a checkpoint; nothing else is lost.
 
     There is a rounds.csv where workers differ in their steps.
 
@@ -52,30 +51,30 @@ class Records:
     """
 
     def __init__(self, workdir: pathlib.Path, *, last_step: int) -> None:
-        self._metrics_path = workdir / "metrics.jsonl"
-        kept = read_metrics(workdir, last_step)
+        metrics, leaders, rounds = _metrics(workdir), _leaders(workdir), _rounds(workdir)
+        kept = [row for row in metrics.rows if row["step"] <= last_step]
         self.last_evaluation = kept[-1]["step"] if kept else None
-        write_whole(self._metrics_path, "".join(map(_json_line, kept)))
-        write_whole(workdir / "leaders.csv", _csv_text([LEADER_COLUMNS, *read_leaders(workdir, last_step)]))
-        self._rounds_path = workdir / "rounds.csv"
-        if self._rounds_path.exists():
-            write_whole(self._rounds_path, _csv_text([RoundRow._fields, *read_rounds(workdir, last_step)]))
-        self._metrics = self._metrics_path.open("a")
-        self._leaders = (workdir / "leaders.csv").open("a", newline="")
+        _rewrite(metrics, "".join(map(_json_line, kept)))
+        for lines, columns in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
+            if lines is leaders or lines.path.exists():
+                _rewrite(lines, csv_text([columns, *(row for row in lines.rows if row.step <= last_step)]))
+        self._metrics = metrics.path.open("a", encoding="utf-8")
+        self._leaders = leaders.path.open("a", encoding="utf-8", newline="")
+        self._rounds_path = rounds.path
         self._rounds: TextIO | None = None
         self._events = Events(workdir / "tensorboard", first_step=last_step + 1)
 
     def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
         """Appends elections to leaders.csv."""
-        self._leaders.write(_csv_text(rows))
+        self._leaders.write(csv_text(rows))
 
     def add_rounds(self, rows: Iterable[RoundRow]) -> None:
         """Appends the workers' parts in a round to rounds.csv."""
         if self._rounds is None:
             begun = self._rounds_path.exists()
-            self._rounds = self._rounds_path.open("a", newline="")
-            self._rounds.write("" if begun else _csv_text([RoundRow._fields]))
-        self._rounds.write(_csv_text(rows))
+            self._rounds = self._rounds_path.open("a", encoding="utf-8", newline="")
+            self._rounds.write("" if begun else csv_text([RoundRow._fields]))
+        self._rounds.write(csv_text(rows))
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends an evaluation to metrics.jsonl; a number that is not finite becomes null."""
@@ -134,60 +133,58 @@ def open_records(workdir: pathlib.Path, last_step: int) -> Records:
     return Unwritten(processes.from_main(lambda: None))
 
 
-def read_metrics(workdir: pathlib.Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl up to a step. A line that was cut off ends them."""
-    rows: list[dict[str, Any]] = []
-    for line in _lines(workdir / "metrics.jsonl"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] <= last_step:
-            rows.append(row)
-    return rows
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that can be read; a warning tells which lines cannot."""
+    return _told(_metrics(workdir))
 
 
-def read_leaders(workdir: pathlib.Path, last_step: float = math.inf) -> list[LeaderRow]:
-    """The rows of leaders.csv up to a step. A line that was cut off ends them."""
+def read_leaders(workdir: pathlib.Path) -> list[LeaderRow]:
+    """The rows of leaders.csv that can be read; a warning tells which lines cannot."""
+    return _told(_leaders(workdir))
 
+
+def read_rounds(workdir: pathlib.Path) -> list[RoundRow]:
+    """The rows of rounds.csv that can be read, none if it is missing; a warning tells which lines cannot."""
+    return _told(_rounds(workdir))
+
+
+def _metrics(workdir: pathlib.Path) -> Lines:
+    def read(line: str) -> dict[str, Any]:
+        row = json.loads(line)
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError("no row")
+        return row
+
+    return read_lines(workdir / "metrics.jsonl", read, closed=True)
+
+
+def _leaders(workdir: pathlib.Path) -> Lines:
     def read(step: str, level: str, group: str, leader: str, score: str) -> LeaderRow:
         return LeaderRow(int(step), level, int(group) if group else "", int(leader), float(score))
 
-    return _read_csv(workdir / "leaders.csv", read, last_step)
+    return read_csv(workdir / "leaders.csv", LEADER_COLUMNS, read)
 
 
-def read_rounds(workdir: pathlib.Path, last_step: float = math.inf) -> list[RoundRow]:
-    """The rows of rounds.csv up to a step, none if it is missing. A line that was cut off ends them."""
-
+def _rounds(workdir: pathlib.Path) -> Lines:
     def read(step: str, worker: str, steps: str, waiting: str) -> RoundRow:
         return RoundRow(int(step), int(worker), int(steps), float(waiting))
 
-    return _read_csv(workdir / "rounds.csv", read, last_step)
+    return read_csv(workdir / "rounds.csv", RoundRow._fields, read)
 
 
-def _read_csv(path: pathlib.Path, read: Callable[..., Any], last_step: float) -> list[Any]:
-    rows = []
-    for line in csv.reader(_lines(path)[1:]):
-        try:
-            row = read(*line)
-        except (TypeError, ValueError):
-            break
-        if row.step <= last_step:
-            rows.append(row)
-    return rows
+def _rewrite(lines: Lines, text: str) -> None:
+    """Replaces a file; what cannot be read of it is kept beside it."""
+    if lines.damaged:
+        processes.say(f"warning: {lines.warning}; as it was it is kept in {lines.set_aside()}")
+    write_whole(lines.path, text)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """The complete lines of a file, none if it is missing."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+def _told(lines: Lines) -> list[Any]:
+    if lines.damaged:
+        processes.say(f"warning: {lines.warning}")
+    return lines.rows
 
 
 def _json_line(row: dict[str, Any]) -> str:
     finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
     return json.dumps(finite) + "\n"
-
-
-def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

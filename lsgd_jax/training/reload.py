@@ -34,7 +34,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
       data_dir: where prepared TFDS sets are; None for where they were in the run.
 
     Raises:
-      InputError: if there is no run or no checkpoint, or its data set is no longer there or another.
+      InputError: if there is no run or no whole checkpoint, or its data set is no longer there or another.
     """
     check_workdir(workdir, resume=True)
     config = Config(**read_config(workdir))
@@ -44,6 +44,8 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         step = checkpoints.latest_step()
         if step is None:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
+        if damage := checkpoints.damage(step):
+            raise InputError(f"the checkpoint of step {step} in {workdir} is damaged ({damage}): go on with --resume")
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
         source = find_source(config)

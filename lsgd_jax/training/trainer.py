@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -21,6 +20,7 @@ from lsgd_jax.training.conditions import Conditions, agreed_conditions, write_co
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.training.files import read_json, write_json
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
@@ -33,7 +33,7 @@ from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import locked, on_full_disk, read_config, write_json
+from lsgd_jax.training.workdir import locked, on_full_disk, read_config
 
 
 class Position(NamedTuple):
@@ -324,5 +324,5 @@ def _finish(
 def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do."""
     path = workdir / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else None
-    return summary if summary and summary["step"] >= config.steps else None
+    summary = read_json(path, "remove it, and --resume writes it again") if path.exists() else {}
+    return summary if summary.get("step", 0) >= config.steps else None

@@ -6,14 +6,20 @@ import fcntl
 import json
 import os
 import pathlib
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.files import PARTIAL, read_json
 from lsgd_jax.training.paths import why_not_local
 
-PROBE, PARTIAL = ".writable", ".partial"
+PROBE = ".writable"
+# What a run writes to again when it goes on.
+FOLDERS = ("checkpoints", "center", "figures", "tensorboard")
+RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv")
+SETTINGS = typing.get_type_hints(Config)
 
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
@@ -56,20 +62,27 @@ def _counts(path: pathlib.Path) -> bool:
 
 
 def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
-    """Makes the folder that a flag names, and tries to write there.
+    """Makes the folder that a flag names, and tries to write there, and to what a run has left there.
 
     Raises:
       InputError: if that fails.
     """
     if reason := why_not_local(folder):
         raise InputError(f"--{flag}={folder}: {reason}")
+    place = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / PROBE
-        probe.touch()
-        probe.unlink()
+        for place in (folder, *filter(os.path.lexists, map(folder.joinpath, FOLDERS))):
+            probe = place / PROBE
+            probe.touch()
+            probe.unlink()
+        for place in filter(os.path.lexists, map(folder.joinpath, RECORDS)):
+            place.open("ab").close()
     except OSError as error:
-        raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
+        where = "" if place == folder else f", in {place.name}"
+        raise InputError(
+            f"cannot write to --{flag}={folder}{where} ({error.strerror}): choose another folder"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -129,23 +142,19 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: if they cannot be read.
     """
-    try:
-        saved = json.loads((workdir / "config.json").read_text())
-        return dataclasses.asdict(Config(**saved))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"--resume: {workdir / 'config.json'} is not of this program ({error}): use a new --workdir"
-        ) from error
+    path, todo = workdir / "config.json", "use a new --workdir, or restore it"
+    saved = read_json(path, todo)
+    if unknown := [name for name in saved if name not in SETTINGS]:
+        raise InputError(f"{path} is of another version of lsgd_jax, which has a setting {unknown[0]!r}: {todo}")
+    for name, value in {"workdir": None, **saved}.items():
+        if not _is_a(value, SETTINGS[name]):
+            kind = getattr(SETTINGS[name], "__name__", SETTINGS[name])
+            raise InputError(f"{path} is damaged ({name} is {json.dumps(value)}, which is no {kind}): {todo}")
+    return dataclasses.asdict(Config(**saved))
 
 
-def write_json(path: pathlib.Path, tree: Any) -> None:
-    """Writes a file that is whole whenever the process dies; numbers that are not finite become null."""
-    finite = json.loads(json.dumps(tree), parse_constant=lambda _: None)
-    write_whole(path, json.dumps(finite, indent=2) + "\n")
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is the old or the new one whenever the process dies."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text)
-    partial.replace(path)
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether JSON's value can stand for a setting of a type: an int for a float, a bool for itself alone."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
