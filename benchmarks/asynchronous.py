@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from local_processes import add_process_flags, finish, join, run_processes
 from measure import as_table, writable, write_results
 

@@ -9,11 +9,15 @@ one process with eight devices, between which nothing has a wire.
 
 import argparse
 import functools
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import measure
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from local_processes import add_process_flags, finish, join, run_processes
 
 AXIS = "worker"

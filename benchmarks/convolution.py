@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import in_turn, print_table, writable, write_results
 
 from lsgd_jax.training.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd

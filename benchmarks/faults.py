@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import as_table, writable, write_results
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -48,6 +48,7 @@ def provenance() -> dict[str, Any]:
     import jax
     import jaxlib
 
+    from lsgd_jax.training.config import usable_cores
     from lsgd_jax.training.provenance import commit
 
     return {
@@ -58,7 +59,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
     }
 

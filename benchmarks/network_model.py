@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from local_processes import add_process_flags, finish, join, run_processes
 from measure import as_table, writable, write_results
 
@@ -133,9 +135,10 @@ def table(result: dict[str, Any]) -> str:
         measured, predicted = 1e3 * row["measured_seconds"], 1e3 * row["predicted_seconds"]
         told = "fitted" if row["fitted"] else f"{100 * row['error']:+.0f} %"
         rows.append((f"{row['megabytes']} MB", f"{measured:.2f} ms", f"{predicted:.2f} ms", told))
+    cores = len(os.sched_getaffinity(0))
     return "\n".join(
         [
-            f"global communication of lsgd, {PROCESSES} processes on {os.cpu_count()} cores, Gloo on loopback",
+            f"global communication of lsgd, {PROCESSES} processes on {cores} cores, Gloo on loopback",
             f"fitted: {latency:.3g} ms a message, {bandwidth:,.0f} MB/s",
             as_table(("model", "measured", "predicted", "error"), rows),
         ]

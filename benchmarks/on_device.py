@@ -3,11 +3,15 @@
 python benchmarks/on_device.py
 """
 
+import pathlib
 import sys
 from typing import Any
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import print_table
 from workload import Runner, train_step
 

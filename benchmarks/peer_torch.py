@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, train_step
 

@@ -15,6 +15,9 @@ import sys
 from typing import Any
 
 import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import Timing, in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, Training, train_step
 

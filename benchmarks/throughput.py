@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from measure import in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, bare_gradients, train_step
 

@@ -101,7 +101,7 @@ def processes(workers: int, batch_size: int, memory_format: Any, dtype: Any) -> 
 
 def serve(rank: int, workers: int, port: int, pipe: Any, batch_size: int, memory_format: str, dtype: str) -> None:
     """What each process does."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     worker = Worker(
         batch_size,

@@ -9,8 +9,11 @@ import sys
 from typing import Any
 
 from absl import flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from command_line import Flag, command, define, describe, described, parse, refuse
-from settings import use_compilation_cache
+from compilation_cache import use_compilation_cache
 
 TABLE = (
     Flag("run", "path", None, "folder of a run with a checkpoint"),

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+# Figures go to files, and look the same everywhere; what a user's file says may not work here.
+FIGURES = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+# Checks that one may want of one's own programs: no other is written for them.
 LENIENT = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_transfer_guard": "allow",
 }
-"""Checks of JAX that one may want of one's own programs, turned off: no other is written for them."""
 
 
 class Flag(NamedTuple):
@@ -41,7 +43,11 @@ class _Path(flags.ArgumentParser):
 
             if reason := why_not_local(argument):
                 raise ValueError(reason)
-        return os.path.expanduser(argument)
+        if argument.startswith("~"):
+            from lsgd_jax.training.files import expanded
+
+            return str(expanded(argument))
+        return argument
 
 
 class _Paths(flags.ListParser):
@@ -122,7 +128,10 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
     """Reads the flags; the exit code if there is nothing left to do, after help or a mistake."""
     _hush_old_jaxlib()
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        print(usage)
+        from lsgd_jax.output import lasting_output
+
+        with lasting_output():
+            print(usage)
         return 0
     try:
         rest = values(argv)
@@ -130,18 +139,22 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
         return refuse(argv, str(error))
     if len(rest) > 1:
         return refuse(argv, f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
-
-    # Only now: a mistyped flag is told without waiting for JAX.
-    from lsgd_jax.output import make_output_last
-
-    make_output_last()
-    _be_lenient()
+    _set_for_this_program()
     return None
 
 
-def _be_lenient() -> None:
-    import jax  # only now: a mistyped flag is told without waiting for it
+def _set_for_this_program() -> None:
+    """Leaves out of the environment, and of JAX, what is meant for other programs; and lets output last."""
+    for name in [name for name in os.environ if name.startswith("TQDM_") and name != "TQDM_DISABLE"]:
+        del os.environ[name]
+    os.environ.update(FIGURES)
 
+    # Only now: a mistyped flag is told without waiting for JAX.
+    import jax
+
+    from lsgd_jax.output import make_output_last
+
+    make_output_last()
     for name, value in LENIENT.items():
         jax.config.update(name, value)
 

@@ -15,9 +15,13 @@ import sys
 from typing import Any
 
 from absl import flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from command_line import Flag, command, define, describe, described, parse, refuse
+from compilation_cache import use_compilation_cache
 from palette import STYLES
-from settings import GROUPS, PROCESS_FLAGS, given_settings, use_compilation_cache
+from settings import GROUPS, PROCESS_FLAGS, given_settings
 
 PLAN = (
     Flag("methods", "list", ",".join(STYLES), "the methods to compare"),

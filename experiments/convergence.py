@@ -9,6 +9,9 @@ import sys
 from typing import Any
 
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from claims import conclude
 from command_line import Flag, command, define, describe, described, parse, refuse
 

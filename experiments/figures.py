@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import GREY, in_order, line_of
 

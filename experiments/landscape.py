@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from command_line import Flag, command, define, describe, described, parse, refuse
+from compilation_cache import use_compilation_cache
 from palette import BLUE, ORANGE, VERMILLION
-from settings import use_compilation_cache
 
 TABLE = (
     Flag("run", "path", None, "folder of a run with a checkpoint"),

@@ -17,6 +17,9 @@ import jax
 import numpy as np
 import optax
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from claims import Claim, conclude, interval, share, write_csv
 from command_line import Flag, command, define, describe, described, parse, refuse
 from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, mirrored, on_sides, run

@@ -1,7 +1,6 @@
 """The flags that describe a run, for the scripts that train: their groups, defaults and help."""
 
 import os
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -125,14 +124,3 @@ def given_settings(values: flags.FlagValues) -> dict[str, Any]:
         if given.get(name):
             given[name] = os.path.abspath(str(given[name]))
     return given
-
-
-def use_compilation_cache(wanted: bool) -> None:
-    """Keeps compiled programs for later processes: where JAX's own setting says, or in a folder of ours."""
-    import jax
-
-    jax.config.update("jax_enable_compilation_cache", wanted)
-    if wanted and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsgd_jax"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

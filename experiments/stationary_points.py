@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from claims import Claim, conclude, write_csv
 from command_line import Flag, command, define, describe, described, parse, refuse
 from palette import STYLES, line_of

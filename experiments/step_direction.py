@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from claims import Claim, conclude, write_csv
 from command_line import Flag, command, define, describe, described, parse, refuse
 

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from claims import Claim, table
 from command_line import Flag, command, define, describe, described, parse, refuse
 

@@ -23,10 +23,15 @@ import sys
 from typing import Any
 
 from absl import flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from command_line import command, define, describe, described, parse, refuse
-from settings import GROUPS, given_settings, use_compilation_cache
+from compilation_cache import use_compilation_cache
+from settings import GROUPS, given_settings
 
 FLAGS = flags.FLAGS
+LONGEST_WAIT = 10**6  # seconds
 
 define(FLAGS, itertools.chain(*GROUPS.values()))
 
@@ -51,6 +56,8 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--resume needs to know the run: add its --workdir")
     if FLAGS.elastic and not FLAGS.resume:
         return refuse(argv, "--elastic is for runs that go on: add --resume and the run's --workdir")
+    if not 0 < FLAGS.connect_timeout <= LONGEST_WAIT:
+        return refuse(argv, f"--connect_timeout={FLAGS.connect_timeout}: must lie between 0 and {LONGEST_WAIT:,}")
 
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training import joining

@@ -142,6 +142,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "other workers of a run that begins": (["--elastic"], ["--elastic", "add --resume"]),
     "no time for heartbeats": (["--heartbeat_timeout=0", "--num_processes=2"], ["--heartbeat_timeout=0", "at least 1"]),
     "resuming where nothing is": (["--resume"], ["--resume", "there is no run in"]),
+    "a wait without end": (["--connect_timeout=inf"], ["--connect_timeout=inf", "between 0 and 1,000,000"]),
+    "no wait": (["--connect_timeout=0"], ["--connect_timeout=0.0"]),
+    "a wait that is no number": (["--connect_timeout=nan"], ["--connect_timeout=nan"]),
+    "a seed that is no number": (["--seed=nan"], ["--seed=nan"]),
     "a whole number that is none": (["--steps=many"], ["--steps=many"]),
     "a fraction of a step": (["--steps=1.5"], ["--steps=1.5"]),
     "a number that is none": (["--local_pull=weak"], ["--local_pull=weak"]),
@@ -252,7 +256,7 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
     write_json(tmp_path / "config.json", {"workdir": str(tmp_path)})
     (tmp_path / part).symlink_to("/proc/self/fd")  # where not even root makes files
     message = refused(capfd, f"--workdir={tmp_path}", "--resume")
-    assert f"cannot write to --workdir={tmp_path}, in {part} (" in message
+    assert f"cannot write to {tmp_path / part} (" in message
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", part}
 
 
@@ -318,6 +322,19 @@ def test_resuming_with_other_settings_is_told(tmp_path: Path, capfd: pytest.Capt
     message = refused(capfd, "--resume", f"--workdir={tmp_path}", "--groups=4")
     assert "--groups was 2, is 4" in message
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.json", saved)]
+
+
+def test_each_run_has_a_default_workdir_of_its_own_with_a_name_that_file_systems_take(tmp_path: Path) -> None:
+    text = tmp_path / ("é" * 110 + ".txt")
+    train.FLAGS(["train.py"])
+    names = {train._default_workdir() for _ in range(20)}
+    train.FLAGS(["train.py", f"--text_file={text}"])
+    names |= {train._default_workdir() for _ in range(20)}
+    train.FLAGS(["train.py", "--dataset=wiki40b/en"])
+    names.add(train._default_workdir())
+    assert len(names) == 41
+    assert all(name.startswith("runs/") and name.count("/") == 1 for name in names)
+    assert max(len(Path(name).name.encode()) for name in names) <= 255
 
 
 def test_without_a_workdir_a_mistake_leaves_no_runs_folder(

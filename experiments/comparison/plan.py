@@ -10,6 +10,7 @@ from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial, finished
+from lsgd_jax.training.checks import check_jax
 from lsgd_jax.training.conditions import check_conditions
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
@@ -112,6 +113,7 @@ def make_plan(
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
+    check_jax()
     if unknown := [method for method in methods if method not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r} in --methods: choose from {', '.join(METHODS)}")
     if not methods:

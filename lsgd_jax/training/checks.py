@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
 from lsgd_jax.training.asynchronous import check_asynchronous
@@ -13,6 +15,16 @@ from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.workdir import check_workdir, make_writable, read_config
+
+
+def check_jax() -> None:
+    """Refuses a JAX that no run can be trained with.
+
+    Raises:
+      InputError: how it is set.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise InputError("JAX_DISABLE_JIT is set, but rounds are compiled before they are trained: unset it")
 
 
 def check_settings(
@@ -29,6 +41,7 @@ def check_settings(
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
+    check_jax()
     check_config(config)
     check_asynchronous(config, make_method(config), resume=resume)
     make_factor(config)

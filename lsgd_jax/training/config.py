@@ -109,8 +109,13 @@ class Config:
 
     @property
     def loader_process_count(self) -> int:
-        """Processes that decode streamed images: by default one a CPU core, at most 16."""
-        return min(16, os.cpu_count() or 1) if self.loader_processes is None else self.loader_processes
+        """Processes that decode streamed images: by default one a CPU core that this one may use, at most 16."""
+        return min(16, usable_cores()) if self.loader_processes is None else self.loader_processes
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use: a scheduler may have given it a part of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_config(config: Config) -> None:

@@ -80,8 +80,9 @@ def devices() -> list[jax.Device]:
         found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         told = os.environ.get("JAX_PLATFORMS", "")
+        why = f" ({first_line(error)})" if str(error) else ""
         raise InputError(
-            f"JAX finds no device for JAX_PLATFORMS={told} ({first_line(error)}): unset it, or install what it needs"
+            f"JAX finds no device for JAX_PLATFORMS={told}{why}: unset it, or install what it needs"
         ) from error
     names = hosts()
     return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))

@@ -1,0 +1,61 @@
+"""Compiled programs that are kept for the next run."""
+
+import os
+import pathlib
+import re
+import warnings
+from typing import Any
+
+DAMAGED = "Error reading persistent compilation cache entry for '(.+?)': "
+
+
+def use_compilation_cache(wanted: bool) -> None:
+    """Keeps compiled programs for later processes: where JAX's own setting says, or in a folder of ours.
+
+    One that cannot be read is compiled and kept anew; JAX would warn of it, and compile it, in each process.
+    """
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", wanted)
+    if not wanted:
+        return
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder:
+        folder = _own_folder()
+        if folder is None:
+            return
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    _remove_what_is_damaged(pathlib.Path(folder))
+
+
+def _own_folder() -> str | None:
+    """In the user's cache; a line tells if that cannot be, and None is returned."""
+    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.training.files import expanded
+    from lsgd_jax.training.processes import say
+    from lsgd_jax.training.workdir import make_writable
+
+    try:
+        folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lsgd_jax"
+        make_writable(folder, "compilation_cache")
+    except InputError as error:
+        say(f"warning: compiled programs are not kept for the next run: {error}")
+        return None
+    return str(folder)
+
+
+def _remove_what_is_damaged(folder: pathlib.Path) -> None:
+    """Has each program that JAX warns of removed, before it is compiled: JAX never writes over one."""
+    show = warnings.showwarning
+
+    def remove(message: Any, *more: Any, **about: Any) -> None:
+        found = re.match(DAMAGED, str(message))
+        if found is None:
+            return show(message, *more, **about)
+        for path in folder.iterdir():
+            if path.name.startswith(f"{found[1]}-"):  # and a digest that JAX does not tell
+                path.unlink(missing_ok=True)
+
+    warnings.filterwarnings("always", DAMAGED)
+    warnings.showwarning = remove
