@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "stale_local_pull": 0.02,
     "eval_every": 10,
     "checkpoint_every": 12,
+    "schedule": "cosine",
 }
 METRICS = {
     "step", "seconds", "bytes_communicated", "train_loss", "validation_loss", "validation_error", "test_loss",
@@ -220,7 +221,7 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused_and_nothing_is_changed(
 
 
 def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
-    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
@@ -228,6 +229,7 @@ def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
     (workdir / "summary.json").unlink()
     summary = train(load_config(str(workdir), {"steps": 48}, resume=True), resume=True)
     assert summary["step"] == 48
+    assert "note: --steps was 60, is 48: the cosine ends there" in capsys.readouterr().out
     assert summary["train_loss"] is not None
     assert [row["step"] for row in read_metrics(workdir)] == [10, 20, 30, 40, 48]
 

@@ -1,5 +1,6 @@
 """The learning rate over steps: the same for all workers, whatever becomes of them."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -16,7 +17,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import BASE_OPTIMIZERS, base_optimizer
 from lsgd_jax.training.records import read_metrics
-from lsgd_jax.training.schedules import follow_factor, make_factor, see, start_plateau
+from lsgd_jax.training.schedules import follow_factor, make_factor, see, start_plateau, what_changes
 from lsgd_jax.training.trainer import train
 
 
@@ -131,3 +132,19 @@ def test_a_run_that_saturates_goes_on_with_a_tenth_of_the_rate_also_when_it_is_r
     assert "step 10: validation loss saturates, learning rate × 0.01" in capsys.readouterr().err
     rows = [[{**row, "seconds": 0} for row in read_metrics(folder)] for folder in (whole, parts)]
     assert json.dumps(rows[0]) == json.dumps(rows[1])
+
+
+def test_another_number_of_steps_is_told_by_what_it_does_to_the_learning_rate() -> None:
+    cosine, plateau = Config("x", schedule="cosine", steps=40), Config("x", schedule="plateau", steps=40)
+    told = what_changes(cosine, dataclasses.replace(cosine, steps=80), 20)
+    assert told is not None
+    assert "--steps was 40, is 80" in told
+    assert "jumps from 0.5 to 0.854 of its value" in told  # (1 + cos(π / 2)) / 2 and (1 + cos(π / 4)) / 2
+    told = what_changes(plateau, dataclasses.replace(plateau, steps=80), 20)
+    assert told is not None
+    assert "were 2 steps apart, are 4" in told
+    assert "--eval_every=2 keeps it" in told
+    for config in (cosine, plateau, Config("x", steps=40)):
+        assert what_changes(config, config, 20) is None
+    assert what_changes(plateau, dataclasses.replace(plateau, steps=80, eval_every=2), 20) is None
+    assert what_changes(Config("x", steps=40), Config("x", steps=80), 20) is None

@@ -67,6 +67,22 @@ def make_factor(config: Config) -> Factor:
     return lambda step: warm(step) * decay(step)
 
 
+def what_changes(before: Config, now: Config, step: int) -> str | None:
+    """What another number of steps does to the learning rate of a run that goes on at a step, in a line; or None."""
+    if before.schedule == "cosine" and before.steps != now.steps:
+        then, soon = (float(make_factor(config)(jnp.asarray(step))) for config in (before, now))
+        return (
+            f"--steps was {before.steps}, is {now.steps}: the cosine ends there, "
+            f"and the learning rate jumps from {then:.3g} to {soon:.3g} of its value"
+        )
+    if before.schedule == "plateau" and before.evaluation_period != now.evaluation_period:
+        return (
+            f"evaluations were {before.evaluation_period} steps apart, are {now.evaluation_period}: "
+            f"--plateau_patience={now.plateau_patience} counts them; --eval_every={before.evaluation_period} keeps it"
+        )
+    return None
+
+
 def drop_steps(config: Config) -> tuple[int, ...]:
     """The steps of --drop_at: each is the first with a tenth of the rate before it.
 

@@ -28,12 +28,12 @@ from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import Records, open_records, read_leaders, read_metrics
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
-from lsgd_jax.training.schedules import see
+from lsgd_jax.training.schedules import see, what_changes
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import locked, on_full_disk, read_config
+from lsgd_jax.training.workdir import check_parts, locked, on_full_disk, read_config
 
 
 class Position(NamedTuple):
@@ -108,6 +108,7 @@ def train(
         return summary
     with contextlib.ExitStack() as held:
         processes.from_main(lambda: held.enter_context(locked(workdir)))
+        processes.from_main(lambda: check_parts(workdir))
         held.enter_context(on_full_disk(workdir))
         return _train(
             config, source, conditions, workdir, resume=resume, profile_dir=profile_dir, stop=stop, figures=figures
@@ -138,9 +139,12 @@ def _train(
         processes.from_main(keep_settings)
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(config, run, checkpoints)
+        changes = processes.from_main(lambda: what_changes(Config(**read_config(workdir)), config, start.step))
         processes.from_main(keep_settings)
         if resume:
             processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
+            if changes:
+                processes.say(f"note: {changes}")
         with contextlib.closing(open_records(workdir, start.step)) as records:
             end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
         saved = checkpoints.latest_step() or 0

@@ -62,27 +62,40 @@ def _counts(path: pathlib.Path) -> bool:
 
 
 def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
-    """Makes the folder that a flag names, and tries to write there, and to what a run has left there.
+    """Makes the folder that a flag names, and tries to write there.
 
     Raises:
       InputError: if that fails.
     """
     if reason := why_not_local(folder):
         raise InputError(f"--{flag}={folder}: {reason}")
-    place = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, *filter(os.path.lexists, map(folder.joinpath, FOLDERS))):
-            probe = place / PROBE
-            probe.touch()
-            probe.unlink()
-        for place in filter(os.path.lexists, map(folder.joinpath, RECORDS)):
-            place.open("ab").close()
+        _probe(folder)
     except OSError as error:
-        where = "" if place == folder else f", in {place.name}"
-        raise InputError(
-            f"cannot write to --{flag}={folder}{where} ({error.strerror}): choose another folder"
-        ) from error
+        raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
+
+
+def check_parts(workdir: pathlib.Path) -> None:
+    """Tries to write to what a run has left that is to go on.
+
+    Raises:
+      InputError: if that fails.
+    """
+    for name in filter(lambda name: os.path.lexists(workdir / name), (*FOLDERS, *RECORDS)):
+        try:
+            if name in FOLDERS:
+                _probe(workdir / name)
+            else:
+                (workdir / name).open("ab").close()
+        except OSError as error:
+            raise InputError(f"cannot write to {workdir / name} ({error.strerror}): make that possible") from error
+
+
+def _probe(folder: pathlib.Path) -> None:
+    probe = folder / PROBE
+    probe.touch()
+    probe.unlink()
 
 
 @contextlib.contextmanager
