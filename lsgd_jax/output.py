@@ -10,18 +10,31 @@ from typing import Any, TextIO
 
 # A pipe that nobody reads any more, a terminal that was closed, a connection that was, a descriptor that was.
 GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.EBADF)
+# A file of what is printed for which there is no room: the run may still have some, elsewhere.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Lasting(io.FileIO):
     """Writes what can still be read, and drops the rest."""
 
+    _told = False
+
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno in FULL:
+                self._tell(error)
+            elif error.errno not in GONE:
                 raise
             return memoryview(data).nbytes
+
+    def _tell(self, error: OSError) -> None:
+        """Once, on standard error."""
+        if self.fileno() == 1 and not self._told:
+            self._told = True
+            with contextlib.suppress(OSError):
+                os.write(2, f"standard output cannot be written ({error.strerror}): going on without\n".encode())
 
 
 def make_output_last() -> None:

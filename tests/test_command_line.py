@@ -262,7 +262,8 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
 
 def test_a_workdir_whose_name_is_no_text_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     message = refused(capfd, "--workdir=" + os.fsdecode(bytes(tmp_path / "run") + b"\xff"))
-    assert f"--workdir={tmp_path}/run\\udcff: must be UTF-8" in message
+    assert f"--workdir={tmp_path}/run" in message
+    assert "must be UTF-8" in message
     assert list(tmp_path.iterdir()) == []
 
 
