@@ -66,7 +66,9 @@ def provenance() -> dict[str, Any]:
 
 def write_results(path: pathlib.Path, results: Any) -> None:
     """Writes JSON, with its `provenance`."""
-    path.write_text(json.dumps({**provenance(), "results": results}, indent=1) + "\n")
+    from lsgd_jax.training.files import write_whole
+
+    write_whole(path, json.dumps({**provenance(), "results": results}, indent=1) + "\n")
 
 
 def as_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,5 +1,6 @@
 """Compiled programs that are kept for the next run."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ def use_compilation_cache(wanted: bool) -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", wanted)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
     if not wanted:
         return
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -53,9 +55,10 @@ def _remove_what_is_damaged(folder: pathlib.Path) -> None:
         found = re.match(DAMAGED, str(message))
         if found is None:
             return show(message, *more, **about)
-        for path in folder.iterdir():
-            if path.name.startswith(f"{found[1]}-"):  # and a digest that JAX does not tell
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's
+            for path in folder.iterdir():
+                if path.name.startswith(f"{found[1]}-"):  # and a digest that JAX does not tell
+                    path.unlink(missing_ok=True)
 
     warnings.filterwarnings("always", DAMAGED)
     warnings.showwarning = remove

@@ -56,8 +56,10 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--resume needs to know the run: add its --workdir")
     if FLAGS.elastic and not FLAGS.resume:
         return refuse(argv, "--elastic is for runs that go on: add --resume and the run's --workdir")
-    if not 0 < FLAGS.connect_timeout <= LONGEST_WAIT:
-        return refuse(argv, f"--connect_timeout={FLAGS.connect_timeout}: must lie between 0 and {LONGEST_WAIT:,}")
+    waits: dict[str, Any] = {name: FLAGS[name].value for name in ("connect_timeout", "heartbeat_timeout")}
+    for name, seconds in waits.items():
+        if not 0 < seconds <= LONGEST_WAIT:
+            return refuse(argv, f"--{name}={seconds}: must be more than 0 and at most {LONGEST_WAIT:,}")
 
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.training import joining

@@ -51,8 +51,6 @@ def connect(
     stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
-    if heartbeat_timeout < 1:
-        raise InputError(f"--heartbeat_timeout={heartbeat_timeout}: must be at least 1")
     local = address is not None and _is_loopback(_host_and_port(address)[0])
     if address is not None and number == 0:
         _check_port(address)
@@ -78,7 +76,7 @@ def connect(
             _keep_gloo_on_loopback()
         processes.introduce()
         _choose_gpus()
-        jax.devices()  # now: it waits for all processes
+        processes.devices()  # now: it waits for all processes
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
