@@ -10,7 +10,6 @@ save and end. Where this machine has NVIDIA GPUs, each process gets its share of
 import argparse
 import contextlib
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -24,6 +23,8 @@ from typing import IO, NamedTuple, NoReturn
 
 from lsgd_jax import gpus, proxies
 from lsgd_jax.output import lasting_output
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.files import expanded
 from lsgd_jax.training.stopping import LAUNCHER, SIGNALS, heard_signals
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
@@ -88,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.path.isfile(options.script):
         parser.error(f"there is no script {options.script}: name one after the flags of the launcher")
     given = _value_in(options.flags, "workdir")
-    workdir = None if given is None else pathlib.Path(given).expanduser()
+    try:
+        workdir = None if given is None else expanded(given)
+    except InputError as error:
+        parser.error(str(error))
     if options.max_restarts and workdir is None:
         parser.error("--max_restarts has to know where the run is: give the script a --workdir")
     if options.elastic and not options.max_restarts:

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import flagsaver
 from settings import PROCESS_FLAGS
 
-from lsgd_jax import load_center
+from lsgd_jax import launch, load_center
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
@@ -259,6 +259,20 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
     message = refused(capfd, f"--workdir={tmp_path}", "--resume")
     assert f"cannot write to {tmp_path / part} (" in message
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", part}
+
+
+def test_where_nobody_has_a_home_a_path_from_there_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    for flag in ("workdir", "data_dir", "text_file", "profile_dir"):
+        assert f"--{flag}=~/x: there is no home directory" in refused(capfd, f"--{flag}=~/x").replace(": ~/x", "", 1)
+    with pytest.raises(SystemExit, match="2"):
+        launch.main(["--processes=1", str(SCRIPT), "--workdir=~/x"])
+    assert capfd.readouterr().err.startswith("launch: error: ~/x: there is no home directory")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_workdir_whose_name_is_no_text_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

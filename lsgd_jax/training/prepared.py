@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def _versions_in(name: str, data_dir: str | None) -> list[str]:
     """What a folder has of a set, in any configuration and version, as --dataset takes it."""
     import tensorflow_datasets as tfds
 
-    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))  # raises nothing without a home
     base = re.split("[:/]", name)[0]
     prepared = (folder / base).rglob("dataset_info.json") if re.fullmatch(r"\w+", base) else []
     places = sorted(path.parent.relative_to(folder).parts for path in prepared)
