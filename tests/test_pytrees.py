@@ -107,6 +107,23 @@ def trained_on_nothing(method: str) -> Any:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_narrow_numbers_beside_others_stay_what_they_are_under_strict_promotion_too(method: str) -> None:
+    dtypes = (jnp.float8_e4m3fn, jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64)
+    tree = {dtype.__name__: jnp.ones((4, 3), dtype) for dtype in dtypes}
+
+    def run(params: Any) -> Any:
+        transform, optimizer = periodic(METHODS[method]()), METHODS[method]()
+        state = transform.init(params)
+        updates, state = transform.update(params, state, params, value=params["float32"][0])
+        return optax.apply_updates(params, updates), optimizer.center(params, state.inner, Axes())
+
+    for promotion in ("standard", "strict"):
+        with jax.numpy_dtype_promotion(promotion), jax.numpy_rank_promotion("raise"):
+            for after in jax.eval_shape(in_lanes(run, GROUPS), tree):
+                assert {name: leaf.dtype for name, leaf in after.items()} == {k: v.dtype for k, v in tree.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_parameters_and_state_can_be_donated(method: str) -> None:
     optimizer = METHODS[method]()
     transform = periodic(optimizer)

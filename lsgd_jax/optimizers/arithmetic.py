@@ -30,6 +30,8 @@ def norm(tree: Any) -> jax.Array:
     sizes = [jnp.abs(leaf) for leaf in jax.tree.leaves(widened(tree))]
     if not sizes:
         return jnp.zeros([])
+    widest = max((size.dtype for size in sizes), key=lambda dtype: dtype.itemsize)
+    sizes = [size.astype(widest) for size in sizes]
     largest = jnp.stack([size.max(initial=0) for size in sizes]).max()
     unit = jnp.where(largest > 0, largest, 1)
     return unit * jnp.sqrt(sum(jnp.square(size / unit).sum() for size in sizes))

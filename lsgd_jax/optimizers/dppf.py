@@ -65,7 +65,7 @@ def dppf(
         # Workers that are all at one point differ from their mean by rounding, which is no direction.
         apart = distance > 10 * _rounding(params) * norm(average)
         kept = 1 - pull + jnp.where(apart, push / distance, 0)
-        moved = leafwise(lambda x, m: m + kept * (x - m), params, average)
+        moved = leafwise(lambda x, m: m + kept.astype(x.dtype) * (x - m), params, average)
         return moved_by_mean(params, state, average, moved)
 
     return DistributedOptimizer(

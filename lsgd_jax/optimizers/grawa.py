@@ -109,6 +109,6 @@ def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ..
     average = mean(weight, axis_name)
     workers = lax.axis_size(axis_name)
     share = weight / average / workers  # they sum to 1, and so nothing overflows
-    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share * x, 0), widened(params))
+    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share.astype(x.dtype) * x, 0), widened(params))
     total = jax.tree.map(lambda m: jnp.where(average > 0, workers * m, jnp.nan), mean(weighted, axis_name))
     return optax.tree.cast_like(total, params)

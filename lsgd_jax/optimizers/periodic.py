@@ -46,7 +46,8 @@ def periodic(
 
     A communication leads exactly to where the method says but for the rounding of the
     addition that optax ends with: to within half a unit in the last place of what a
-    parameter was before. Updates of 16-bit parameters are float32, so that they lose nothing.
+    parameter was before. Updates of 16-bit parameters are float32, so that they lose nothing
+    (but under strict promotion of dtypes, where optax could not add them).
 
     A worker whose parameters are no longer finite never leads, enters no mean and never
     spreads (except with `data_parallel`), but it stays lost: optax only adds updates, and
@@ -143,7 +144,13 @@ def _communicate(
 
 
 def _widened(update: jax.Array) -> jax.Array:
-    return update.astype(sum_dtype(update.dtype)) if is_inexact(update) else update
+    """In float32 or wider, where JAX lets optax add it to a narrower parameter: not to float8, nor if it is strict."""
+    if not is_inexact(update):
+        return update
+    try:
+        return update.astype(jnp.promote_types(update.dtype, sum_dtype(update.dtype)))
+    except ValueError:
+        return update
 
 
 def _check_own(name: str, tree: Any, axes: Axes) -> None:
