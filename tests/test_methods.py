@@ -123,27 +123,28 @@ def test_an_argument_that_is_traced_or_no_number_is_refused_by_name(method: str)
                 make(method, **{name: wrong})
 
 
-# Those of optax whose state begins with the parameters, and some whose state does not.
-KEEPS = ("schedule_free_sgd", "mechanize", "madgrad", "cocob", "dog", "prodigy")
-FORGETS = ("muon", "ademamix", "reduce_on_plateau", "momo")
+# Those of optax that compute where to go from parameters that they keep, and some that do not.
+ANCHORED = ("schedule_free_sgd", "mechanize", "madgrad", "cocob", "sam")
+FREE = ("muon", "ademamix", "reduce_on_plateau", "momo", "dog", "prodigy")
+ARGUMENTS = {"mechanize": (optax.sgd(0.1),), "sam": (optax.sgd(0.1), optax.sgd(0.1))}
+ARGUMENTS |= dict.fromkeys(("cocob", "reduce_on_plateau", "prodigy"), ())
 
 
 @pytest.mark.parametrize("method", [*REFERENCES, "lsgd", "data_parallel"])
-def test_a_base_that_keeps_parameters_is_refused_where_communications_move_them(method: str) -> None:
+def test_a_base_that_computes_from_parameters_it_keeps_is_refused_where_communications_move_them(method: str) -> None:
     def init(base: optax.GradientTransformation) -> Any:
         optimizer = getattr(lsgd_jax, method)(base, **NEEDED.get(method, {}))
         return jax.eval_shape(in_lanes(lambda params: optimizer.init(params, lsgd_jax.Axes()), 1), np.ones((2, 3, 4)))
 
-    for name in KEEPS:
-        arguments = {"mechanize": (optax.sgd(0.1),), "prodigy": (), "cocob": ()}.get(name, (0.1,))
-        base = getattr(optax.contrib, name)(*arguments)
+    for name in ANCHORED:
+        base = optax.chain(optax.clip(1.0), getattr(optax.contrib, name)(*ARGUMENTS.get(name, (0.1,))))
         if method in ("independent", "data_parallel"):
             init(base)  # nothing but its own steps moves a worker
         else:
-            with pytest.raises(ValueError, match="keeps parameters in its state"):
+            with pytest.raises(ValueError, match="computes from parameters that it keeps"):
                 init(base)
-    for name in FORGETS:
-        init(getattr(optax.contrib, name)(*(() if name == "reduce_on_plateau" else (0.1,))))
+    for name in FREE:
+        init(getattr(optax.contrib, name)(*ARGUMENTS.get(name, (0.1,))))
     init(optax.inject_hyperparams(optax.adamw)(optax.cosine_decay_schedule(0.1, 9)))
     init(optax.MultiSteps(optax.lamb(0.1), 2).gradient_transformation())
 

@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
@@ -14,7 +16,7 @@ from method_cases import TYPICAL
 from regression import GROUPS, WORKERS, flattened, in_lanes, laid_out, loss_of, make_problem, mesh_of, scanned
 
 import lsgd_jax
-from lsgd_jax import GROUP, WORKER, DistributedOptimizer, periodic
+from lsgd_jax import GROUP, WORKER, Axes, DistributedOptimizer, periodic
 
 METHODS: dict[str, DistributedOptimizer] = {
     "lsgd": lsgd_jax.lsgd(optax_sgd(), local_period=2, global_period=4, stale_global_pull=0.1),
@@ -103,7 +105,59 @@ def test_gradients_and_scores_that_have_been_summed_are_refused() -> None:
         loss = lax.pmean(loss, ("group", "worker")) if own_gradient else loss
         return transform.update(grads, transform.init(own), own, value=loss)[0]
 
-    with pytest.raises(ValueError, match="grads are the same for all workers"):
+    with pytest.raises(ValueError, match=r"grads\['b'\] is the same for all workers"):
         jax.eval_shape(on_mesh(partial(step, own_gradient=False)), ONE, PROBLEM.batches)
     with pytest.raises(ValueError, match="value is the same for all workers"):
         jax.eval_shape(on_mesh(partial(step, own_gradient=True)), ONE, PROBLEM.batches)
+
+
+def test_a_leaf_that_is_shared_beside_others_is_named_with_the_line_to_write() -> None:
+    transform = periodic(METHODS["easgd"])
+
+    def init(params: Any, batches: Any) -> Any:
+        params = params | {"w": jax.lax.pcast(params["w"], ("group", "worker"), to="varying")}
+        return transform.init(params).inner.center, batches
+
+    line = r"write params\['b'\] = jax\.lax\.pcast\(params\['b'\], \('group', 'worker'\), to=\"varying\"\)"
+    with pytest.raises(ValueError, match=line):
+        jax.eval_shape(on_mesh(init), ONE, PROBLEM.batches)
+
+
+def test_what_does_not_learn_may_be_shared() -> None:
+    transform = periodic(METHODS["easgd"])
+
+    def center(params: Any, batches: Any) -> Any:
+        own = {"w": jax.lax.pcast(params["w"], ("group", "worker"), to="varying"), "table": params["table"]}
+        grads = {"w": own["w"] - batches.inputs[0, 0, 0], "table": jnp.zeros_like(own["table"])}
+        updates, _ = transform.update(grads, transform.init(own), own)
+        return optax.apply_updates(own, updates)
+
+    params = {"w": jnp.ones(2), "table": jnp.arange(3)}
+    after = on_mesh(center)(params, PROBLEM.batches)
+    np.testing.assert_array_equal(after["table"], np.tile(np.arange(3), (6, 1)))
+
+
+def test_who_drives_a_method_directly_is_refused_too() -> None:
+    optimizer = METHODS["data_parallel"]
+
+    def step(params: Any, batches: Any) -> Any:
+        grads = jax.grad(loss_of)(params, jax.tree.map(lambda leaf: leaf[0], batches))
+        return optimizer.reduce_gradients(grads, Axes())
+
+    with pytest.raises(ValueError, match=r"grads\['b'\] is the same for all workers"):
+        jax.eval_shape(on_mesh(step), ONE, PROBLEM.batches)
+    with pytest.raises(ValueError, match="pcast"):
+        jax.eval_shape(on_mesh(lambda params, batches: optimizer.init(params, Axes())), ONE, PROBLEM.batches)
+
+
+def test_parameters_that_are_split_by_hand_over_a_further_axis_are_refused() -> None:
+    split = PartitionSpec((GROUP, WORKER, "fsdp"))
+
+    def init(params: Any) -> Any:
+        return periodic(METHODS["grawa"]).init(params).inner.norms.values
+
+    mapped = jax.shard_map(init, mesh=workers_of_two_devices(), in_specs=split, out_specs=split)
+    with pytest.raises(
+        ValueError, match=r"split over \['fsdp'\] besides the workers' axes: leave these to the compiler"
+    ):
+        jax.eval_shape(mapped, jnp.ones(16))

@@ -5,8 +5,13 @@ axis of `jax.vmap`, or a tuple that mixes both, outermost first. Every function
 must be called where the axes are bound.
 """
 
-from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName, check_bound, shared_over
-from lsgd_jax.collectives.broadcast import BroadcastMethod, broadcast_from_leader, check_broadcast_method
+from lsgd_jax.collectives.axes import GROUP, WORKER, AxisName, check_bound, tracked_axes, varies_over
+from lsgd_jax.collectives.broadcast import (
+    BroadcastMethod,
+    broadcast_from_first,
+    broadcast_from_leader,
+    check_broadcast_method,
+)
 from lsgd_jax.collectives.election import Leader, elect_leader
 from lsgd_jax.collectives.mean import mean
 from lsgd_jax.collectives.sums import is_inexact, power_share, sum_dtype
@@ -18,6 +23,7 @@ __all__ = [
     "AxisName",
     "BroadcastMethod",
     "Leader",
+    "broadcast_from_first",
     "broadcast_from_leader",
     "check_bound",
     "check_broadcast_method",
@@ -26,6 +32,7 @@ __all__ = [
     "is_inexact",
     "mean",
     "power_share",
-    "shared_over",
     "sum_dtype",
+    "tracked_axes",
+    "varies_over",
 ]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 GROUP = "group"
@@ -51,18 +50,13 @@ def compiler_axes() -> tuple[str, ...]:
     return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1)
 
 
-def shared_over(array: jax.Array, axis_name: AxisName) -> tuple[str, ...]:
-    """The axes over which an array's type says that it is the same on all devices.
+def varies_over(array: jax.Array) -> frozenset[str]:
+    """The axes of a mesh over which an array's type says that it may differ."""
+    kind: Any = jax.typeof(array)
+    return kind.mat.varying
 
-    Only `jax.shard_map` keeps track of that, unless it is told check_vma=False.
-    """
 
-    def varying(x: jax.Array) -> frozenset[str]:
-        kind: Any = jax.typeof(x)
-        return kind.mat.varying
-
-    return tuple(
-        name
-        for name in device_axes(axis_name)
-        if name in varying(lax.axis_index(name)) and name not in varying(jnp.asarray(array))
-    )
+def tracked_axes() -> frozenset[str]:
+    """The axes of which types say what varies over them: in `jax.shard_map`, unless it is told check_vma=False."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return varies_over(lax.axis_index(mesh.manual_axes)) if mesh.manual_axes else frozenset()

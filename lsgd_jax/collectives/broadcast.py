@@ -93,6 +93,23 @@ def broadcast_from_leader(
     return jax.tree.unflatten(structure, map(from_reals, heard, arrays))
 
 
+def broadcast_from_first(tree: Any, axis_name: AxisName) -> Any:
+    """Gives every worker the tree of the first: a value that is the same on all devices, by its type too.
+
+    Args:
+      tree: pytree of small arrays, each of which travels by itself; any dtypes.
+      axis_name: the axis or axes; the first worker is that of index 0.
+    """
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        reals = as_reals(leaf)
+        bits = as_bits(reals)
+        of_first = lax.psum(jnp.where(lax.axis_index(axis_name) == 0, bits, jnp.zeros_like(bits)), axis_name)
+        return from_reals(from_bits(of_first, reals.dtype), leaf)
+
+    return jax.tree.map(of_leaf, tree)
+
+
 def check_broadcast_method(name: str, method: str) -> None:
     """Raises ValueError, which names the argument, unless `method` is "psum" or "ring"."""
     if method not in ("psum", "ring"):

@@ -16,8 +16,8 @@ from lsgd_jax.collectives.wire import by_dtype
 def mean(tree: Any, axis_name: AxisName, *, where: ArrayLike = True) -> Any:
     """Averages the floating-point and complex leaves of a tree over the workers for which `where` holds.
 
-    Sums are taken in float32, or in the leaf's own dtype where that is wider, and of
-    shares so small that none overflows: the mean of finite numbers is finite. Lanes of
+    Numbers are summed, and travel, in float32 or their own dtype where it is wider, in
+    shares so small that nothing overflows: the mean of finite numbers is finite. Lanes of
     a device are summed first; then one message for each dtype of sums goes around the
     devices.
 

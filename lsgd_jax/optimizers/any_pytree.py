@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgd_jax.collectives import is_inexact
-from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, Outcome
+from lsgd_jax.collectives import broadcast_from_first, is_inexact
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    Outcome,
+    keep_gradients,
+)
+from lsgd_jax.optimizers.own import check_own_grads, check_own_params
 
 P = ParamSpec("P")
 
@@ -19,10 +26,12 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
 
     The method, its base optimizer included, sees the floating-point and complex leaves
     alone. In place of others (integers, booleans) it finds None, which is no leaf: they
-    have no gradient and no mean, so each worker keeps its own, and nothing of them is sent.
+    have no gradient and no mean, so each worker keeps its own. The center has the first
+    worker's.
 
     What `init` and `center` return shares no buffer with their arguments, so that
-    parameters and state can be donated.
+    parameters and state can be donated. Parameters and gradients that are known to be one
+    copy for all workers are refused by a ValueError.
     """
 
     @functools.wraps(factory)
@@ -34,7 +43,12 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
 
 def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
     def init(params: optax.Params, axes: Axes) -> Any:
+        check_own_params(params, axes)
         return _apart_from(params, method.init(_taken(params, params), axes))
+
+    def reduce_gradients(grads: optax.Updates, axes: Axes) -> optax.Updates:
+        check_own_grads(grads, axes)
+        return method.reduce_gradients(grads, axes)
 
     def update(
         grads: optax.Updates, state: Any, params: optax.Params, *, value: Any, **extra: Any
@@ -43,7 +57,9 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
         return _put_back(updates, jax.tree.map(jnp.zeros_like, params)), state
 
     def center(params: optax.Params, state: Any, axes: Axes) -> optax.Params:
-        return _apart_from((params, state), _put_back(method.center(_taken(params, params), state, axes), params))
+        fixed = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, params)
+        found = method.center(_taken(params, params), state, axes)
+        return _apart_from((params, state), _put_back(found, broadcast_from_first(fixed, axes.all)))
 
     def restart(params: optax.Params, state: Any) -> Any:
         return method.restart(_taken(params, params), state)
@@ -56,7 +72,9 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
         return communication._replace(apply=apply)
 
     communications = tuple(map(serving, method.communications))
-    return method._replace(init=init, update=update, center=center, restart=restart, communications=communications)
+    served = method._replace(init=init, update=update, center=center, restart=restart, communications=communications)
+    # The name of the identity tells that workers step apart.
+    return served if method.reduce_gradients is keep_gradients else served._replace(reduce_gradients=reduce_gradients)
 
 
 def _taken(tree: Any, like: Any) -> Any:

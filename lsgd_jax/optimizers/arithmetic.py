@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgd_jax.collectives import sum_dtype
+from lsgd_jax.collectives import is_inexact, sum_dtype
 
 
 def widened(tree: Any) -> Any:
-    """The tree in float32, or in its leaves' own dtypes where they are wider."""
-    return jax.tree.map(lambda leaf: leaf.astype(sum_dtype(leaf.dtype)), tree)
+    """The tree in float32, or in its leaves' own dtypes where they are wider or no numbers to compute with."""
+    return jax.tree.map(lambda leaf: leaf.astype(sum_dtype(leaf.dtype)) if is_inexact(leaf) else leaf, tree)
 
 
 def leafwise(function: Callable[..., jax.Array], params: Any, *trees: Any) -> Any:
-    """`function(leaf, *leaves)` of the widened leaves, cast to the dtypes of the first tree."""
-    return optax.tree.cast_like(jax.tree.map(function, *map(widened, (params, *trees))), params)
+    """`function(leaf, *leaves)` of the widened leaves, cast to the dtypes of the first tree; its integers stay."""
+
+    def of_leaf(x: jax.Array, *others: jax.Array) -> jax.Array:
+        return function(x, *others) if is_inexact(x) else x
+
+    return optax.tree.cast_like(jax.tree.map(of_leaf, *map(widened, (params, *trees))), params)
 
 
 def toward(target: Any, params: Any, pull: float) -> Any:

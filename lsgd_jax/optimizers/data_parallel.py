@@ -20,7 +20,8 @@ def data_parallel(base: optax.GradientTransformation) -> DistributedOptimizer:
     r"""Averages the workers' gradients at each step: ``x <- x - base update(mean of gradients)``.
 
     Args:
-      base: any optax optimizer; it sees the mean gradient.
+      base: any optax optimizer; it sees the mean gradient. Of one that evaluates other
+        parameters than it steps at (`schedule_free`) the center has the latter.
 
     Returns:
       A `DistributedOptimizer` without periodic communications.

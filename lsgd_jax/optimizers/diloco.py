@@ -12,6 +12,7 @@ import optax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
 from lsgd_jax.optimizers.any_pytree import for_any_pytree
+from lsgd_jax.optimizers.arithmetic import widened
 from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
@@ -31,7 +32,8 @@ class DilocoState(NamedTuple):
     Attributes:
       base: the inner optimizer's state. A communication does not touch it.
       outer: the outer optimizer's state, the same on every worker.
-      center: θ, the same on every worker: where the last communication led.
+      center: θ, the same on every worker: where the last communication led. In float32,
+        as the outer optimizer's state is, where the parameters are narrower.
     """
 
     base: optax.OptState
@@ -57,8 +59,8 @@ def diloco(
     not finite takes no part in Δ, and starts again from θ.
 
     Args:
-      base: the inner optimizer, an optax optimizer that keeps no parameters in its
-        state. AdamW in the paper.
+      base: the inner optimizer, of optax, but `schedule_free` and the like (see `movable`).
+        AdamW in the paper.
       outer: the outer optimizer, any of optax. In the paper
         `optax.sgd(0.7, momentum=0.9, nesterov=True)`.
       period: H, steps of a worker between two communications. 500 in the paper.
@@ -69,26 +71,27 @@ def diloco(
     Raises:
       ValueError: if `period` is less than 1.
     """
-    check_count("period", period)
+    period = check_count("period", period)
     base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> DilocoState:
-        center = mean(params, axes.all)
+        center = mean(widened(params), axes.all)
         return DilocoState(base.init(params), outer.init(center), center)
 
     def apply(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
-        displacement = finite_mean(jax.tree.map(jnp.subtract, state.center, params), axis_name)
+        displacement = finite_mean(jax.tree.map(jnp.subtract, state.center, widened(params)), axis_name)
         updates, outer_state = outer.update(displacement, state.outer, state.center)
         found = all_finite(displacement)  # where no worker is left, the center stays
         center = select(found, optax.apply_updates(state.center, updates), state.center)
         state = state._replace(outer=select(found, outer_state, state.outer), center=center)
-        return Outcome(center, state, None, all_finite(center) & ~all_finite(params))
+        begin = optax.tree.cast_like(center, params)
+        return Outcome(begin, state, None, all_finite(begin) & ~all_finite(params))
 
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
-        center=lambda params, state, axes: state.center,
+        communications=(Communication(period, (GROUP, WORKER), apply),),
+        center=lambda params, state, axes: optax.tree.cast_like(state.center, params),
         restart=restart_of(base),
     )

@@ -16,6 +16,9 @@ from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader, check_bound
 
+# Steps are counted in int32.
+LARGEST_COUNT = 2**31 - 1
+
 
 class Axes(NamedTuple):
     """The bound axis names that make up each logical axis, outermost first.
@@ -164,16 +167,20 @@ def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communicatio
     return inside + everywhere
 
 
-def check_fraction(name: str, fraction: float) -> None:
-    """Raises ValueError unless `fraction` is a number in [0, 1]."""
+def check_fraction(name: str, fraction: float) -> float:
+    """The number. Raises ValueError unless it lies in [0, 1]."""
     if not 0 <= check_number(name, fraction) <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
+    return float(fraction)
 
 
-def check_count(name: str, count: float) -> None:
-    """Raises ValueError unless `count` is a whole number of at least 1."""
+def check_count(name: str, count: float) -> int:
+    """The number. Raises ValueError unless it is a whole one of at least 1 that a counter of steps can reach."""
     if not check_number(name, count) >= 1 or count % 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+    if count > LARGEST_COUNT:
+        raise ValueError(f"{name} must be at most {LARGEST_COUNT:,}, got {count}")
+    return int(count)
 
 
 def check_number(name: str, number: Any) -> float:
@@ -183,7 +190,7 @@ def check_number(name: str, number: Any) -> float:
             f"{name} is traced: make the method with numbers, outside of jax.jit, jax.vmap and jax.grad; "
             "a pull that changes with the step is a schedule of leader_pull"
         )
-    real = jnp.issubdtype(np.asarray(number).dtype, jnp.number) and not np.iscomplexobj(number)
-    if np.ndim(number) or not real:
+    real = type(number) in (int, float) or jnp.issubdtype(np.asarray(number).dtype, jnp.number)
+    if np.ndim(number) or not real or np.iscomplexobj(number):
         raise ValueError(f"{name} must be a number, got {number!r}")
     return float(number)

@@ -55,8 +55,8 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     has been pushed: all go back to what they fetched last.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local
-        steps. Adagrad in the paper.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`). Adagrad in the paper.
       period: steps of a worker between two communications.
 
     Returns:
@@ -65,7 +65,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     Raises:
       ValueError: if `period` is less than 1.
     """
-    check_count("period", period)
+    period = check_count("period", period)
     base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> DownpourState:
@@ -89,7 +89,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
         center=lambda params, state, axes: mean(state.fetched, axes.all),
         restart=restart_of(base),
     )

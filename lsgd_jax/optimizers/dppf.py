@@ -10,7 +10,7 @@ import optax
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.any_pytree import for_any_pytree
-from lsgd_jax.optimizers.arithmetic import leafwise, norm
+from lsgd_jax.optimizers.arithmetic import leafwise, norm, widened
 from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Communication,
@@ -40,7 +40,8 @@ def dppf(
     worker whose parameters are not finite takes no part in m, and starts again from it.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local steps.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`).
       pull: in [0, 1].
       push: at least 0, in units of the parameters.
       period: τ, steps of a worker between two communications.
@@ -52,31 +53,27 @@ def dppf(
       ValueError: if `pull` is outside [0, 1], `push` negative or not finite, or
         `period` less than 1.
     """
-    check_fraction("pull", pull)
-    if not 0 <= check_number("push", push) < float("inf"):
+    pull = check_fraction("pull", pull)
+    push = check_number("push", push)
+    if not 0 <= push < float("inf"):
         raise ValueError(f"push must be a finite number of at least 0, got {push}")
-    check_count("period", period)
+    period = check_count("period", period)
     base = movable(base)
 
     def apply(params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         del score
-        average = finite_mean(params, axis_name)
-        distance = norm(jax.tree.map(jnp.subtract, params, average))
+        average = finite_mean(widened(params), axis_name)
+        distance = norm(jax.tree.map(jnp.subtract, widened(params), average))
         # Workers that are all at one point differ from their mean by rounding, which is no direction.
-        apart = distance > 10 * _rounding(params) * norm(average)
-        kept = 1 - pull + jnp.where(apart, push / distance, 0)
+        rounding = norm(jax.tree.map(lambda m: float(jnp.finfo(m.dtype).eps) * m, average))
+        kept = 1 - pull + jnp.where(distance > 10 * rounding, push / distance, 0)
         moved = leafwise(lambda x, m: m + kept.astype(x.dtype) * (x - m), params, average)
-        return moved_by_mean(params, state, average, moved)
+        return moved_by_mean(params, state, optax.tree.cast_like(average, params), moved)
 
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),
         update=base.update,
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
         center=lambda params, state, axes: finite_mean(params, axes.all),
         restart=lambda params, state: base.init(params),
     )
-
-
-def _rounding(params: optax.Params) -> float:
-    """The coarsest relative rounding among the leaves."""
-    return max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params)), default=0.0)

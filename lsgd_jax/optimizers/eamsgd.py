@@ -71,10 +71,11 @@ def eamsgd(
       ValueError: if `momentum` is outside [0, 1), `beta` outside [0, 1] or
         `period` less than 1.
     """
-    if not 0 <= check_number("momentum", momentum) < 1:
+    momentum = check_number("momentum", momentum)
+    if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-    check_fraction("beta", beta)
-    check_count("period", period)
+    beta = check_fraction("beta", beta)
+    period = check_count("period", period)
     base = movable(base)
 
     def behind(ahead: optax.Params, velocity: optax.Params) -> optax.Params:
@@ -104,7 +105,7 @@ def eamsgd(
     return DistributedOptimizer(
         init=init,
         update=update,
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
         center=lambda params, state, axes: state.center,
         restart=lambda params, state: state._replace(base=base.init(params), velocity=optax.tree.zeros_like(params)),
     )

@@ -54,8 +54,8 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     no part in the mean, and starts again from c.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local
-        steps. The paper's has no momentum.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`). The paper's has no momentum.
       beta: β in [0, 1]: 0.9 in the paper, 0.43 in the code of LSGD's authors.
       period: τ, steps of a worker between two communications.
 
@@ -65,8 +65,8 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     Raises:
       ValueError: if `beta` is outside [0, 1] or `period` less than 1.
     """
-    check_fraction("beta", beta)
-    check_count("period", period)
+    beta = check_fraction("beta", beta)
+    period = check_count("period", period)
     base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> EasgdState:
@@ -81,7 +81,7 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
         center=lambda params, state, axes: state.center,
         restart=restart_of(base),
     )

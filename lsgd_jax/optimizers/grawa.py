@@ -60,7 +60,8 @@ def grawa(
     and starts again from m.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local steps.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`).
       pull: in [0, 1].
       period: τ, steps of a worker between two communications.
       window: minibatches in a norm.
@@ -71,13 +72,13 @@ def grawa(
     Raises:
       ValueError: if `pull` is outside [0, 1], or `period` or `window` less than 1.
     """
-    check_fraction("pull", pull)
-    check_count("period", period)
-    check_count("window", window)
+    pull = check_fraction("pull", pull)
+    period = check_count("period", period)
+    window = check_count("window", window)
     base = movable(base)
 
     def init(params: optax.Params, axes: Axes) -> GrawaState:
-        return GrawaState(base.init(params), empty_window(scalar_like(params, axes), int(window)))
+        return GrawaState(base.init(params), empty_window(scalar_like(params, axes), window))
 
     def update(
         grads: optax.Updates, state: GrawaState, params: optax.Params, *, value: Any, **extra: Any
@@ -93,7 +94,7 @@ def grawa(
     return DistributedOptimizer(
         init=init,
         update=update,
-        communications=(Communication(int(period), (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
         center=lambda params, state, axes: _weighted_mean(params, state.norms, axes.all),
         restart=lambda params, state: GrawaState(base.init(params), emptied(state.norms)),
     )
@@ -101,8 +102,8 @@ def grawa(
 
 def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
     """m; NaN where no worker has a weight."""
-    norm = window_mean(norms)
-    weight = jnp.where(jnp.isfinite(norm), 1 / jnp.maximum(norm, SMALLEST_NORM), 0)
+    length = window_mean(norms)
+    weight = jnp.where(jnp.isfinite(length), 1 / jnp.maximum(length, SMALLEST_NORM), 0)
     weight = jnp.where(norms.filled == 0, 1, weight)  # before the first step all weigh the same
     weight = jnp.where(all_finite(params), weight, 0)
     # First of all the weights' own mean, so that nothing large is added up; and at least float32, which they need.

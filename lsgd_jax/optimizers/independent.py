@@ -15,7 +15,8 @@ def independent(base: optax.GradientTransformation) -> DistributedOptimizer:
     """Local steps and nothing else: ``x <- x - base update(gradient of x's own minibatch)``.
 
     Args:
-      base: any optax optimizer.
+      base: any optax optimizer. Of one that evaluates other parameters than it steps
+        at (`schedule_free`) the center has the latter.
 
     Returns:
       A `DistributedOptimizer` without communications. What is evaluated is the

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsgd_jax.optimizers.arithmetic import leafwise
 from lsgd_jax.optimizers.distributed_optimizer import check_fraction
 
 
@@ -66,14 +67,11 @@ def leader_pull(
             if leader is None:
                 raise ValueError(f"{level}_pull is {pull}: call update(..., {level}_leader=its parameters)")
             strength = pull(state.step) if callable(pull) else pull
-            updates = jax.tree.map(_pulled(strength), updates, params, leader)
+            updates = _pulled(updates, params, leader, strength)
         return updates, LeaderPullState(step=optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _pulled(strength: Any) -> Any:
-    def pulled(update: jax.Array, x: jax.Array, leader: jax.Array) -> jax.Array:
-        return update - (strength * (x - leader)).astype(update.dtype)
-
-    return pulled
+def _pulled(updates: Any, params: Any, leader: Any, strength: Any) -> Any:
+    return leafwise(lambda u, x, target: u - jnp.asarray(strength, u.dtype) * (x - target), updates, params, leader)

@@ -37,7 +37,8 @@ def local_sgd(
     finite takes no part in a mean, and starts again from it.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local steps.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`).
       local_period: steps of a worker between two means of its group, or None for
         none. Without effect in one group.
       global_period: steps of a worker between two means of all, a multiple of
@@ -50,12 +51,12 @@ def local_sgd(
       ValueError: if a period is less than 1. That they fit together is checked
         where the number of groups is known.
     """
-    check_count("global_period", global_period)
-    everywhere = (Communication(int(global_period), (GROUP, WORKER), become_the_mean),)
+    global_period = check_count("global_period", global_period)
+    everywhere = (Communication(global_period, (GROUP, WORKER), become_the_mean),)
     inside: tuple[Communication, ...] = ()
     if local_period is not None:
-        check_count("local_period", local_period)
-        inside = (Communication(int(local_period), (WORKER,), become_the_mean),)
+        local_period = check_count("local_period", local_period)
+        inside = (Communication(local_period, (WORKER,), become_the_mean),)
     base = movable(base)
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),

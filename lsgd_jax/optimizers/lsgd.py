@@ -92,7 +92,8 @@ def lsgd(
     `local_pull`, `local_period` and `stale_local_pull` have no effect.
 
     Args:
-      base: an optax optimizer that keeps no parameters in its state, for the local steps.
+      base: an optax optimizer, for the local steps, but `schedule_free` and the like (see
+        `movable`).
       local_pull: λ in [0, 1].
       global_pull: λ_G in [0, 1].
       local_period: τ, steps of a worker between two local communications.
@@ -116,15 +117,13 @@ def lsgd(
         unknown. That the periods fit together is checked where the number of
         groups is known.
     """
-    for name, pull in (
-        ("local_pull", local_pull),
-        ("global_pull", global_pull),
-        ("stale_local_pull", stale_local_pull),
-        ("stale_global_pull", stale_global_pull),
-    ):
-        check_fraction(name, pull)
-    for name, count in (("local_period", local_period), ("global_period", global_period), ("window", window)):
-        check_count(name, count)
+    local_pull = check_fraction("local_pull", local_pull)
+    global_pull = check_fraction("global_pull", global_pull)
+    stale_local_pull = check_fraction("stale_local_pull", stale_local_pull)
+    stale_global_pull = check_fraction("stale_global_pull", stale_global_pull)
+    local_period = check_count("local_period", local_period)
+    global_period = check_count("global_period", global_period)
+    window = check_count("window", window)
     check_wire_dtype(wire_dtype)
     check_broadcast_method("broadcast", broadcast)
 
@@ -183,12 +182,12 @@ def lsgd(
         init=init,
         update=update,
         communications=(
-            Communication(int(local_period), (WORKER,), toward_leader("local", local_pull)),
-            Communication(int(global_period), (GROUP, WORKER), toward_leader("global", global_pull)),
+            Communication(local_period, (WORKER,), toward_leader("local", local_pull)),
+            Communication(global_period, (GROUP, WORKER), toward_leader("global", global_pull)),
         ),
         center=center,
         restart=lambda params, state: state._replace(base=base.init(params)),
-        window=int(window),
+        window=window,
     )
 
 

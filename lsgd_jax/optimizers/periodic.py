@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lsgd_jax.collectives import GROUP, WORKER, check_bound, is_inexact, shared_over, sum_dtype
+from lsgd_jax.collectives import GROUP, WORKER, check_bound, is_inexact
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, scalar_like, schedule
+from lsgd_jax.optimizers.own import check_own_grads, check_own_params, check_own_value
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
 
@@ -42,12 +43,13 @@ def periodic(
 
     Each worker owns its parameters. Those that come into a `jax.shard_map` by P() are one copy
     for all, whose gradient JAX sums over the workers; they are refused until they are made
-    one's own by `jax.lax.pcast(params, axis_names, to="varying")`.
+    one's own by `jax.lax.pcast(params, axis_names, to="varying")`. The gradient of complex
+    parameters is what `jax.grad` gives, conjugated, as for all of optax.
 
-    A communication leads exactly to where the method says but for the rounding of the
-    addition that optax ends with: to within half a unit in the last place of what a
-    parameter was before. Updates of 16-bit parameters are float32, so that they lose nothing
-    (but under strict promotion of dtypes, where optax could not add them).
+    A communication leads to where the method says, but for the rounding of the addition that
+    optax ends with: to within a unit in the last place of what the parameter was, or of where it
+    goes, whichever is larger. In 16 bits that is much; keep the parameters in float32, and cast
+    them in the loss.
 
     A worker whose parameters are no longer finite never leads, enters no mean and never
     spreads (except with `data_parallel`), but it stays lost: optax only adds updates, and
@@ -60,14 +62,13 @@ def periodic(
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. It raises ValueError when it is traced
-      with parameters, gradients or a score that are the same for all workers, without
+      with parameters, gradients or a loss that are the same for all workers, without
       `params`, without a scalar `value` where the method scores workers, where the axes
       are not bound, or when a global period is no multiple of the local one.
     """
     axes = Axes(group=() if group_axis is None else (group_axis,), worker=(worker_axis,))
 
     def init(params: optax.Params) -> PeriodicState:
-        _check_own("params", params, axes)
         losses = None if optimizer.window is None else empty_window(scalar_like(params, axes), optimizer.window)
         return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params, axes))
 
@@ -82,8 +83,8 @@ def periodic(
         if params is None:
             raise ValueError("a distributed optimizer needs the parameters: call update(grads, state, params, ...)")
         check_bound(axes.all)
-        _check_own("params", params, axes)
-        _check_own("grads", grads, axes)
+        check_own_params(params, axes)
+        check_own_grads(grads, axes)
         losses = state.losses
         if losses is not None:
             if value is None:
@@ -91,13 +92,11 @@ def periodic(
                     "workers are scored by their loss: call update(grads, state, params, value=loss). Flax's "
                     "TrainState.apply_gradients does not pass it on: call its tx.update and optax.apply_updates"
                 )
-            _check_own("value", value, axes)
+            check_own_value(value, axes)
             losses = record(losses, value)
 
         grads = optimizer.reduce_gradients(grads, axes)
         updates, inner = optimizer.update(grads, state.inner, params, value=value, **extra)
-        if optimizer.communications:
-            updates = jax.tree.map(_widened, updates)
         step = state.step + 1
         for communication in schedule(optimizer, groups=lax.axis_size(axes.group)):
             updates, inner = lax.cond(
@@ -131,7 +130,7 @@ def _communicate(
         # What has not moved, the leader for one, keeps its update without rounding. A lost worker stays lost, even
         # where the step that broke it could be undone: its losses are not renewed.
         kept = outcome.restarted | (new == before)
-        return jnp.where(kept, update, new.astype(update.dtype) - old.astype(update.dtype))
+        return jnp.where(kept, update, (new - old).astype(update.dtype))
 
     moved = jax.tree.map(led_to, outcome.params, stepped, params, updates)
 
@@ -141,29 +140,3 @@ def _communicate(
         return jnp.where(True, new, old) if old.size else old
 
     return moved, jax.tree.map(typed, outcome.state, inner)
-
-
-def _widened(update: jax.Array) -> jax.Array:
-    """In float32 or wider, where JAX lets optax add it to a narrower parameter: not to float8, nor if it is strict."""
-    if not is_inexact(update):
-        return update
-    try:
-        return update.astype(jnp.promote_types(update.dtype, sum_dtype(update.dtype)))
-    except ValueError:
-        return update
-
-
-def _check_own(name: str, tree: Any, axes: Axes) -> None:
-    """Raises ValueError if leaves of a worker are known to be the same on all devices.
-
-    Gradients of such parameters are summed over the workers by JAX itself.
-    """
-    for leaf in jax.tree.leaves(tree):
-        if shared := shared_over(leaf, axes.all):
-            todo = {
-                "params": f'first of all, write params = jax.lax.pcast(params, {shared}, to="varying")',
-                "grads": "take the gradient at the worker's own parameters, of its own loss",
-                "value": "give the worker's own loss, not one that has been averaged",
-            }[name]
-            verb = "is" if name == "value" else "are"
-            raise ValueError(f"{name} {verb} the same for all workers along {shared}: {todo}")

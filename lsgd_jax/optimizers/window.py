@@ -40,10 +40,8 @@ def emptied(window: Window) -> Window:
 
 
 def record(window: Window, value: ArrayLike) -> Window:
-    """Adds a number and forgets the oldest. Raises ValueError if it is no scalar."""
+    """Adds a number and forgets the oldest."""
     size = window.values.shape[0]
-    if jnp.ndim(value):
-        raise ValueError(f"value must be a scalar, one worker's mean loss: got one of shape {jnp.shape(value)}")
     newest = jnp.asarray(value, window.values.dtype)[None]
     return Window(
         values=jnp.concatenate([window.values[1:], newest]),
@@ -54,6 +52,6 @@ def record(window: Window, value: ArrayLike) -> Window:
 def window_mean(window: Window) -> jax.Array:
     """float[]: the mean of the recorded numbers, finite where they are; NaN while there are none."""
     size = window.values.shape[0]
-    recorded, share = jnp.arange(size) >= size - window.filled, power_share(size)
+    recorded, share = jnp.arange(size, dtype=window.filled.dtype) >= size - window.filled, power_share(size)
     total = jnp.where(recorded, share * window.values, 0).sum()
     return total / (share * window.filled.astype(total.dtype))

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_leader, mean
+from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_leader, is_inexact, mean
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import window_mean
@@ -51,10 +51,13 @@ def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Call
         first = jax.lax.axis_index(everybody) == 0
         shown = leader._replace(is_leader=leader.is_leader | (~leader.valid & first), valid=jnp.array(True))
         center = optimizer.center(params, opt_state, topology.axes)
+        leader_params, leader_state = broadcast_from_leader((params, model_state), shown, everybody)
         center_state = mean(model_state, everybody, where=finite)
+        # What has no mean is the leader's.
+        center_state = jax.tree.map(lambda m, x: m if is_inexact(m) else x, center_state, leader_state)
         return Candidates(
             center=(center, center_state),
-            leader=broadcast_from_leader((params, model_state), shown, everybody),
+            leader=(leader_params, leader_state),
             leader_rank=leader.rank,
         )
 

@@ -120,8 +120,9 @@ def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), 
         return optimizer.init(params, axes)
 
     def worker_state(params: Any, model_state: Any) -> WorkerState:
-        alone = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)
-        opt_state = jax.tree.map(lambda x: x[0, 0], alone(jax.tree.map(lambda x: x[None, None], params)))
+        alone = jax.vmap(jax.vmap(lambda params, _: start(params), axis_name=WORKER), axis_name=GROUP)
+        of_one = jax.tree.map(lambda x: x[None, None], params)
+        opt_state = jax.tree.map(lambda x: x[0, 0], alone(of_one, jnp.zeros((1, 1))))  # which may be of no parameters
         return WorkerState(params, model_state, opt_state, empty_window(jnp.zeros([]), optimizer.window or 1))
 
     worker = jax.eval_shape(worker_state, params, model_state)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.collectives import GROUP, WORKER, is_inexact
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, keep_gradients
 from lsgd_jax.optimizers.window import record
 from lsgd_jax.training.communication import WorkerState
@@ -79,7 +80,9 @@ def make_local_steps(
         step_key = jax.random.fold_in(jax.random.fold_in(draws.key, 1), draws.first + i)
         draw_key, loss_key = jax.random.split(step_key)
         batch = batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key)
-        return jax.value_and_grad(loss, has_aux=True)(worker.params, worker.model_state, batch, loss_key)
+        differentiate = jax.value_and_grad(loss, has_aux=True, allow_int=True)
+        found, grads = differentiate(worker.params, worker.model_state, batch, loss_key)
+        return found, jax.tree.map(_uphill, grads, worker.params)
 
     def update(worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array) -> WorkerState:
         updates, opt_state = optimizer.update(grads, worker.opt_state, worker.params, value=value, rate_factor=rate)
@@ -123,6 +126,11 @@ def make_local_steps(
         return take_all(workers, draws, steps, factor, data)
 
     return local_steps
+
+
+def _uphill(grad: jax.Array, param: jax.Array) -> jax.Array:
+    """The gradient as optax takes it: of complex parameters what JAX gives, conjugated; of integers zero."""
+    return jnp.conj(grad) if is_inexact(param) else jnp.zeros_like(param)
 
 
 def keeps_gradients(optimizer: DistributedOptimizer) -> bool:

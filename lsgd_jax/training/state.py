@@ -67,7 +67,8 @@ def start_state(
     init_keys = jax.random.split(init_key, topology.size)
     window = optimizer.window or REPORT_WINDOW
 
-    def start(params: Any) -> tuple[Any, Window]:
+    def start(params: Any, key: jax.Array) -> tuple[Any, Window]:
+        del key  # an array to map over, where there are no parameters
         return optimizer.init(params, Axes()), empty_window(scalar_like(params, Axes()), window)
 
     # One after the other: random initializers take long to compile, batched ones still longer.
@@ -77,13 +78,14 @@ def start_state(
         models = lax.map(init_model, init_keys)
         models = jax.tree.map(lambda x: x.reshape(*topology.shape, *x.shape[1:]), models)
     params, model_state = models
-    opt_state, losses = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params)
+    keys = jax.random.split(worker_key, topology.shape)
+    opt_state, losses = jax.vmap(jax.vmap(start, axis_name=WORKER), axis_name=GROUP)(params, keys)
     return TrainState(
         params=params,
         model_state=model_state,
         opt_state=opt_state,
         losses=losses,
-        keys=jax.random.split(worker_key, topology.shape),
+        keys=keys,
         step=jnp.zeros([], jnp.int32),
         own_steps=jnp.zeros(topology.shape, jnp.int32),
         learning_rate=jnp.asarray(learning_rate, jnp.float32),
