@@ -25,8 +25,8 @@ def leafwise(function: Callable[..., jax.Array], params: Any, *trees: Any) -> An
 
 
 def toward(target: Any, params: Any, pull: float) -> Any:
-    """(1 - pull) params + pull target, with a pull in [0, 1]."""
-    return leafwise(lambda x, t: (1 - pull) * x + pull * t, params, target)
+    """pull target + (1 - pull) params, with a pull in [0, 1]."""
+    return leafwise(lambda x, t: pull * t + (1 - pull) * x, params, target)
 
 
 def norm(tree: Any) -> jax.Array:
