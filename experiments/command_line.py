@@ -160,9 +160,12 @@ def _set_for_this_program() -> None:
 
 
 def _hush_old_jaxlib() -> None:
-    """Before JAX starts: jaxlib 0.10.1 logs two errors of 2 kB for each program of its cache, though all is well."""
-    if importlib.metadata.version("jaxlib") == "0.10.1":
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is fatal is still told
+    """Before JAX starts: jaxlib 0.10.1 logs two errors of 2 kB for each program of its cache, though all is well.
+
+    A 1 is no choice of the user's: JAX leaves it to whatever a program starts that has imported it.
+    """
+    if importlib.metadata.version("jaxlib") == "0.10.1" and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what is fatal is still told
 
 
 def refuse(argv: list[str], reason: str) -> int:

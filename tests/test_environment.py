@@ -63,6 +63,19 @@ def test_help_does_without_docstrings() -> None:
         assert text.count("__doc__") == text.count("described(__doc__)"), path.name
 
 
+@pytest.mark.parametrize(
+    ("version", "given", "level"), [("0.10.1", "1", "3"), ("0.10.1", "0", "0"), ("0.12.0", "1", "1")]
+)
+def test_an_old_jaxlib_does_not_call_its_cache_an_error_unless_somebody_wants_to_see_it(
+    monkeypatch: pytest.MonkeyPatch, version: str, given: str, level: str
+) -> None:
+    """A program that has imported JAX, such as this one, leaves a 1 to what it starts."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given)
+    command_line._hush_old_jaxlib()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
+
+
 def test_without_a_device_of_the_kind_there_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     (tmp_path / "convergence").mkdir()
     (tmp_path / "convergence" / "claims.json").write_text("[]")
