@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from lsgd_jax.training.paths import expanded, why_not_local
+
 # Figures go to files, and look the same everywhere; what a user's file says may not work here.
 FIGURES = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 # Checks that one may want of one's own programs: no other is written for them.
@@ -38,14 +40,9 @@ class Flag(NamedTuple):
 
 class _Path(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
-        if ":/" in argument:
-            from lsgd_jax.training.paths import why_not_local  # only where needed: it waits for JAX
-
-            if reason := why_not_local(argument):
-                raise ValueError(reason)
+        if ":/" in argument and (reason := why_not_local(argument)):
+            raise ValueError(reason)
         if argument.startswith("~"):
-            from lsgd_jax.training.files import expanded
-
             return str(expanded(argument))
         return argument
 

@@ -34,7 +34,7 @@ def use_compilation_cache(wanted: bool) -> None:
 def _own_folder() -> str | None:
     """In the user's cache; a line tells if that cannot be, and None is returned."""
     from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.files import expanded
+    from lsgd_jax.training.paths import expanded
     from lsgd_jax.training.processes import say
     from lsgd_jax.training.workdir import make_writable
 

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple, NoReturn
 from lsgd_jax import gpus, proxies
 from lsgd_jax.output import lasting_output
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import expanded
+from lsgd_jax.training.paths import expanded
 from lsgd_jax.training.stopping import LAUNCHER, SIGNALS, heard_signals
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.

@@ -13,7 +13,8 @@ from lsgd_jax import load_center
 from lsgd_jax.training import files
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import expanded, file_name, read_json, write_json, write_whole
+from lsgd_jax.training.files import file_name, read_json, write_json, write_whole
+from lsgd_jax.training.paths import expanded
 from lsgd_jax.training.trainer import _finished
 from lsgd_jax.training.workdir import read_config
 

@@ -9,11 +9,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import expanded, read_json, write_json
+from lsgd_jax.training.files import read_json, write_json
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
-from lsgd_jax.training.paths import why_not_local
+from lsgd_jax.training.paths import expanded, why_not_local
 from lsgd_jax.training.processes import is_main
 
 

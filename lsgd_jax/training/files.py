@@ -89,15 +89,3 @@ def file_name(text: str, room: int = LONGEST_NAME) -> str:
         return text
     digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
     return f"{encoded[: room - len(digest) - 1].decode(errors='ignore')}-{digest}"
-
-
-def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path in which ~ is the home directory.
-
-    Raises:
-      InputError: if nobody knows which one that is.
-    """
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{path}: there is no home directory for ~: set HOME, or write the path in full") from error

@@ -1,7 +1,10 @@
 """Paths that a run reads from and writes to."""
 
 import os
+import pathlib
 import re
+
+from lsgd_jax.training.errors import InputError
 
 # pathlib leaves one slash of two.
 URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -22,3 +25,15 @@ def why_not_local(path: str | os.PathLike[str]) -> str | None:
         return None
     todo = "leave out file://" if found[1] == "file" else "mount what it names, or copy it here"
     return f"must be a path on this machine, not a URI: {todo}"
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path in which ~ is the home directory.
+
+    Raises:
+      InputError: if nobody knows which one that is.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no home directory for ~: set HOME, or write the path in full") from error
