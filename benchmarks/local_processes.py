@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from lsgd_jax.launch import launch
+from lsgd_jax.members import launch
 from lsgd_jax.training.joining import connect
 
 

@@ -34,19 +34,15 @@ def main(argv: list[str]) -> int:
     if FLAGS.run is None:
         return refuse(argv, "--run is missing: name the folder of a run")
 
-    from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.files import write_json
     from lsgd_jax.training.workdir import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))
     data_dir: Any = FLAGS.data_dir
-    try:
-        use_compilation_cache(bool(FLAGS.compilation_cache))
-        make_writable(workdir)
-        figures = compare(pathlib.Path(str(FLAGS.run)), data_dir)
-    except InputError as error:
-        return refuse(argv, str(error))
+    use_compilation_cache(bool(FLAGS.compilation_cache))
+    make_writable(workdir)
+    figures = compare(pathlib.Path(str(FLAGS.run)), data_dir)
     write_json(workdir / "batch_statistics.json", figures)
     print(json.dumps(figures, indent=2))
     return 0

@@ -1,24 +1,17 @@
-"""What the command lines of experiments have in common: help, and one clear line for a mistake."""
+"""What the command lines of experiments have in common: flags, help, and one line for whatever ends them early."""
 
 import functools
-import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from absl import flags
+from environment import set_for_this_program, why_jax_cannot_start
 
+from lsgd_jax.output import lasting_output
+from lsgd_jax.training.errors import ExitCode, ToldError
 from lsgd_jax.training.paths import expanded, why_not_local
-
-# Figures go to files, and look the same everywhere; what a user's file says may not work here.
-FIGURES = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-# Checks that one may want of one's own programs: no other is written for them.
-LENIENT = {
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
-    "jax_transfer_guard": "allow",
-}
+from lsgd_jax.training.stopping import StopRequest, ended_by_signals
 
 
 class Flag(NamedTuple):
@@ -92,41 +85,31 @@ def describe(table: Iterable[Flag]) -> list[str]:
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """Makes one line, and exit code 2, of bad input that a `main` raises, and of JAX having nothing to compute on."""
+    """A `main` of which a signal, bad input, or having nothing to compute on make one line and an exit code."""
+    return stoppable(functools.wraps(main)(lambda argv, _: main(argv)))
+
+
+def stoppable(main: Callable[[list[str], StopRequest], int]) -> Callable[[list[str]], int]:
+    """`command`, for a `main` that stops by itself where signals ask for it."""
 
     @functools.wraps(main)
     def guarded(argv: list[str]) -> int:
-        try:
-            return main(argv)
-        except Exception as error:
-            reason = _reason(error)
-            if reason is None:
+        with ended_by_signals(_name(argv)) as stop:
+            try:
+                return main(argv, stop)
+            except ToldError as error:
+                return refuse(argv, str(error), error.exit_code)
+            except Exception:
+                if reason := why_jax_cannot_start():
+                    return refuse(argv, reason)
                 raise
-            return refuse(argv, reason)
 
     return guarded
 
 
-def _reason(error: Exception) -> str | None:
-    """What is wrong with the input or the environment, or None if an error is of neither."""
-    from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.processes import devices
-
-    if isinstance(error, InputError):
-        return str(error)
-    try:
-        devices()  # without any, JAX fails wherever it is used first, and may say nothing
-    except InputError as missing:
-        return str(missing)
-    return None
-
-
 def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
     """Reads the flags; the exit code if there is nothing left to do, after help or a mistake."""
-    _hush_old_jaxlib()
     if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-        from lsgd_jax.output import lasting_output
-
         with lasting_output():
             print(usage)
         return 0
@@ -136,36 +119,15 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
         return refuse(argv, str(error))
     if len(rest) > 1:
         return refuse(argv, f"unexpected argument {rest[1]!r}: every setting is a --flag=value")
-    _set_for_this_program()
+    set_for_this_program()
     return None
 
 
-def _set_for_this_program() -> None:
-    """Leaves out of the environment, and of JAX, what is meant for other programs; and lets output last."""
-    for name in [name for name in os.environ if name.startswith("TQDM_") and name != "TQDM_DISABLE"]:
-        del os.environ[name]
-    os.environ.update(FIGURES)
-
-    # Only now: a mistyped flag is told without waiting for JAX.
-    import jax
-
-    from lsgd_jax.output import make_output_last
-
-    make_output_last()
-    for name, value in LENIENT.items():
-        jax.config.update(name, value)
+def refuse(argv: list[str], reason: str, code: ExitCode = ExitCode.BAD_INPUT) -> int:
+    """Tells in one line why a program ends, after its name; returns the exit code."""
+    print(f"{_name(argv)}: error: {' '.join(reason.split())}", file=sys.stderr)
+    return code
 
 
-def _hush_old_jaxlib() -> None:
-    """Before JAX starts: jaxlib 0.10.1 logs two errors of 2 kB for each program of its cache, though all is well.
-
-    A 1 is no choice of the user's: JAX leaves it to whatever a program starts that has imported it.
-    """
-    if importlib.metadata.version("jaxlib") == "0.10.1" and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what is fatal is still told
-
-
-def refuse(argv: list[str], reason: str) -> int:
-    """Tells a mistake in one line, after the name of the program; returns its exit code."""
-    print(f"{argv[0].rsplit('/', 1)[-1]}: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
+def _name(argv: list[str]) -> str:
+    return argv[0].rsplit("/", 1)[-1]

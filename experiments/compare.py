@@ -18,10 +18,13 @@ from absl import flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, define, describe, described, parse, stoppable
 from compilation_cache import use_compilation_cache
 from palette import STYLES
 from settings import GROUPS, PROCESS_FLAGS, given_settings
+
+from lsgd_jax.training.errors import ExitCode
+from lsgd_jax.training.stopping import StopRequest
 
 PLAN = (
     Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
@@ -53,9 +56,10 @@ def usage() -> str:
     return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
 
 
-@command
-def main(argv: list[str]) -> int:
+@stoppable
+def main(argv: list[str], stop: StopRequest) -> int:
     """Runs the command line and returns its exit code."""
+    stop.exit_code = ExitCode.STOPPED
     done = parse(FLAGS, argv, usage())
     if done is not None:
         return done
@@ -64,30 +68,24 @@ def main(argv: list[str]) -> int:
     from comparison.plan import make_plan
     from comparison.running import StoppedError, compare, forecast
 
-    from lsgd_jax.training.errors import InputError, RunFailedError
     from lsgd_jax.training.workdir import locked, make_writable, on_full_disk
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir))
     given: dict[str, Any] = given_settings(FLAGS) | {"workdir": str(workdir)}
     options: dict[str, Any] = {name: FLAGS[name].value for name, *_ in PLAN}
+    plan = make_plan(given, **options)
+    use_compilation_cache(bool(FLAGS.compilation_cache))
+    if FLAGS.dry_run:
+        print(forecast(plan))
+        return 0
+    make_writable(workdir)
     try:
-        plan = make_plan(given, **options)
-        use_compilation_cache(bool(FLAGS.compilation_cache))
-        if FLAGS.dry_run:
-            print(forecast(plan))
-            return 0
-        make_writable(workdir)
         with locked(workdir), on_full_disk(workdir):
-            files = compare(plan, commands=[shlex.join(["python", *argv])])
-    except InputError as error:
-        return refuse(argv, str(error))
-    except RunFailedError as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        return 3
-    except (StoppedError, KeyboardInterrupt):
+            files = compare(plan, [shlex.join(["python", *argv])], stop)
+    except (StoppedError, KeyboardInterrupt) as ended:
         print("compare.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return ExitCode.STOPPED if isinstance(ended, StoppedError) else ExitCode.INTERRUPTED
     print(f"\nresults in {workdir}: {', '.join(path.name for path in files)}")
     return 0
 

@@ -63,17 +63,13 @@ def main(argv: list[str]) -> int:
         if arguments[name] < least:
             return refuse(argv, f"--{name}={arguments[name]}: must be at least {least}")
 
-    from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.workdir import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        use_compilation_cache(bool(FLAGS.compilation_cache))
-        make_writable(workdir)
-        landscape = survey(pathlib.Path(str(FLAGS.run)), **arguments)
-    except InputError as error:
-        return refuse(argv, str(error))
+    use_compilation_cache(bool(FLAGS.compilation_cache))
+    make_writable(workdir)
+    landscape = survey(pathlib.Path(str(FLAGS.run)), **arguments)
     write(workdir / "landscape.csv", landscape)
     draw(workdir / "landscape.png", landscape)
     for place in landscape.places:

@@ -27,7 +27,6 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
 
-from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
@@ -53,10 +52,7 @@ def main(argv: list[str]) -> int:
         if sizes[name] < least:
             return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
     workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        make_writable(workdir)
-    except InputError as error:
-        return refuse(argv, str(error))
+    make_writable(workdir)
     with jax.enable_x64(True):
         found = list(search(**sizes))
     rows = [row for row, _ in found]

@@ -26,7 +26,6 @@ from descent import descend
 from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
-from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.workdir import make_writable
 
 TABLE = (
@@ -91,10 +90,7 @@ def main(argv: list[str]) -> int:
         if value < least:
             return refuse(argv, f"--{name}={value}: must be at least {least}")
     workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        make_writable(workdir)
-    except InputError as error:
-        return refuse(argv, str(error))
+    make_writable(workdir)
     with jax.enable_x64(True):
         runs = list(sweep(**sizes))
     columns = ("method", "strength", "offset", "draws", "arrived", "earliest", "median", "latest",

@@ -79,18 +79,14 @@ def main(argv: list[str]) -> int:
     seed: Any = FLAGS.seed
     if seed < 0:
         return refuse(argv, f"--seed={seed}: must be at least 0")
-    from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.files import write_whole
     from lsgd_jax.training.processes import devices
     from lsgd_jax.training.provenance import provenance
     from lsgd_jax.training.workdir import make_writable
 
     workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        devices()  # without any each experiment would fail, after the results of the last time had been removed
-        make_writable(workdir)
-    except InputError as error:
-        return refuse(argv, str(error))
+    devices()  # without any each experiment would fail, after the results of the last time had been removed
+    make_writable(workdir)
     computed_with = provenance()  # before the code can change
     finished = [run(name, workdir, seed) for name in EXPERIMENTS]
     report = workdir.with_name(f"{workdir.name}.md")

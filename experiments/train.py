@@ -16,7 +16,6 @@ methods:
 
 import datetime
 import itertools
-import os
 import pathlib
 import shlex
 import sys
@@ -26,9 +25,12 @@ from absl import flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import command, define, describe, described, parse, refuse
+from command_line import define, describe, described, parse, refuse, stoppable
 from compilation_cache import use_compilation_cache
 from settings import GROUPS, given_settings
+
+from lsgd_jax.training.errors import ExitCode
+from lsgd_jax.training.stopping import StopRequest
 
 FLAGS = flags.FLAGS
 LONGEST_WAIT = 10**6  # seconds
@@ -45,12 +47,14 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-@command
-def main(argv: list[str]) -> int:
+@stoppable
+def main(argv: list[str], stop: StopRequest) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
     if done is not None:
         return done
+    if FLAGS.resume == "auto":
+        stop.exit_code = ExitCode.STOPPED
 
     if FLAGS.resume and FLAGS.workdir is None:
         return refuse(argv, "--resume needs to know the run: add its --workdir")
@@ -65,24 +69,21 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training import joining
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
-    return joining.guard(lambda: run(argv), FLAGS.heartbeat_timeout)
+    return joining.guard(lambda: run(argv[0], stop), FLAGS.heartbeat_timeout)
 
 
-def run(argv: list[str]) -> int:
+def run(program: str, stop: StopRequest) -> int:
     """What each process does; returns its exit code."""
     from lsgd_jax.training import joining, processes
-    from lsgd_jax.training.errors import AllWorkersLostError, InputError, RunFailedError
 
-    try:
-        joining.connect(
-            FLAGS.coordinator_address,
-            FLAGS.num_processes,
-            FLAGS.process_id,
-            FLAGS.connect_timeout,
-            FLAGS.heartbeat_timeout,
-        )
-    except InputError as error:
-        return _refused(argv, error)
+    joining.connect(
+        FLAGS.coordinator_address,
+        FLAGS.num_processes,
+        FLAGS.process_id,
+        FLAGS.connect_timeout,
+        FLAGS.heartbeat_timeout,
+    )
+    stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
     from lsgd_jax.training.trainer import train
     from lsgd_jax.training.workdir import is_started, load_config
@@ -90,25 +91,19 @@ def run(argv: list[str]) -> int:
     given = given_settings(FLAGS)
     workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
     again = FLAGS.resume == "auto"  # the same command, until the run is finished
+    resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
+    shape = {} if resume else processes.default_shape(given)
+    config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
+    use_compilation_cache(FLAGS.compilation_cache)
+    elastic = FLAGS.elastic and resume
     try:
-        resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
-        shape = {} if resume else processes.default_shape(given)
-        config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
-        use_compilation_cache(FLAGS.compilation_cache)
-        summary = train(config, resume=resume, elastic=FLAGS.elastic and resume, profile_dir=FLAGS.profile_dir)
-    except InputError as error:
-        return _refused(argv, error)
-    except RunFailedError as error:
-        if processes.is_main() or not isinstance(error, AllWorkersLostError):  # which all processes find
-            print(f"train.py: {error}", file=sys.stderr)
-        return 3
+        summary = train(config, resume=resume, elastic=elastic, profile_dir=FLAGS.profile_dir, stop=stop)
     except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
-        if is_started(pathlib.Path(workdir)):
-            print(_how_to_resume(argv[0], workdir), file=sys.stderr)
-        return 130
-    processes.say(_how_to_resume(argv[0], workdir) if summary is None else table(summary, config.workdir))
-    return os.EX_TEMPFAIL if summary is None and again else 0
+        told = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
+        print(f"train.py: interrupted\n{told}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
+    return ExitCode.STOPPED if summary is None and again else ExitCode.DONE
 
 
 def table(summary: dict[str, Any], workdir: str) -> str:
@@ -143,15 +138,6 @@ def table(summary: dict[str, Any], workdir: str) -> str:
         lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
     return "\n".join(lines)
-
-
-def _refused(argv: list[str], error: Exception) -> int:
-    """Tells a mistake, once where all processes have heard of it; returns the exit code."""
-    from lsgd_jax.training import processes
-    from lsgd_jax.training.errors import AgreedInputError
-
-    silent = isinstance(error, AgreedInputError) and not processes.is_main()
-    return 2 if silent else refuse(argv, str(error))
 
 
 def _default_workdir() -> str:

@@ -17,7 +17,7 @@ from settings import PROCESS_FLAGS
 from lsgd_jax import launch, load_center
 from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.trainer import check_settings
 from lsgd_jax.training.workdir import locked
@@ -57,12 +57,12 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "use_compilation_cache", lambda wanted: None)
 
 
-def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Calls the command line, expects exit code 2, and returns the only line on standard error."""
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str, code: ExitCode = ExitCode.BAD_INPUT) -> str:
+    """Calls the command line, expects an exit code, and returns the only line on standard error."""
     capfd.readouterr()
-    code = train.main(["experiments/train.py", *arguments])
+    found = train.main(["experiments/train.py", *arguments])
     out, err = capfd.readouterr()
-    assert (code, out) == (2, "")
+    assert (found, out) == (code, "")
     assert err.startswith("train.py: error: ")
     assert err.endswith("\n")
     assert err.count("\n") == 1, err
@@ -295,7 +295,8 @@ def test_a_workdir_that_is_used_is_told_and_not_touched(
 
 def test_a_workdir_in_which_another_process_trains_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with locked(tmp_path):
-        assert "another process trains in" in refused(capfd, f"--workdir={tmp_path}")
+        told = refused(capfd, f"--workdir={tmp_path}", code=ExitCode.NOT_YET)
+        assert "another process trains in" in told
     with pytest.raises(AssertionError, match="before the run was built"):
         train.main(["experiments/train.py", f"--workdir={tmp_path}"])
 
@@ -324,11 +325,11 @@ def test_auto_resumes_a_run_if_there_is_one_and_else_begins_it(
     arguments = ["experiments/train.py", f"--workdir={tmp_path}", *flags]
     if resume is not True:
         with flagsaver.flagsaver():
-            assert train.main([*arguments, "--groups=3"]) == (0 if resume is False else os.EX_TEMPFAIL)
+            assert train.main([*arguments, "--groups=3"]) == (0 if resume is False else ExitCode.STOPPED)
         assert calls.pop() == (False, False, 3)
     if resume is not False:
         (tmp_path / "config.json").write_text('{"workdir": "elsewhere", "groups": 5}')
-        assert train.main([*arguments, "--elastic"]) == (0 if resume else os.EX_TEMPFAIL)
+        assert train.main([*arguments, "--elastic"]) == (0 if resume else ExitCode.STOPPED)
         assert calls.pop() == (True, True, 5)
 
 

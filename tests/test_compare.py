@@ -18,8 +18,8 @@ import compare as script  # isort: skip
 from comparison import running
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import AllWorkersLostError, InputError
-from lsgd_jax.training.stopping import StopRequest
+from lsgd_jax.training.errors import AllWorkersLostError, ExitCode, InputError
+from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 
 
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "train", made_up)
-        compare(a_plan(workdir), ["python experiments/compare.py"])
+        compare(a_plan(workdir), ["python experiments/compare.py"], StopRequest())
     return workdir
 
 
@@ -68,7 +68,7 @@ def test_a_comparison_leaves_runs_and_a_report(done: Path) -> None:
 def test_a_finished_run_is_never_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("it has been run already"))
     before = {path: path.stat().st_mtime_ns for path in (done / "runs").rglob("*")}
-    compare(a_plan(done), ["python experiments/compare.py"])
+    compare(a_plan(done), ["python experiments/compare.py"], StopRequest())
     assert before == {path: path.stat().st_mtime_ns for path in (done / "runs").rglob("*")}
 
 
@@ -137,8 +137,8 @@ def test_a_signal_at_the_very_end_of_a_run_stops_the_comparison_before_the_next(
     monkeypatch.setattr(running, "train", train)
     before = signal.getsignal(signal.SIGINT)
     for runs in (1, 2):
-        with pytest.raises(StoppedError):
-            compare(a_plan(tmp_path), ["python experiments/compare.py"])
+        with pytest.raises(StoppedError), stop_on_signals() as stop:
+            compare(a_plan(tmp_path), ["python experiments/compare.py"], stop)
         assert len(begun) == len(set(begun)) == len(list(tmp_path.rglob("summary.json"))) == runs
         assert "**Not complete**" in (tmp_path / "report.md").read_text()
     assert signal.getsignal(signal.SIGINT) is before
@@ -182,7 +182,7 @@ def test_a_signal_stops_the_comparison_and_leaves_it_to_be_continued(tmp_path: P
             pass
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == ExitCode.STOPPED
     assert err.rstrip().endswith("compare.py: stopped; the same command goes on from here")
     (run_folder,) = tmp_path.glob("runs/none/as_given/seed=1")
     assert (run_folder / "config.json").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import environment
 import jax
 import jax.numpy as jnp
 import pytest
@@ -47,6 +48,10 @@ def test_settings_for_other_programs_and_a_full_disk_for_its_output_do_not_end_a
         JAX_NUMPY_RANK_PROMOTION="raise",
         JAX_NUMPY_DTYPE_PROMOTION="strict",
         JAX_TRANSFER_GUARD="disallow",
+        JAX_DEBUG_INFS="1",
+        JAX_NO_TRACING="1",
+        JAX_NO_EXECUTION="1",
+        HOME="/dev/null",
         TQDM_MININTERVAL="soon",
     )
     assert code == 0, err
@@ -72,7 +77,7 @@ def test_an_old_jaxlib_does_not_call_its_cache_an_error_unless_somebody_wants_to
     """A program that has imported JAX, such as this one, leaves a 1 to what it starts."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given)
-    command_line._hush_old_jaxlib()
+    environment._hush_old_jaxlib()
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
 
 
@@ -84,6 +89,20 @@ def test_without_a_device_of_the_kind_there_is_one_line_and_nothing_is_lost(tmp_
     assert err.startswith("theory.py: error: JAX finds no device for JAX_PLATFORMS=cuda,tpu")
     assert err.count("\n") == 1
     assert (tmp_path / "convergence" / "claims.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ({"JAX_LOGGING_LEVEL": "FOO"}, 'JAX cannot start (Invalid value "FOO" for JAX flag jax_logging_level): mend'),
+        ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX finds no device for JAX_NUM_CPU_DEVICES=0 ("),
+    ],
+)
+def test_what_jax_does_not_understand_is_told_in_one_line(tmp_path: Path, variable: dict[str, str], told: str) -> None:
+    code, err = run("train.py", f"--workdir={tmp_path / 'run'}", *QUICK, JAX_PLATFORMS="cpu", **variable)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert told.replace("for JAX_NUM", "for JAX_PLATFORMS=cpu for JAX_NUM") in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whatever_jax_says_where_it_finds_no_device_is_one_line_of_every_command_line(
@@ -99,7 +118,7 @@ def test_whatever_jax_says_where_it_finds_no_device_is_one_line_of_every_command
         monkeypatch.setattr(jax, "devices", lambda error=error: (_ for _ in ()).throw(error))
         monkeypatch.setenv("JAX_PLATFORMS", "cuda")
         assert guarded(["x/train.py", "y"]) == 2
-        hint = "unset it, or install what it needs"
+        hint = "unset that, or install what it needs"
         assert capsys.readouterr().err == f"train.py: error: JAX finds no device for JAX_PLATFORMS=cuda{told}: {hint}\n"
         with pytest.raises(InputError, match="JAX finds no device"):
             processes.devices()

@@ -6,13 +6,15 @@ import os
 import pathlib
 import signal
 import sys
+import unittest.mock
 
 import pytest
 from started_processes import PATIENCE, children, lines_until, started, wait_until
 
-from lsgd_jax import launch
+from lsgd_jax import launch, members
 from lsgd_jax.proxies import LOOPBACK
 from lsgd_jax.training.checkpoints import DIGESTS
+from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.records import read_metrics
 
 PROCESSES = 4
@@ -36,6 +38,7 @@ if number == 0:
         (workdir / "config.json").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 """
+TELLS_AND_DIES_ONCE = DIES_ONCE.replace('"resumed" if "--resume" in sys.argv else "new"', "*sys.argv[2:-3]")
 SHRINKS = """
 import os, pathlib, signal, sys
 workdir, number = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[-1].partition("=")[2])
@@ -53,6 +56,11 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 if number == 0:
     os.kill(os.getppid(), signal.SIGTERM)
 signal.pause()
+"""
+FALLS = """
+import os, signal, sys
+os.kill(os.getppid(), signal.SIGTERM)
+signal.pause()  # as a script does that has not come to hear signals yet
 """
 STOPPED = """
 import os, sys, time
@@ -134,9 +142,10 @@ def test_an_elastic_launcher_goes_on_without_the_process_that_was_killed(
 def test_a_run_that_is_resumed_if_it_is_there_needs_no_other_flag(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--processes=2", "--max_restarts=1", write(tmp_path, DIES_ONCE), f"--workdir={tmp_path}"]
-    assert launch.main([*arguments, "--resume=auto"]) == 0
-    assert capfd.readouterr().out == "new\nnew\n"  # the script looks for --resume
+    """So the same command, at another time, allows other workers as well, or does not."""
+    launcher = ["--processes=2", "--max_restarts=1", "--elastic"]
+    assert launch.main([*launcher, write(tmp_path, TELLS_AND_DIES_ONCE), f"--workdir={tmp_path}", "--resume=auto"]) == 0
+    assert capfd.readouterr().out == "--resume=auto --elastic\n" * 2
 
 
 def test_a_launcher_that_was_asked_to_stop_does_not_start_again(
@@ -147,11 +156,43 @@ def test_a_launcher_that_was_asked_to_stop_does_not_start_again(
     assert "restart" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("automatic", ["", "--resume=auto", "--flagfile"])
+def test_processes_that_a_signal_ends_before_they_hear_it_were_stopped(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], automatic: str
+) -> None:
+    (tmp_path / "flags").write_text(f"# a run\n--workdir={tmp_path}\n--resume=auto\n")
+    flags = [f"--flagfile={tmp_path / 'flags'}"] if automatic == "--flagfile" else [f"--workdir={tmp_path}", automatic]
+    code = launch.main(["--processes=2", "--max_restarts=3", write(tmp_path, FALLS), *flags])
+    assert code == (ExitCode.STOPPED if automatic else 128 + signal.SIGTERM)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_first_ctrl_c_after_another_signal_is_no_second_one() -> None:
+    with members.forwarding_signals() as (started, heard):
+        started.append(mock := unittest.mock.Mock())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert mock.mock_calls == [unittest.mock.call.send_signal(signal.SIGTERM)]
+        signal.raise_signal(signal.SIGINT)
+        assert mock.mock_calls[1:] == [unittest.mock.call.kill()]
+    assert heard == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+
+
+def test_what_is_not_there_yet_is_told_and_tried_again(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = write(tmp_path, REFUSES.replace("exit(2)", f"exit({ExitCode.NOT_YET:d})"))
+    arguments = ["--processes=2", "--max_restarts=1", script, f"--workdir={tmp_path}"]
+    assert launch.main(arguments) == ExitCode.NOT_YET
+    told = "script: error: bad flag\n"
+    assert capfd.readouterr().err == f"{told}launch: restart 1 of 1\n{told}"
+
+
 def test_a_run_that_was_stopped_may_end_slowly_and_its_exit_code_is_told_on(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--processes=2", "--max_restarts=3", write(tmp_path, STOPPED), f"--workdir={tmp_path}"]
-    assert launch.main(arguments) == os.EX_TEMPFAIL
+    assert launch.main(arguments) == ExitCode.STOPPED
     assert capfd.readouterr() == ("", "")
 
 
@@ -163,14 +204,14 @@ def test_output_that_nobody_reads_does_not_hold_processes_up_and_loopback_goes_p
     script = write(tmp_path, TALKS)
     with (tmp_path / "told").open("w+") as told:
         monkeypatch.setattr(sys, "stdout", told)
-        assert launch.launch([sys.executable, script], 1, timeout=PATIENCE) is None
+        assert members.launch([sys.executable, script], 1, timeout=PATIENCE) is None
         told.seek(0)
         exceptions = f"example.org,{LOOPBACK}"
         assert told.readline() == f"no proxy to {exceptions} nor {exceptions}\n"
     reader, writer = os.pipe()
     os.close(reader)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True))
-    assert launch.launch([sys.executable, script], 2, timeout=PATIENCE) is None
+    assert members.launch([sys.executable, script], 2, timeout=PATIENCE) is None
 
 
 def test_a_run_goes_on_without_a_reader_and_saves_and_ends_without_its_launcher(tmp_path: pathlib.Path) -> None:
@@ -178,17 +219,17 @@ def test_a_run_goes_on_without_a_reader_and_saves_and_ends_without_its_launcher(
     settings |= {"steps": 10**6, "eval_every": 64, "checkpoint_every": 10**6}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     script = ["experiments/train.py", f"--workdir={tmp_path}", "--nocompilation_cache", *flags]
-    members: list[int] = []
+    started_by_it: list[int] = []
     with contextlib.ExitStack() as cleaned:
-        cleaned.callback(lambda: [os.kill(member, signal.SIGKILL) for member in members if lives(member)])
+        cleaned.callback(lambda: [os.kill(member, signal.SIGKILL) for member in started_by_it if lives(member)])
         launcher = cleaned.enter_context(started("-m", "lsgd_jax.launch", "--processes=2", *script))
         lines_until(launcher, lambda line: line.startswith("compiling"))
         assert launcher.stdout is not None
         launcher.stdout.close()
-        members += children(launcher.pid)
+        started_by_it += children(launcher.pid)
         wait_until(lambda: len(read_metrics(tmp_path)) > 1)
         launcher.kill()
-        wait_until(lambda: not any(map(lives, members)))
+        wait_until(lambda: not any(map(lives, started_by_it)))
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert int(checkpoint.name) % 8 == 0
     assert (checkpoint / DIGESTS).exists()
@@ -244,7 +285,7 @@ def test_gpus_are_dealt_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert launch._shares_of_gpus(3) == [{}] * 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7,")
     assert launch._shares_of_gpus(2) == [{"CUDA_VISIBLE_DEVICES": "3,4"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
-    with pytest.raises(ValueError, match="4 GPUs cannot be dealt to --processes=3"):
+    with pytest.raises(InputError, match="4 GPUs cannot be dealt to --processes=3"):
         launch._shares_of_gpus(3)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert launch._shares_of_gpus(3) == [{}] * 3

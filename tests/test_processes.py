@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from started_processes import PATIENCE, children, lines_until, started, wait_until
 
-from lsgd_jax import launch
+from lsgd_jax.members import free_port
 from lsgd_jax.training.checkpoints import DIGESTS
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
 from lsgd_jax.training.records import read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reload import reload_run
@@ -56,7 +56,7 @@ SLURM = {
 @contextlib.contextmanager
 def by_hand(*commands: list[str], **environment: str) -> Iterator[list[subprocess.Popen]]:
     """Processes that find each other, with no launcher to watch over them."""
-    address, count = f"--coordinator_address=127.0.0.1:{launch._free_port()}", f"--num_processes={len(commands)}"
+    address, count = f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={len(commands)}"
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(started(*command, address, count, f"--process_id={i}", **environment))
@@ -181,7 +181,7 @@ import jax, numpy as np
 from jax._src import xla_bridge
 from lsgd_jax import Topology
 from lsgd_jax.training import joining, processes
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.stopping import stop_on_signals
 
 parser = argparse.ArgumentParser()
@@ -279,11 +279,11 @@ def test_processes_with_different_flags_are_refused_with_the_flag(tmp_path: path
 
 
 def test_a_coordinator_that_does_not_answer_is_told_after_the_timeout() -> None:
-    address = f"127.0.0.1:{launch._free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     flags = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=1", "--connect_timeout=1")
     with started("experiments/train.py", *flags) as process:
         output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2
+    assert process.returncode == ExitCode.NOT_YET
     assert f"train.py: error: no coordinator answers at {address}" in output
     assert output.count("\n") == 1
 

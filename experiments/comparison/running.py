@@ -19,41 +19,41 @@ from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import build_run
-from lsgd_jax.training.stopping import StopRequest, stop_on_signals
+from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
 
 
 class StoppedError(Exception):
-    """A signal has stopped a comparison, which can go on."""
+    """A comparison was asked to stop, and can go on."""
 
 
-def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
+def compare(plan: Plan, commands: Sequence[str], stop: StopRequest) -> list[pathlib.Path]:
     """Runs all that has not been run, and writes the report.
 
-    The first SIGTERM or Ctrl-C stops the run that goes on, and the comparison with it.
-    A report of what there is then stands in the workdir, too.
+    A request to stop ends the run that goes on, and the comparison with it. A report of what there is then
+    stands in the workdir, too.
 
     Returns:
       The files of the report.
 
     Raises:
-      StoppedError: if a signal has stopped it.
+      StoppedError: if it was asked to stop.
     """
     outcomes: list[Outcome] = []
     chosen: dict[str, Setting | None] = {}
-    with stop_on_signals() as stop:
-        try:
-            search = plan.search()
-            for number, trial in enumerate(search, start=1):
-                outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}", stop))
-            chosen = choose(plan.settings, outcomes, plan.metric)
-            tests = plan.test(chosen)
-            for number, trial in enumerate(tests, start=1):
-                outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}", stop))
-        finally:
-            files = _report(plan, outcomes, chosen, commands)
+    stop.awaited = True
+    try:
+        search = plan.search()
+        for number, trial in enumerate(search, start=1):
+            outcomes.append(run(trial, plan.source, f"search {number} of {len(search)}", stop))
+        chosen = choose(plan.settings, outcomes, plan.metric)
+        tests = plan.test(chosen)
+        for number, trial in enumerate(tests, start=1):
+            outcomes.append(run(trial, plan.source, f"test {number} of {len(tests)}", stop))
+    finally:
+        files = _report(plan, outcomes, chosen, commands)
     return files
 
 
@@ -61,12 +61,12 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
     """Runs a trial, goes on with it, or reads what came of it.
 
     Raises:
-      StoppedError: if a signal has stopped it, or has come before it began.
+      StoppedError: if that was asked for.
     """
     workdir = pathlib.Path(trial.config.workdir)
     outcome = finished(trial)
     if outcome is None:
-        if stop:  # it came at the very end of the run before
+        if stop:  # perhaps at the very end of the run before
             raise StoppedError
         told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
         print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)

@@ -75,12 +75,12 @@ class Checkpoints:
         """Saves the state, and what else the run has to know to go on, as JSON.
 
         Raises:
-          DiskFullError: if there is no room for it; nothing is written then.
+          RunFailedError: in all processes, if there is no room for it; nothing is written then.
         """
         if step == self.latest_step():
             return
-        if processes.is_main():
-            self._check_room(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        processes.from_main(lambda: self._check_room(step, needed))
         self._manager.save(
             step,
             args=ocp.args.Composite(

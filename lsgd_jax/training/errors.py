@@ -1,27 +1,65 @@
-"""What a user of the command line can get wrong, and what ends a run, told in one line."""
+"""What a user can get wrong, and what ends a run, each told in one line; and the exit codes of command lines."""
 
+import enum
 import errno
 import os
+import signal
 
 
-class InputError(ValueError):
-    """Bad input. Its message is one line: what is wrong, and what to do."""
+class ExitCode(enum.IntEnum):
+    """How a command line ends, for shells, schedulers and the launcher. An error of ours is a 1, with a traceback."""
+
+    DONE = 0  # also a run that was stopped and saved, unless --resume=auto has to tell it from a finished one
+    BAD_INPUT = 2  # flags, files, the environment: another start would end there too
+    FAILED = 3  # a full disk, all workers lost: likewise
+    NOT_YET = os.EX_UNAVAILABLE  # what comes from elsewhere was not there: it may be at another start
+    STOPPED = os.EX_TEMPFAIL  # as it was asked to: the same command goes on from there
+    INTERRUPTED = 128 + signal.SIGINT  # at once, by a second Ctrl-C
 
 
-class AgreedInputError(InputError):
-    """Bad input that all processes of a run have heard of; the main process tells it."""
+class ToldError(Exception):
+    """What ends a command line. Its message is one line: what is wrong, and what to do.
+
+    Attributes:
+      exit_code: how it ends then.
+      agreed: whether all processes of a run have heard of it; then the main process tells it.
+    """
+
+    exit_code = ExitCode.FAILED
+    agreed = False
 
 
-class RunFailedError(RuntimeError):
-    """A run that cannot go on. Its message is one line: why, and what to do."""
+class InputError(ToldError, ValueError):
+    """Bad input."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class NotYetError(InputError):
+    """What comes from elsewhere was not there: another process, a port, a network, memory."""
+
+    exit_code = ExitCode.NOT_YET
+
+
+class RunFailedError(ToldError, RuntimeError):
+    """A run that cannot go on."""
 
 
 class AllWorkersLostError(RunFailedError):
     """No worker has finite parameters left, and nothing will start one again."""
 
+    agreed = True  # all processes find it
+
 
 class DiskFullError(RunFailedError):
     """There is no room left for what a run writes."""
+
+
+def agreed_error(code: int, told: str) -> ToldError:
+    """An error that all processes have heard of, of the kind with that exit code."""
+    error = {kind.exit_code: kind for kind in (InputError, NotYetError, RunFailedError)}[ExitCode(code)](told)
+    error.agreed = True
+    return error
 
 
 def is_disk_full(error: BaseException) -> bool:

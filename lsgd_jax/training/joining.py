@@ -18,7 +18,7 @@ import jax
 
 from lsgd_jax import gpus, proxies
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
+from lsgd_jax.training.errors import ExitCode, InputError, NotYetError, ToldError, agreed_error, first_line
 from lsgd_jax.training.stopping import stop_with_launcher
 
 # After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
@@ -42,11 +42,12 @@ def connect(
         listens on other interfaces. None for what JAX detects: Slurm, Open MPI, Kubernetes, TPU pods.
       count: how many processes there are. None for what JAX detects; 1 for this one alone.
       number: which of them this is. None for what JAX detects.
-      timeout: seconds in which all have to come; after them this process ends with exit code 2.
+      timeout: seconds in which all have to come; after them this process ends, as at a NotYetError.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
       InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
+      NotYetError: if the others, or a port, are not there.
     """
     stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
@@ -77,10 +78,11 @@ def connect(
         processes.introduce()
         _choose_gpus()
         processes.devices()  # now: it waits for all processes
-    except InputError:
+    except ToldError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise InputError(
+        kind = InputError if isinstance(error, ValueError) else NotYetError
+        raise kind(
             f"cannot join the other processes ({first_line(error)}): "
             "give all of --coordinator_address, --num_processes and --process_id, or --num_processes=1"
             f"{_about_proxy(address)}"
@@ -97,9 +99,18 @@ def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -
     Args:
       body: calls `connect`, with the same `heartbeat_timeout`.
       heartbeat_timeout: seconds after which JAX tells which process has died, and ends this one too.
+
+    Raises:
+      Exception: what `body` raises, in a single process.
     """
     try:
         code = body()
+    except ToldError as error:
+        if processes.alone():
+            raise
+        code = error.exit_code
+        if processes.is_main() or not error.agreed:
+            _tell(f"error: {error}")
     except Exception as error:
         if processes.alone():
             raise
@@ -136,7 +147,7 @@ def _choose_gpus() -> None:
     JAX would take a single one, by the process's rank on the machine, wherever Slurm or Open MPI tell that rank.
 
     Raises:
-      AgreedInputError: in all processes, if there are too few for each of a machine to have one.
+      InputError: in all processes, if there are too few for each of a machine to have one.
     """
     names, chosen = gpus.visible(), os.environ.get("JAX_LOCAL_DEVICE_IDS", "")  # the user's own choice stays
     view = (socket.gethostname(), ",".join(names), ",".join(gpus.device_files()), chosen)
@@ -144,9 +155,10 @@ def _choose_gpus() -> None:
     for (host, seen, _, own_choice), sharing in Counter(views).items():
         count = len(seen.split(",")) if seen and not own_choice else 0
         if 0 < count < sharing:
-            raise AgreedInputError(
+            raise agreed_error(
+                ExitCode.BAD_INPUT,
                 f"{sharing} processes on {host} see the same GPUs, {count} in number: start at most as many there, "
-                "or set JAX_PLATFORMS=cpu"
+                "or set JAX_PLATFORMS=cpu",
             )
         if count % sharing:
             used = count - count % sharing
@@ -179,9 +191,11 @@ def _check_port(address: str) -> None:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]") if _is_loopback(host) else "", port))
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no such port"
-        raise InputError(f"cannot listen on --coordinator_address={address} ({reason}): choose another port") from error
+    except OverflowError as error:
+        raise InputError(f"--coordinator_address={address}: there is no such port") from error
+    except OSError as error:
+        told = f"cannot listen on --coordinator_address={address} ({error.strerror}): choose another port, or wait"
+        raise NotYetError(told) from error
 
 
 def _miss(address: str | None, timeout: float) -> NoReturn:
@@ -197,7 +211,7 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
     try:
         _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
     finally:
-        os._exit(2)
+        os._exit(ExitCode.NOT_YET)
 
 
 def _about_proxy(address: str | None) -> str:

@@ -16,7 +16,7 @@ from absl import flags
 
 from lsgd_jax.training.crops import centre_crop, random_crop
 from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.errors import NotYetError, first_line
 from lsgd_jax.training.sampling import shard_size
 from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import StreamedSource
@@ -123,7 +123,7 @@ def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Gen
       processes: how many of them are made at a time, each by a process; 0 makes them in this one.
 
     Raises:
-      InputError: from `load`, or if a process is gone.
+      InputError: from `load`; NotYetError: if a process is gone.
     """
     import grain
 
@@ -138,7 +138,7 @@ def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Gen
     except RuntimeError as error:
         if "terminated" not in str(error):
             raise
-        raise InputError(
+        raise NotYetError(
             f"a process that decodes images is gone ({first_line(error)}): where memory or shared memory "
             "(/dev/shm) is short, use fewer --loader_processes or a smaller --batch_size"
         ) from error

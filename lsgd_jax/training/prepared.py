@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.errors import InputError, NotYetError, first_line, is_disk_full
 
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
@@ -56,7 +56,9 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # no network, no space, a set that must be downloaded by hand
-        raise InputError(f"cannot download {name!r} to {where}: {first_line(error)}") from error
+        may_work_later = isinstance(error, OSError) and not is_disk_full(error)  # the network, as requests tells it too
+        kind = NotYetError if may_work_later else InputError
+        raise kind(f"cannot download {name!r} to {where}: {first_line(error)}") from error
     return builder
 
 

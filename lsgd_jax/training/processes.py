@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.training.errors import AgreedInputError, InputError, first_line
+from lsgd_jax.training.errors import InputError, ToldError, agreed_error, first_line
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.topology import Topology
 
@@ -79,11 +79,10 @@ def devices() -> list[jax.Device]:
     try:
         found = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        told = os.environ.get("JAX_PLATFORMS", "")
+        choices = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
+        chosen = "".join(f" for {name}={os.environ[name]}" for name in choices if name in os.environ)
         why = f" ({first_line(error)})" if str(error) else ""
-        raise InputError(
-            f"JAX finds no device for JAX_PLATFORMS={told}{why}: unset it, or install what it needs"
-        ) from error
+        raise InputError(f"JAX finds no device{chosen}{why}: unset that, or install what it needs") from error
     names = hosts()
     return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
 
@@ -196,12 +195,12 @@ def from_main(function: Callable[[], T]) -> T:
       function: its result goes to other processes as JSON.
 
     Raises:
-      AgreedInputError: in all processes, if the function raises InputError.
+      ToldError: in all processes, if the function raises one.
     """
     if alone():
         return function()
-    result, error = _attempt(function if is_main() else _nothing)
-    _raise_together(error)
+    result, failure = _attempt(function if is_main() else _nothing)
+    _raise_together(failure)
     given = exchange("from_main", result if is_main() else None)[0]
     return result if is_main() else given
 
@@ -210,15 +209,15 @@ def together(check: Callable[[], T]) -> T:
     """What a function gives: called first in the main process, then in the others. All have to call this.
 
     Raises:
-      AgreedInputError: in all processes, if the function raises InputError in any.
+      ToldError: in all processes, if the function raises one in any.
     """
     if alone():
         return check()
-    result, error = _attempt(check if is_main() else _nothing)
-    _raise_together(error)
+    result, failure = _attempt(check if is_main() else _nothing)
+    _raise_together(failure)
     if not is_main():
-        result, error = _attempt(check)
-    _raise_together(error)
+        result, failure = _attempt(check)
+    _raise_together(failure)
     return result
 
 
@@ -226,7 +225,7 @@ def check_same(settings: Mapping[str, Any]) -> None:
     """Refuses settings that are not those of the main process.
 
     Raises:
-      AgreedInputError: in all processes, naming the first that differs.
+      InputError: in all processes, naming the first that differs.
     """
     if alone():
         return
@@ -245,17 +244,19 @@ def _nothing() -> None:
     pass
 
 
-def _attempt(function: Callable[[], T]) -> tuple[Any, str | None]:
+def _attempt(function: Callable[[], T]) -> tuple[Any, tuple[int, str] | None]:
+    """What a function gives, or the exit code and the message of what it raises."""
     try:
         return function(), None
-    except InputError as error:
-        return None, str(error)
+    except ToldError as error:
+        return None, (error.exit_code, str(error))
 
 
-def _raise_together(error: str | None) -> None:
-    for i, told in enumerate(exchange("errors", error)):
-        if told is not None:
-            raise AgreedInputError(told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
+def _raise_together(failure: tuple[int, str] | None) -> None:
+    for i, found in enumerate(exchange("errors", failure)):
+        if found is not None:
+            code, told = found
+            raise agreed_error(code, told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Stopping a run at the end of a round: by a signal, or since the launcher is gone."""
+"""Stopping: by a signal, or since the launcher is gone; at once, or at the end of a round."""
 
 import contextlib
 import os
@@ -14,13 +14,20 @@ LAUNCHER = "LSGD_JAX_LAUNCHER"
 
 
 class StopRequest:
-    """Whether somebody has asked the run to stop."""
+    """Whether somebody has asked this process to stop.
+
+    Attributes:
+      awaited: whether it will stop by itself, as at the end of a round; else a signal may end it at once.
+      exit_code: how it ends then; 128 and the signal's number by default.
+    """
 
     def __init__(self) -> None:
+        self.awaited = False
+        self.exit_code: int | None = None
         self._asked = False
 
     def ask(self) -> None:
-        """Asks the run to stop."""
+        """Asks the process to stop."""
         self._asked = True
 
     def __bool__(self) -> bool:
@@ -36,14 +43,15 @@ def heard_signals() -> list[signal.Signals]:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns signals into a request. A second Ctrl-C acts as usual.
 
-    The others may well come twice: from a shell and its terminal, from a scheduler and a launcher.
+    Others may well come twice: from a shell and its terminal, from a scheduler and a launcher.
     """
     request = StopRequest()
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in heard_signals()}
 
-    def handle(*_: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         request.ask()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, handle)
@@ -52,6 +60,39 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_by_signals(program: str) -> Iterator[StopRequest]:
+    """`stop_on_signals`, where a signal ends the process at once, in one line, until the request is awaited.
+
+    A thread hears them: Python's own handlers wait until the main thread comes back from compiling, or
+    from waiting for other processes, and what they raise can be lost.
+    """
+    heard = heard_signals()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen(stop: StopRequest) -> None:
+        while number := os.read(reader, 1)[0]:
+            if number in heard and not stop.awaited:
+                line = f"{program}: stopped by {signal.Signals(number).name}\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode())
+                os._exit(128 + number if stop.exit_code is None else stop.exit_code)
+
+    with stop_on_signals() as stop:
+        thread = threading.Thread(target=listen, args=(stop,), daemon=True)
+        thread.start()
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield stop
+        finally:
+            signal.set_wakeup_fd(before)
+            os.write(writer, b"\0")
+            thread.join()
+            os.close(reader)
+            os.close(writer)
 
 
 def stop_with_launcher() -> None:

@@ -78,12 +78,12 @@ def train(
         this leaves a process without any, one that does not.
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       source: the data set of the settings, where the caller has found it already.
-      stop: whether to stop, where the caller listens to signals itself.
+      stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
       figures: whether to draw them, at the end.
 
     Returns:
-      The summary that is also in summary.json; None if a signal stopped the run
-      before its end, which is then ready to be resumed.
+      The summary that is also in summary.json; None if the run was stopped before its end,
+      by a signal or by `stop`, and is ready to be resumed.
 
     Raises:
       InputError: if the settings cannot work; nothing has been changed then.
@@ -149,8 +149,8 @@ def _train(
             end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
         saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
-        where = "after saving a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
-        processes.say(f"stopped at step {end.step} of {config.steps}, {where}")
+        where = "with a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
+        processes.say(f"stopped at step {end.step} of {config.steps}, {where if end.step else 'before the first'}")
         return None
     metric = kind_of(source).metric
     return _finish(config, run, end, workdir, metric, computed_with, figures=figures)
@@ -197,6 +197,9 @@ def _advance(
         stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop,
         Progress(step, config.steps, run.task.unit, units_per_step, silent=not processes.is_main()) as progress,
     ):
+        stop.awaited = True
+        if any(processes.exchange("stop", bool(stop))):
+            return at
         processes.say(f"compiling {run.task.description['model']} for {config.groups} × {config.workers} workers")
         with progress.paused():
             advance = run.rounds.compile(state, step)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.errors import DiskFullError, InputError, NotYetError, RunFailedError, is_disk_full
 from lsgd_jax.training.files import PARTIAL, read_json
 from lsgd_jax.training.paths import why_not_local
 
@@ -103,14 +103,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other processes from training in a folder meanwhile. The lock goes with the process, however it ends.
 
     Raises:
-      InputError: if another process trains there.
+      NotYetError: if another process trains there.
     """
     folder = os.open(workdir, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"another process trains in --workdir={workdir}: wait for it, or name another") from error
+            raise NotYetError(f"another process trains in --workdir={workdir}: wait for it, or name another") from error
         except OSError:
             pass  # a file system without locks
         yield
@@ -128,7 +128,7 @@ def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_disk_full(error) and not isinstance(error, DiskFullError):
+        if is_disk_full(error) and not isinstance(error, RunFailedError):
             where = getattr(error, "filename", None) or f"--workdir={workdir}"
             raise DiskFullError(
                 f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"

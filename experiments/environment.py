@@ -1,0 +1,54 @@
+"""What the command lines of experiments make of their environment."""
+
+import importlib.metadata
+import logging
+import os
+
+from lsgd_jax.output import make_output_last
+from lsgd_jax.training.errors import InputError, first_line
+
+# Figures go to files, and look the same everywhere; what a user's file says may not work here.
+FIGURES = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+# What variables that are meant for other programs begin with: settings of progress bars, and checks of JAX that one may
+# want of one's own programs. Ours are not written for them: infinities stand for what is not there.
+FOR_OTHERS = (
+    "TQDM_",
+    "JAX_DEBUG_INFS",
+    "JAX_NO_EXECUTION",
+    "JAX_NO_TRACING",
+    "JAX_NUMPY_DTYPE_PROMOTION",
+    "JAX_NUMPY_RANK_PROMOTION",
+    "JAX_TRANSFER_GUARD",
+)
+
+
+def set_for_this_program() -> None:
+    """Leaves out of the environment, before JAX starts, what is meant for other programs; and lets output last."""
+    for name in [name for name in os.environ if name.startswith(FOR_OTHERS) and name != "TQDM_DISABLE"]:
+        del os.environ[name]
+    os.environ.update(FIGURES)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells at length that there is no home directory
+    _hush_old_jaxlib()
+    make_output_last()
+
+
+def why_jax_cannot_start() -> str | None:
+    """What is wrong with JAX's variables or devices, if anything: it fails wherever it is used first."""
+    try:
+        from lsgd_jax.training.processes import devices
+    except ValueError as error:
+        return f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
+    try:
+        devices()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _hush_old_jaxlib() -> None:
+    """jaxlib 0.10.1 logs two errors of 2 kB for each program of its cache, though all is well.
+
+    A 1 is no choice of the user's: JAX leaves it to whatever a program starts that has imported it.
+    """
+    if importlib.metadata.version("jaxlib") == "0.10.1" and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what is fatal is still told
