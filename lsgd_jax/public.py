@@ -1,22 +1,34 @@
 """What `lsgd_jax` gives to those who use it, by the names in its `__all__`."""
 
-# ruff: noqa: F401
-from lsgd_jax.collectives import GROUP, WORKER, Leader, broadcast_from_leader, elect_leader
-from lsgd_jax.optimizers.data_parallel import data_parallel
-from lsgd_jax.optimizers.diloco import diloco
-from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, Outcome
-from lsgd_jax.optimizers.downpour import downpour
-from lsgd_jax.optimizers.dppf import dppf
-from lsgd_jax.optimizers.eamsgd import eamsgd
-from lsgd_jax.optimizers.easgd import easgd
-from lsgd_jax.optimizers.grawa import grawa
-from lsgd_jax.optimizers.independent import independent
-from lsgd_jax.optimizers.leader_pull import leader_pull
-from lsgd_jax.optimizers.local_sgd import local_sgd
-from lsgd_jax.optimizers.lsgd import lsgd
-from lsgd_jax.optimizers.periodic import periodic
-from lsgd_jax.training.ledger import Ledger, ledger
-from lsgd_jax.training.local_steps import Batches
-from lsgd_jax.training.state import TrainState, init_state
-from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import make_train_step
+# ruff: noqa: I001
+# `a as a` is what strict type checkers take for public.
+from lsgd_jax.collectives import (
+    GROUP as GROUP,
+    WORKER as WORKER,
+    Leader as Leader,
+    broadcast_from_leader as broadcast_from_leader,
+    elect_leader as elect_leader,
+)
+from lsgd_jax.optimizers.data_parallel import data_parallel as data_parallel
+from lsgd_jax.optimizers.diloco import diloco as diloco
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes as Axes,
+    Communication as Communication,
+    DistributedOptimizer as DistributedOptimizer,
+    Outcome as Outcome,
+)
+from lsgd_jax.optimizers.downpour import downpour as downpour
+from lsgd_jax.optimizers.dppf import dppf as dppf
+from lsgd_jax.optimizers.eamsgd import eamsgd as eamsgd
+from lsgd_jax.optimizers.easgd import easgd as easgd
+from lsgd_jax.optimizers.grawa import grawa as grawa
+from lsgd_jax.optimizers.independent import independent as independent
+from lsgd_jax.optimizers.leader_pull import leader_pull as leader_pull
+from lsgd_jax.optimizers.local_sgd import local_sgd as local_sgd
+from lsgd_jax.optimizers.lsgd import lsgd as lsgd
+from lsgd_jax.optimizers.periodic import periodic as periodic
+from lsgd_jax.training.ledger import Ledger as Ledger, ledger as ledger
+from lsgd_jax.training.local_steps import Batches as Batches
+from lsgd_jax.training.state import TrainState as TrainState, init_state as init_state
+from lsgd_jax.training.topology import Topology as Topology
+from lsgd_jax.training.train_step import make_train_step as make_train_step
