@@ -106,6 +106,34 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_never_began_begins(
     assert resumed == [False, True, False]
 
 
+@pytest.mark.parametrize("left", ["checkpoints/4/state", "summary.json", "metrics.jsonl", DIVERGED])
+def test_what_a_run_has_left_is_refused_without_its_settings_and_nothing_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    trial = a_plan(tmp_path).search()[1]
+    made_up(trial.config, figures=False)
+    kept = trial.workdir / left
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.touch()
+    (trial.workdir / "config.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("nobody knows with which settings"))
+    with pytest.raises(InputError, match=f"{trial.workdir} holds .* no config.json: restore it, or move") as told:
+        compare(a_plan(tmp_path), ["python experiments/compare.py"])
+    assert "\n" not in str(told.value)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_settings_that_cannot_be_read_are_told_with_the_run_that_is_to_be_moved_away(tmp_path: Path) -> None:
+    """Not with the advice to begin all of the comparison again."""
+    trial = a_plan(tmp_path).search()[1]
+    made_up(trial.config, figures=False)
+    path = trial.workdir / "config.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match=rf"{path} is damaged .* move {trial.workdir} away, and the same"):
+        a_plan(tmp_path)
+
+
 def test_a_run_that_diverged_is_written_down_and_never_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

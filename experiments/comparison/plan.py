@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.workdir import read_config
+from lsgd_jax.training.workdir import is_started, is_used, read_config
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
@@ -154,20 +153,22 @@ def make_plan(
 
 
 def _check_same_settings(trial: Trial, source: AnySource) -> None:
-    """Refuses a folder in which the run was started with other settings or data.
+    """Refuses a folder in which the run was started with other settings or data, or nobody knows with which.
 
     Raises:
       InputError: naming them.
     """
-    path = pathlib.Path(trial.config.workdir) / "config.json"
-    if not path.exists():
+    workdir = trial.workdir
+    if not is_started(workdir):
+        if is_used(workdir):
+            raise InputError(f"{workdir} holds what a run has left, but no config.json: {trial.how_to_begin_again}")
         return
-    saved, now = read_config(path.parent), dataclasses.asdict(trial.config)
+    saved, now = read_config(workdir, trial.how_to_begin_again), dataclasses.asdict(trial.config)
     changed = [name for name in now if name not in IRRELEVANT and saved[name] != now[name]]
     if changed:
         told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
-        raise InputError(f"{path.parent} holds a run with other settings ({told}): use another --workdir")
-    check_conditions(path.parent, source)
+        raise InputError(f"{workdir} holds a run with other settings ({told}): use another --workdir")
+    check_conditions(workdir, source)
 
 
 def _seeds(flag: str, texts: Sequence[str]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
+from lsgd_jax.training.workdir import is_started
 
 
 class StoppedError(Exception):
@@ -63,24 +64,21 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
     Raises:
       StoppedError: if a signal has stopped it, or has come before it began.
     """
-    workdir = pathlib.Path(trial.config.workdir)
     outcome = finished(trial)
     if outcome is None:
         if stop:  # it came at the very end of the run before
             raise StoppedError
         told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
         print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)
-        resume = (workdir / "config.json").exists()
-        if not resume:  # killed before it began
-            shutil.rmtree(workdir, ignore_errors=True)
+        resume = is_started(trial.workdir)
         try:
             # Without figures of its own: they take a quarter of the time of a small run.
             if train(trial.config, resume=resume, source=source, stop=stop, figures=False) is None:
                 raise StoppedError
         except AllWorkersLostError as error:
             print(error)
-            write_json(workdir / DIVERGED, {"reason": str(error)})
-        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
+            write_json(trial.workdir / DIVERGED, {"reason": str(error)})
+        shutil.rmtree(trial.workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
         outcome = finished(trial)
         assert outcome is not None
     return outcome

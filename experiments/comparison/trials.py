@@ -32,6 +32,16 @@ class Trial(NamedTuple):
     phase: str
     config: Config
 
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The run's folder."""
+        return pathlib.Path(self.config.workdir)
+
+    @property
+    def how_to_begin_again(self) -> str:
+        """What to do where something in that folder cannot be used."""
+        return f"restore it, or move {self.workdir} away, and the same command trains this run again"
+
 
 class Outcome(NamedTuple):
     """What came of a trial.
@@ -53,8 +63,8 @@ def finished(trial: Trial) -> Outcome | None:
     Raises:
       InputError: if that cannot be read.
     """
-    workdir = pathlib.Path(trial.config.workdir)
-    path, todo = workdir / "summary.json", f"move {workdir} away, and the same command trains this run again"
+    workdir, todo = trial.workdir, trial.how_to_begin_again
+    path = workdir / "summary.json"
     if not path.exists():
         return Outcome(trial, read_metrics(workdir), None) if (workdir / DIVERGED).exists() else None
     summary, curve = read_json(path, todo), read_metrics(workdir)

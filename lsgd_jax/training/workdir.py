@@ -29,25 +29,36 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
       InputError: what is wrong and what to do.
     """
     started = is_started(workdir)
-    try:
-        used = workdir.is_dir() and any(map(_counts, workdir.iterdir()))
-    except OSError as error:
-        raise _unreadable(workdir, error) from error
     if resume and not started:
         raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
-    if not resume and used:
+    if not resume and is_used(workdir):
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
 
 
 def is_started(workdir: pathlib.Path) -> bool:
-    """Whether there is a run in a folder, so that it can be resumed.
+    """Whether there is a run in a folder, so that it can be resumed, if its settings can be read.
 
     Raises:
-      InputError: if it cannot be read.
+      InputError: if the folder cannot be read.
     """
     try:
-        return (workdir / "config.json").is_file()
+        (workdir / "config.json").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(workdir, error) from error
+    return True
+
+
+def is_used(workdir: pathlib.Path) -> bool:
+    """Whether there is anything in a folder that may be of use to somebody.
+
+    Raises:
+      InputError: if the folder cannot be read.
+    """
+    try:
+        return workdir.is_dir() and any(map(_counts, workdir.iterdir()))
     except OSError as error:
         raise _unreadable(workdir, error) from error
 
@@ -149,13 +160,17 @@ def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
     return Config(**read_config(path) | given | {"workdir": workdir})
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or restore it") -> dict[str, Any]:
     """The settings that the run in a workdir was started with.
+
+    Args:
+      workdir: the run's folder.
+      todo: what to do if they cannot be read.
 
     Raises:
       InputError: if they cannot be read.
     """
-    path, todo = workdir / "config.json", "use a new --workdir, or restore it"
+    path = workdir / "config.json"
     saved = read_json(path, todo)
     if unknown := [name for name in saved if name not in SETTINGS]:
         raise InputError(f"{path} is of another version of lsgd_jax, which has a setting {unknown[0]!r}: {todo}")
