@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
     from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.files import write_json
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))

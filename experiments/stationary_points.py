@@ -28,7 +28,7 @@ from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.workdir import make_writable
+from lsgd_jax.training.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),

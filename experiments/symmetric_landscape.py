@@ -27,7 +27,7 @@ from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.workdir import make_writable
+from lsgd_jax.training.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.files import write_whole
     from lsgd_jax.training.processes import devices
     from lsgd_jax.training.provenance import provenance
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     workdir = pathlib.Path(str(FLAGS.workdir))
     try:

@@ -19,8 +19,8 @@ from lsgd_jax.training import trainer
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import write_json
+from lsgd_jax.training.lock import locked
 from lsgd_jax.training.trainer import check_settings
-from lsgd_jax.training.workdir import locked
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "train.py"

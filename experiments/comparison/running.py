@@ -12,7 +12,7 @@ import jax
 
 from comparison.grid import choose
 from comparison.plan import Plan
-from comparison.report import write_report
+from comparison.report import FILES, write_report
 from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
@@ -24,6 +24,7 @@ from lsgd_jax.training.tasks import AnySource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
 from lsgd_jax.training.workdir import is_started
+from lsgd_jax.training.writable import check_replaceable
 
 
 class StoppedError(Exception):
@@ -41,7 +42,9 @@ def compare(plan: Plan, commands: Sequence[str]) -> list[pathlib.Path]:
 
     Raises:
       StoppedError: if a signal has stopped it.
+      InputError: if the report could not be written; nothing is run then.
     """
+    check_replaceable(pathlib.Path(plan.base.workdir) / name for name in FILES)
     outcomes: list[Outcome] = []
     chosen: dict[str, Setting | None] = {}
     with stop_on_signals() as stop:

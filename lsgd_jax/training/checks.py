@@ -14,7 +14,8 @@ from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.workdir import check_workdir, make_writable, read_config
+from lsgd_jax.training.workdir import check_workdir, read_config
+from lsgd_jax.training.writable import make_writable
 
 
 def check_jax() -> None:
@@ -62,5 +63,6 @@ def check_settings(
     if processes.is_main():
         if profile_dir is not None:
             make_writable(pathlib.Path(profile_dir), "profile_dir")
-        make_writable(workdir)
+        if not resume:  # a finished run may be anywhere; what goes on is looked at by part
+            make_writable(workdir)
     return source

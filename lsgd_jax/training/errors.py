@@ -1,7 +1,10 @@
 """What a user of the command line can get wrong, and what ends a run, told in one line."""
 
+import contextlib
 import errno
 import os
+import pathlib
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -30,6 +33,24 @@ def is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in full) or any(
         os.strerror(number) in str(error) for number in full
     )
+
+
+@contextlib.contextmanager
+def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what a full disk raises into one line.
+
+    Raises:
+      DiskFullError: what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            where = getattr(error, "filename", None) or f"--workdir={workdir}"
+            raise DiskFullError(
+                f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"
+            ) from error
+        raise
 
 
 def first_line(error: Exception) -> str:

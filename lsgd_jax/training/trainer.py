@@ -18,9 +18,10 @@ from lsgd_jax.training.checkpoints import Checkpoints, Standing
 from lsgd_jax.training.checks import check_settings
 from lsgd_jax.training.conditions import Conditions, agreed_conditions, write_conditions
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import InputError, on_full_disk
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.lock import locked
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
@@ -33,7 +34,8 @@ from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import check_parts, locked, on_full_disk, read_config
+from lsgd_jax.training.workdir import read_config
+from lsgd_jax.training.writable import check_parts
 
 
 class Position(NamedTuple):

@@ -1,24 +1,16 @@
 """A run's folder: whose it is, and the settings in it."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import PARTIAL, read_json
-from lsgd_jax.training.paths import why_not_local
+from lsgd_jax.training.writable import PROBE
 
-PROBE = ".writable"
-# What a run writes to again when it goes on.
-FOLDERS = ("checkpoints", "center", "figures", "tensorboard")
-RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv")
 SETTINGS = typing.get_type_hints(Config)
 
 
@@ -69,82 +61,7 @@ def _unreadable(workdir: pathlib.Path, error: OSError) -> InputError:
 
 def _counts(path: pathlib.Path) -> bool:
     """Whether something in a folder makes it a used one: not what a run that was killed at its very start leaves."""
-    return not (path.name == PROBE or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
-
-
-def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
-    """Makes the folder that a flag names, and tries to write there.
-
-    Raises:
-      InputError: if that fails.
-    """
-    if reason := why_not_local(folder):
-        raise InputError(f"--{flag}={folder}: {reason}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _probe(folder)
-    except OSError as error:
-        raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
-
-
-def check_parts(workdir: pathlib.Path) -> None:
-    """Tries to write to what a run has left that is to go on.
-
-    Raises:
-      InputError: if that fails.
-    """
-    for name in filter(lambda name: os.path.lexists(workdir / name), (*FOLDERS, *RECORDS)):
-        try:
-            if name in FOLDERS:
-                _probe(workdir / name)
-            else:
-                (workdir / name).open("ab").close()
-        except OSError as error:
-            raise InputError(f"cannot write to {workdir / name} ({error.strerror}): make that possible") from error
-
-
-def _probe(folder: pathlib.Path) -> None:
-    probe = folder / PROBE
-    probe.touch()
-    probe.unlink()
-
-
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder meanwhile. The lock goes with the process, however it ends.
-
-    Raises:
-      InputError: if another process trains there.
-    """
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process trains in --workdir={workdir}: wait for it, or name another") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what a full disk raises into one line.
-
-    Raises:
-      DiskFullError: what to do.
-    """
-    try:
-        yield
-    except Exception as error:
-        if is_disk_full(error) and not isinstance(error, DiskFullError):
-            where = getattr(error, "filename", None) or f"--workdir={workdir}"
-            raise DiskFullError(
-                f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"
-            ) from error
-        raise
+    return not (path.name.startswith(PROBE) or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
