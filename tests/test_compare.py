@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from comparison.plan import make_plan
 from comparison.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
-from made_up_runs import a_plan
+from made_up_runs import a_plan, leave
 
 import compare as script  # isort: skip
 from comparison import running
@@ -34,15 +34,8 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path, capfd: pytest
 def made_up(config: Config, *, figures: bool, **_: Any) -> dict[str, Any]:
     """In place of `train`: leaves what a run leaves, without training."""
     assert not figures, "those of the report will do"
-    errors = {"validation_error": 0.3, "test_error": 0.3, "leader_validation_error": 0.4, "leader_test_error": 0.4}
-    row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": 100, **errors}
-    workdir = Path(config.workdir)
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    summary = row | {"model": "mlp", "parameters": 10, "batch_size": config.batch_size, "device": "1 × cpu", "jax": "0"}
-    (workdir / "summary.json").write_text(json.dumps(summary))
-    return summary
+    Path(config.workdir, "checkpoints").mkdir(parents=True, exist_ok=True)
+    return leave(config)
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 from comparison.report import FILES
-from made_up_runs import a_plan
+from made_up_runs import a_plan, leave
 
 from comparison import running  # isort: skip
 
 from lsgd_jax.training.conditions import conditions_of, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import write_json
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.trainer import train
 from lsgd_jax.training.workdir import is_used
@@ -53,12 +52,10 @@ def test_a_finished_run_on_a_disk_that_is_read_only_is_told_to_be_finished(
         return create(path, flags, *more, **others)
 
     config = Config(str(tmp_path), model="mlp", steps=8)
-    write_json(tmp_path / "config.json", dataclasses.asdict(config))
+    summary = leave(config)
     write_conditions(tmp_path, conditions_of(find_source(config)))
-    summary = {"step": 8}
-    write_json(tmp_path / "summary.json", summary)
     monkeypatch.setattr(os, "open", read_only)
-    assert train(config, resume=True) == summary
+    assert train(config, resume=True) == {"metric": "error", **summary}
     assert f"the run in {tmp_path} is already finished, at step 8" in capsys.readouterr().out
     with pytest.raises(InputError, match=rf"cannot write to {tmp_path} \(Read-only file system\)"):
         train(dataclasses.replace(config, steps=16), resume=True)

@@ -148,7 +148,7 @@ def make_plan(
         make_factor(trial.config)
         kind_of(source).batch_size(trial.config, source)
         _check_same_settings(trial, source)
-        finished(trial)  # what cannot be read is told before anything is trained
+        finished(trial, plan.metric)  # what cannot be read is told before anything is trained
     return plan
 
 

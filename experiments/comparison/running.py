@@ -20,7 +20,7 @@ from lsgd_jax.training.files import write_json
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
-from lsgd_jax.training.tasks import AnySource
+from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
 from lsgd_jax.training.workdir import is_started
@@ -67,7 +67,8 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
     Raises:
       StoppedError: if a signal has stopped it, or has come before it began.
     """
-    outcome = finished(trial)
+    metric = kind_of(source).metric
+    outcome = finished(trial, metric)
     if outcome is None:
         if stop:  # it came at the very end of the run before
             raise StoppedError
@@ -82,7 +83,7 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
             print(error)
             write_json(trial.workdir / DIVERGED, {"reason": str(error)})
         shutil.rmtree(trial.workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
-        outcome = finished(trial)
+        outcome = finished(trial, metric)
         assert outcome is not None
     return outcome
 
@@ -125,13 +126,15 @@ class Pace(NamedTuple):
 def forecast(plan: Plan) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
     search = plan.search()
-    chosen = choose(plan.settings, [outcome for trial in search if (outcome := finished(trial))], plan.metric)
+    chosen = choose(
+        plan.settings, [outcome for trial in search if (outcome := finished(trial, plan.metric))], plan.metric
+    )
     # Where the search is not over yet, any setting takes as long.
     tests = plan.test({method: chosen.get(method, choices[0]) for method, choices in plan.settings.items()})
     pace = measure_pace((search or tests)[0].config, plan.source)
     lines, minutes = [], []
     for phase, trials in (("search", search), ("test", tests)):
-        left = [trial for trial in trials if finished(trial) is None]
+        left = [trial for trial in trials if finished(trial, plan.metric) is None]
         minutes.append(sum(_seconds(trial.config, pace) for trial in left) / 60)
         for method in dict.fromkeys(trial.method for trial in trials):
             settings = list(dict.fromkeys(trial.varied for trial in trials if trial.method == method))

@@ -1,11 +1,13 @@
 """What a run depends on besides its settings and its code: the data, and the precision of products."""
 
 import pathlib
+import typing
 from typing import NamedTuple
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.fields import Fields, read_fields
+from lsgd_jax.training.files import is_there, write_json
 from lsgd_jax.training.numerics import matmul_precision
 from lsgd_jax.training.tasks import AnySource
 
@@ -93,13 +95,11 @@ def read_conditions(workdir: pathlib.Path) -> Conditions | None:
     Raises:
       InputError: if they cannot be read.
     """
-    path, todo = workdir / FILE, "remove it if you are sure that the data are the same"
-    if not path.exists():
+    path = workdir / FILE
+    if not is_there(path):
         return None
-    saved = read_json(path, todo)
-    if saved.keys() != set(Conditions._fields):
-        raise InputError(f"{path} is of another version of lsgd_jax: {todo}")
-    return Conditions(**saved)
+    fields = Fields(typing.get_type_hints(Conditions))
+    return Conditions(**read_fields(path, fields, "remove it if you are sure that the data are the same"))
 
 
 def write_conditions(workdir: pathlib.Path, conditions: Conditions) -> None:

@@ -1,17 +1,18 @@
 """A run's folder: whose it is, and the settings in it."""
 
 import dataclasses
-import json
 import pathlib
 import typing
 from typing import Any
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import PARTIAL, read_json
+from lsgd_jax.training.fields import Fields, read_fields
+from lsgd_jax.training.files import PARTIAL, is_there
 from lsgd_jax.training.writable import PROBE
 
-SETTINGS = typing.get_type_hints(Config)
+KINDS = typing.get_type_hints(Config)
+SETTINGS = Fields(KINDS, optional=KINDS.keys() - {"workdir"})  # older versions have had fewer
 
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
@@ -34,13 +35,7 @@ def is_started(workdir: pathlib.Path) -> bool:
     Raises:
       InputError: if the folder cannot be read.
     """
-    try:
-        (workdir / "config.json").lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise _unreadable(workdir, error) from error
-    return True
+    return is_there(workdir / "config.json")
 
 
 def is_used(workdir: pathlib.Path) -> bool:
@@ -52,11 +47,7 @@ def is_used(workdir: pathlib.Path) -> bool:
     try:
         return workdir.is_dir() and any(map(_counts, workdir.iterdir()))
     except OSError as error:
-        raise _unreadable(workdir, error) from error
-
-
-def _unreadable(workdir: pathlib.Path, error: OSError) -> InputError:
-    return InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder")
+        raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder") from error
 
 
 def _counts(path: pathlib.Path) -> bool:
@@ -87,19 +78,4 @@ def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or rest
     Raises:
       InputError: if they cannot be read.
     """
-    path = workdir / "config.json"
-    saved = read_json(path, todo)
-    if unknown := [name for name in saved if name not in SETTINGS]:
-        raise InputError(f"{path} is of another version of lsgd_jax, which has a setting {unknown[0]!r}: {todo}")
-    for name, value in {"workdir": None, **saved}.items():
-        if not _is_a(value, SETTINGS[name]):
-            kind = getattr(SETTINGS[name], "__name__", SETTINGS[name])
-            raise InputError(f"{path} is damaged ({name} is {json.dumps(value)}, which is no {kind}): {todo}")
-    return dataclasses.asdict(Config(**saved))
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether JSON's value can stand for a setting of a type: an int for a float, a bool for itself alone."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+    return dataclasses.asdict(Config(**read_fields(workdir / "config.json", SETTINGS, todo)))
