@@ -84,8 +84,9 @@ def run(argv: list[str]) -> int:
     except InputError as error:
         return _refused(argv, error)
 
+    from lsgd_jax.training.checks import load_config
     from lsgd_jax.training.trainer import train
-    from lsgd_jax.training.workdir import is_started, load_config
+    from lsgd_jax.training.workdir import is_started
 
     given = given_settings(FLAGS)
     workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))

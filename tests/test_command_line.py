@@ -16,10 +16,12 @@ from settings import PROCESS_FLAGS
 
 from lsgd_jax import launch, load_center
 from lsgd_jax.training import trainer
+from lsgd_jax.training.conditions import conditions_of, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.lock import locked
+from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.trainer import check_settings
 
 ROOT = Path(__file__).parents[1]
@@ -255,10 +257,11 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
     write_json(tmp_path / "config.json", {"workdir": str(tmp_path)})
+    write_conditions(tmp_path, conditions_of(find_source(Config(""))))
     (tmp_path / part).symlink_to("/proc/self/fd")  # where not even root makes files
     message = refused(capfd, f"--workdir={tmp_path}", "--resume")
     assert f"cannot write to {tmp_path / part} (" in message
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", part}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "conditions.json", part}
 
 
 def test_where_nobody_has_a_home_a_path_from_there_is_told(

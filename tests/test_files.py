@@ -14,11 +14,12 @@ from made_up_runs import leave
 
 from lsgd_jax import load_center
 from lsgd_jax.training import files, summary
+from lsgd_jax.training.checks import load_config
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import expanded, file_name, read_json, write_json, write_whole
-from lsgd_jax.training.workdir import is_started, load_config, read_config
+from lsgd_jax.training.workdir import is_started, read_config
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
@@ -185,6 +186,24 @@ def test_settings_that_cannot_be_are_told_with_their_file(tmp_path: Path, saved:
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'} is ")
     assert told in str(caught.value)
     assert str(caught.value).endswith(": use a new --workdir, or restore it")
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [({"steps": -4}, "--steps=-4: must be at least 1"), ({"algorithm": "magic"}, "--algorithm=magic"),
+     ({"schedule": "drop"}, "--drop_at"), ({"momentum": 2}, "--momentum=2")],
+)  # fmt: skip
+def test_a_saved_setting_that_cannot_be_is_blamed_on_its_file_and_a_given_one_on_its_flag(
+    tmp_path: Path, saved: dict[str, Any], told: str
+) -> None:
+    write_json(tmp_path / "config.json", {"workdir": "x"} | saved)
+    with pytest.raises(InputError) as caught:
+        load_config(str(tmp_path), {"model": "mlp"}, resume=True)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'} is damaged (")
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("): use a new --workdir, or restore it")
+    write_json(tmp_path / "config.json", {"workdir": "x"})
+    assert load_config(str(tmp_path), saved, resume=True).workdir == str(tmp_path), "told when it is checked"
 
 
 def test_settings_of_an_older_version_are_read(tmp_path: Path) -> None:

@@ -55,19 +55,6 @@ def _counts(path: pathlib.Path) -> bool:
     return not (path.name.startswith(PROBE) or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
 
 
-def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
-    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
-
-    Raises:
-      InputError: if a run is to be resumed and there is none.
-    """
-    if not resume:
-        return Config(**given)
-    path = pathlib.Path(workdir)
-    check_workdir(path, resume=True)
-    return Config(**read_config(path) | given | {"workdir": workdir})
-
-
 def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or restore it") -> dict[str, Any]:
     """The settings that the run in a workdir was started with.
 
