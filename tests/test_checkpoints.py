@@ -272,7 +272,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(whole: Path, small_disk: Path) -> None:
     workdir = small_disk / "run"
-    with pytest.raises(DiskFullError, match=r"no room for the checkpoint of step 8 .* go on .* with --resume$"):
+    with pytest.raises(
+        DiskFullError, match=r"no room for the checkpoint of step 8 .* go on .* with --resume, c.*before\)$"
+    ):
         train(Config(str(workdir), **RUN), figures=False)
     (small_disk / "ballast").unlink()
     summary = train(Config(str(workdir), **RUN | {"steps": 8}), resume=True, figures=False)
@@ -305,6 +307,7 @@ def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
     monkeypatch.setattr(Records, "add_metrics", no_room)
     with pytest.raises(DiskFullError, match=f"the disk of --workdir={workdir} is full") as stopped:
         train(Config(str(workdir), **RUN), figures=False)
+    assert "train.py with --resume, compare.py as before" in str(stopped.value), "each in its way"
     assert "\n" not in str(stopped.value)
     monkeypatch.setattr(trainer, "build_run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

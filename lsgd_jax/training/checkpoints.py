@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.errors import MAKE_ROOM, DiskFullError, InputError, is_disk_full
 from lsgd_jax.training.fields import Fields, check_fields
 from lsgd_jax.training.files import free_name, is_there, parse_json, write_json
 from lsgd_jax.training.numerics import wrap_keys
@@ -164,7 +164,7 @@ class Checkpoints:
         if free < needed:
             raise DiskFullError(
                 f"there is no room for the checkpoint of step {step} in {self._folder} ({needed / 1e6:,.1f} MB, "
-                f"{free / 1e6:,.1f} MB are free): make room, and go on from the last one with --resume"
+                f"{free / 1e6:,.1f} MB are free): {MAKE_ROOM}"
             )
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+MAKE_ROOM = "make room, and go on from the last checkpoint (train.py with --resume, compare.py as before)"
+
 
 class InputError(ValueError):
     """Bad input. Its message is one line: what is wrong, and what to do."""
@@ -47,9 +49,7 @@ def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error) and not isinstance(error, DiskFullError):
             where = getattr(error, "filename", None) or f"--workdir={workdir}"
-            raise DiskFullError(
-                f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"
-            ) from error
+            raise DiskFullError(f"the disk of {where} is full: {MAKE_ROOM}") from error
         raise
 
 
