@@ -357,9 +357,17 @@ def test_an_elastic_run_may_change_its_workers_and_what_one_group_has_not_used()
     for saved, changes in ((several, {"local_period": 8}), (alone, {"global_pull": 0.3})):
         with pytest.raises(InputError, match=next(iter(changes))):
             check_resumable(saved, config(groups=3, **changes), elastic=True)
+
+
+def test_workers_of_given_speeds_stay_as_many_whatever_else_is_given() -> None:
+    """Elastic or not, nobody is sent from one flag to the other and back."""
     paced = dataclasses.asdict(config(groups=1, workers=2, worker_speeds="1,2"))
-    with pytest.raises(InputError, match="--worker_speeds was 1,2, is of another number"):
-        check_resumable(paced, config(groups=2, workers=1, worker_speeds="1,2"), elastic=True)
+    for groups, workers, speeds in ((2, 1, "1,2"), (1, 3, "1,2"), (1, 3, "1,1,0.5"), (1, 3, None)):
+        now = config(groups=groups, workers=workers, worker_speeds=speeds)
+        with pytest.raises(InputError, match=r"--elastic cannot .*=1,2: go on with --groups=1 --workers=2, or use a"):
+            check_resumable(paced, now, elastic=True)
+        with pytest.raises(InputError, match=r"cannot resume .*: leave them out, or use a new --workdir$"):
+            check_resumable(paced, now)
 
 
 NO_LOSSES = {"train_loss": None, "validation_loss": None, "test_loss": None}
