@@ -158,6 +158,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "stray argument": (["--steps=3", "lsgd"], ["'lsgd'"]),
     "missing flagfile": (["--flagfile=/nowhere/flags"], ["/nowhere/flags"]),
     "a bucket for a folder": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "not a URI", "mount"]),
+    "a bucket without slashes": (["--workdir=gs:bucket"], ["--workdir=gs:bucket", "not a URI", "mount"]),
     "data in a bucket": (["--data_dir=s3://bucket/tfds"], ["--data_dir=s3://bucket/tfds", "not a URI"]),
     "a text of the web": (["--text_file=https://x.org/a.txt"], ["--text_file=https://x.org/a.txt", "copy it here"]),
     "a path written as a URI": (["--profile_dir=file:///tmp"], ["--profile_dir=file:///tmp", "leave out file://"]),
@@ -281,8 +282,9 @@ def test_where_nobody_has_a_home_a_path_from_there_is_told(
 def test_a_workdir_whose_name_is_no_text_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     message = refused(capfd, "--workdir=" + os.fsdecode(bytes(tmp_path / "run") + b"\xff"))
     assert f"--workdir={tmp_path}/run" in message
-    assert "must be UTF-8" in message
+    assert "must be UTF-8: give it another name" in message
     assert list(tmp_path.iterdir()) == []
+    assert "must be UTF-8: give it another name" in refused(capfd, "--text_file=" + os.fsdecode(b"\xff.txt"))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("config.json", "--resume"), ("notes.txt", "empty folder")])

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.events import Events
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.records import (
     LEADER_COLUMNS,
@@ -65,6 +66,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (tmp_path / "leaders.csv").read_text().splitlines()[-1] == "32,global,,0,0.5"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaders.csv", "metrics.jsonl", "tensorboard"]
     assert len(list(tmp_path.glob("tensorboard/events.out.tfevents*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["gs:x", "s3:x", "12:30"])
+def test_scalars_go_to_a_folder_on_this_machine_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Events(Path(name), first_step=0).close()
+    assert len(list((tmp_path / name).glob("events.out.tfevents*"))) == 1
 
 
 def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
