@@ -152,8 +152,8 @@ def test_of_an_old_run_the_name_of_its_text_counts_and_that_its_data_are_not_kno
     moved = shutil.move(text, tmp_path / "moved")
     resumed(dataclasses.replace(config, text_file=str(moved)))
     told = capsys.readouterr().out
-    assert told.startswith(f"note: what data the run in {config.workdir} began with is not known (an older version")
-    assert "'text.txt' is taken to be the same" in told
+    assert told.startswith(f"note: what data the run in {config.workdir} began with is not known (it has no {FILE}")
+    assert "going on with 'text.txt'" in told
     assert told.count("\n") == 1
 
 

@@ -210,7 +210,7 @@ def test_a_row_that_is_json_but_not_what_readers_need_cannot_be_read(
     assert read_metrics(tmp_path, ERROR.columns) == whole
     assert capsys.readouterr().out == f"warning: {path}: line 2 cannot be read\n"
     for _ in range(2):
-        Records(tmp_path, last_step=16, figures=ERROR.columns).close()
+        Records(tmp_path, last_step=16, columns=ERROR.columns).close()
         assert read_metrics(tmp_path, ERROR.columns) == whole
     assert capsys.readouterr().out.endswith("line 2 cannot be read; as it was it is kept in metrics.jsonl.damaged\n")
 

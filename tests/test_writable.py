@@ -61,7 +61,7 @@ def test_a_finished_run_on_a_disk_that_is_read_only_is_told_to_be_finished(
         train(dataclasses.replace(config, steps=16), resume=True)
 
 
-@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize("name", [*REPLACED, "figures/error.png"])
 def test_a_folder_where_a_run_writes_a_file_is_told_at_the_start(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     with pytest.raises(InputError, match=f"{tmp_path / name} is a folder, where a file is to be written: move it away"):

@@ -77,7 +77,7 @@ def check_data(workdir: pathlib.Path, source: AnySource) -> str | None:
     saved = Config(**read_config(workdir))
     if saved.text_file is not None and saved.data_name != source.name:
         raise _other_data(source.name, whose, repr(saved.data_name), TODO)
-    return f"what data {whose} is not known (an older version kept no {FILE}): {source.name!r} is taken to be the same"
+    return f"what data {whose} is not known (it has no {FILE}, as of older versions): going on with {source.name!r}"
 
 
 def check_precision(workdir: pathlib.Path) -> None:

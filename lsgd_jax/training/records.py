@@ -13,7 +13,7 @@ from lsgd_jax.training.fields import Fields, check_fields
 from lsgd_jax.training.files import csv_text, parse_json, write_whole
 from lsgd_jax.training.lines import Lines, read_csv, read_lines
 
-# What readers of metrics.jsonl need of each row, besides the figures of a metric.
+# What readers of metrics.jsonl need of each row, besides the columns of a metric.
 ROW = {"step": int, "seconds": float, "bytes_communicated": int}
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
@@ -53,20 +53,20 @@ class Records:
     Args:
       workdir: the run's folder.
       last_step: of the checkpoint. All up to it was written whole before it was saved.
-      figures: those that rows of metrics.jsonl have; one without them cannot be read.
+      columns: figures that rows of metrics.jsonl have; one without them cannot be read.
 
     Attributes:
       last_evaluation: the step of the last row of metrics.jsonl, or None.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, last_step: int, figures: Collection[str] = ()) -> None:
-        metrics, leaders, rounds = _metrics(workdir, figures), _leaders(workdir), _rounds(workdir)
+    def __init__(self, workdir: pathlib.Path, *, last_step: int, columns: Collection[str] = ()) -> None:
+        metrics, leaders, rounds = _metrics(workdir, columns), _leaders(workdir), _rounds(workdir)
         kept = _up_to(last_step, metrics)
         self.last_evaluation = kept[-1]["step"] if kept else None
         _rewrite(metrics, "".join(map(_json_line, kept)))
-        for lines, columns in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
+        for lines, header in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
             if lines is leaders or lines.path.exists():
-                _rewrite(lines, csv_text([columns, *_up_to(last_step, lines)]))
+                _rewrite(lines, csv_text([header, *_up_to(last_step, lines)]))
         self._metrics = metrics.path.open("a", encoding="utf-8")
         self._leaders = leaders.path.open("a", encoding="utf-8", newline="")
         self._rounds_path = rounds.path
@@ -133,10 +133,10 @@ class Unwritten(Records):
         """Nothing."""
 
 
-def open_records(workdir: pathlib.Path, last_step: int, figures: Collection[str]) -> Records:
+def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str]) -> Records:
     """The `Records` of a run; all its processes have to call this. The main process writes them."""
     if processes.is_main():
-        records = Records(workdir, last_step=last_step, figures=figures)
+        records = Records(workdir, last_step=last_step, columns=columns)
         processes.from_main(lambda: records.last_evaluation)
         return records
     return Unwritten(processes.from_main(lambda: None))
@@ -154,14 +154,14 @@ def set_aside(workdir: pathlib.Path, beyond: int) -> None:
         )
 
 
-def read_metrics(workdir: pathlib.Path, figures: Collection[str] = ()) -> list[dict[str, Any]]:
+def read_metrics(workdir: pathlib.Path, columns: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl that can be read; a warning tells which lines cannot.
 
     Args:
       workdir: the run's folder.
-      figures: those that a row needs to have.
+      columns: figures that a row needs to have.
     """
-    metrics = _metrics(workdir, figures)
+    metrics = _metrics(workdir, columns)
     return _told(metrics) + metrics.rest  # no beginning of one is a row too
 
 
@@ -175,8 +175,8 @@ def read_rounds(workdir: pathlib.Path) -> list[RoundRow]:
     return _told(_rounds(workdir))
 
 
-def _metrics(workdir: pathlib.Path, figures: Collection[str]) -> Lines:
-    kinds = ROW | {"simulated_seconds": float} | dict.fromkeys(figures, float | None)
+def _metrics(workdir: pathlib.Path, columns: Collection[str]) -> Lines:
+    kinds = ROW | {"simulated_seconds": float} | dict.fromkeys(columns, float | None)
     fields = Fields(kinds, optional=["simulated_seconds"], others=float | None)
 
     def read(line: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def check_parts(workdir: pathlib.Path) -> None:
             write(path)
         except OSError as error:
             raise InputError(f"cannot write to {path} ({error.strerror}): make that possible") from error
-    check_replaceable(workdir / name for name in REPLACED)
+    check_replaceable([*(workdir / name for name in REPLACED), *workdir.glob("figures/*.png")])
 
 
 def check_replaceable(paths: Iterable[pathlib.Path]) -> None:
