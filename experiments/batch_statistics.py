@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         return refuse(argv, "--run is missing: name the folder of a run")
 
     from lsgd_jax.training.files import write_json
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))

@@ -33,7 +33,7 @@ class Flag(NamedTuple):
 
 class _Path(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
-        if ":/" in argument and (reason := why_not_local(argument)):
+        if reason := why_not_local(argument):
             raise ValueError(reason)
         if argument.startswith("~"):
             return str(expanded(argument))

@@ -27,7 +27,7 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
-from lsgd_jax.training.workdir import make_writable
+from lsgd_jax.training.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/communication_efficiency", "folder for the figure, the CSV file and claims.json"),

@@ -68,7 +68,9 @@ def main(argv: list[str], stop: StopRequest) -> int:
     from comparison.plan import make_plan
     from comparison.running import StoppedError, compare, forecast
 
-    from lsgd_jax.training.workdir import locked, make_writable, on_full_disk
+    from lsgd_jax.training.errors import on_full_disk
+    from lsgd_jax.training.lock import locked
+    from lsgd_jax.training.writable import make_writable
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir))

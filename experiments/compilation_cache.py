@@ -36,11 +36,11 @@ def _own_folder() -> str | None:
     from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.paths import expanded
     from lsgd_jax.training.processes import say
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     try:
         folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lsgd_jax"
-        make_writable(folder, "compilation_cache")
+        make_writable(folder, None, "name one by XDG_CACHE_HOME, or add --nocompilation_cache")
     except InputError as error:
         say(f"warning: compiled programs are not kept for the next run: {error}")
         return None

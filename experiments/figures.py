@@ -127,15 +127,20 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     Raises:
       InputError: if one cannot be read.
     """
-    from lsgd_jax.training.files import read_json
     from lsgd_jax.training.records import read_leaders, read_metrics
+    from lsgd_jax.training.summary import read_summary
+    from lsgd_jax.training.tasks import METRICS
+    from lsgd_jax.training.workdir import read_config
 
     runs = []
     for path in sorted(folder.rglob("summary.json")):
         where, todo = path.parent, "leave this run out, or restore the file"
-        metric, metrics = read_json(path, todo).get("metric", "error"), read_metrics(where)
+        summary = read_summary(where, todo)
+        assert summary is not None
+        metric = summary["metric"]
+        metrics = read_metrics(where, METRICS[metric].columns)
         if len(metrics) > 1:
-            runs.append(Run(where, read_json(where / "config.json", todo), metric, metrics, read_leaders(where)))
+            runs.append(Run(where, read_config(where, todo), metric, metrics, read_leaders(where)))
     return runs
 
 

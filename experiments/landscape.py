@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         if arguments[name] < least:
             return refuse(argv, f"--{name}={arguments[name]}: must be at least {least}")
 
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))

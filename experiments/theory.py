@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     from lsgd_jax.training.files import write_whole
     from lsgd_jax.training.processes import devices
     from lsgd_jax.training.provenance import provenance
-    from lsgd_jax.training.workdir import make_writable
+    from lsgd_jax.training.writable import make_writable
 
     workdir = pathlib.Path(str(FLAGS.workdir))
     devices()  # without any each experiment would fail, after the results of the last time had been removed

@@ -1,5 +1,7 @@
 """Plans and outcomes of comparisons that nobody ran."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from comparison.tables import Method, group_by_method
 from comparison.trials import Outcome, Trial
 
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.files import write_json
 from lsgd_jax.training.network import NETWORKS
 
 NETWORK = "1 Gb/s Ethernet"
@@ -48,6 +51,24 @@ def outcome(
     whole = {"model": "cnn3", "parameters": 53_002, "batch_size": 32, "device": "8 × cpu", "jax": "0.12.0.1"}
     summary = None if diverged else {**curve[-1], **whole}
     return Outcome(Trial(method, varied, seed, phase, config), curve, summary)
+
+
+def leave(config: Config, metric: str = "error") -> dict[str, Any]:
+    """Leaves what a run of these settings does that was evaluated once, at its end; returns its summary."""
+    workdir = Path(config.workdir)
+    errors = {f"{split}_{metric}": 0.3 for split in ("validation", "test")}
+    errors |= {f"leader_{split}": 0.4 for split in errors}
+    row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": 100, "train_loss": 0.1, **errors, "leader": 0}
+    summary = row | {
+        **{"algorithm": config.algorithm, "dataset": "digits", "model": "mlp", "parameters": 10, "groups": 1},
+        **{"workers": 2, "batch_size": config.batch_size or 8, "device": "1 × cpu", "jax": "0", "figures": []},
+        **{f"worker_{split}_{metric}": [0.3, 0.4] for split in ("validation", "test")},
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", dataclasses.asdict(config))
+    (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    write_json(workdir / "summary.json", summary)
+    return summary
 
 
 def falling(error: float) -> list[Figures]:

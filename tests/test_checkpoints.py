@@ -18,6 +18,7 @@ from lsgd_jax.training import checkpoints, trainer
 from lsgd_jax.training.checkpoints import DIGESTS, Checkpoints
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.files import write_json
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
@@ -110,6 +111,87 @@ def test_whatever_is_damaged_is_seen(
     assert all(line.endswith(": going on from the beginning") for line in lines)
 
 
+def made_up(folder: Path, *steps: int) -> dict[Path, bytes]:
+    """Whole checkpoints, as far as a sweep looks; returns all their files."""
+    for step in steps:
+        state = folder / str(step) / "state"
+        state.mkdir(parents=True)
+        (state / "array").write_bytes(b"x" * step)
+        write_json(state.parent / DIGESTS, checkpoints._digests(state.parent))
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize(
+    ("name", "owner", "function"),
+    [(f"12/{DIGESTS}", Path, "open"), ("12/state/array", Path, "open"), (f"12/{DIGESTS}", Path, "lstat"),
+     ("12/state", os, "scandir"), ("", Path, "iterdir")],
+)  # fmt: skip
+def test_a_checkpoint_that_the_system_does_not_let_us_read_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, owner: Any, function: str, reason: int
+) -> None:
+    folder = tmp_path / "checkpoints"
+    before = made_up(folder, 8, 12)
+    original = getattr(owner, function)
+
+    def refuse(path: Any, *args: Any, **more: Any) -> Any:
+        if Path(path) == folder / name:
+            raise OSError(reason, os.strerror(reason), str(path))
+        return original(path, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, refuse)
+        for look in (lambda: Checkpoints(tmp_path), lambda: checkpoints._sweep(folder)):
+            with pytest.raises(InputError, match=f"cannot read {folder / name} .{os.strerror(reason)}.: make") as told:
+                look()
+            assert "\n" not in str(told.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_error_while_a_file_is_read_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(tmp_path, 12)
+
+    def no_disk(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoints.hashlib, "file_digest", no_disk)
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}/12/state/array .Input/output error.: make"):
+        checkpoints._sweep(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"state/array": 5}', "[" * 10**5])
+def test_damaged_checkpoints_find_a_name_whatever_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    for number, aside in enumerate(("12.damaged1", "12.damaged2")):
+        made_up(tmp_path, 12)
+        (tmp_path / "12" / DIGESTS).write_text(content)
+        (tmp_path / "12.damaged").touch()
+        checkpoints._sweep(tmp_path)
+        assert f"({DIGESTS} cannot be read) and now in {tmp_path / aside}: going on" in capsys.readouterr().out
+        assert len(list(tmp_path.iterdir())) == 2 + number
+
+
+def test_a_checkpoint_of_a_padded_name_is_to_be_called_as_no_other_is(tmp_path: Path) -> None:
+    made_up(tmp_path, 12)
+    (tmp_path / "0012").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path}/0012 has a name that no checkpoint has: move it away$"):
+        checkpoints._sweep(tmp_path)
+
+
+def test_a_run_that_has_lost_its_checkpoints_begins_again_and_keeps_what_it_has_recorded(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    rows = read_metrics(workdir)
+    assert train(Config(str(workdir), **RUN | {"steps": 32}), resume=True, figures=False)
+    assert "warning: the run had come to step 24, but no checkpoint of it is left" in capsys.readouterr().out
+    assert [json.loads(line) for line in (workdir / "metrics.jsonl.before").read_text().splitlines()] == rows
+    assert [row["step"] for row in read_metrics(workdir)] == [8, 16, 24, 32]
+
+
 def test_who_looks_at_a_run_leaves_its_checkpoints_alone(whole: Path, tmp_path: Path) -> None:
     workdir = copied(whole, tmp_path / "run")
     (workdir / "checkpoints" / "32.orbax-checkpoint-tmp").mkdir()
@@ -190,7 +272,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(whole: Path, small_disk: Path) -> None:
     workdir = small_disk / "run"
-    with pytest.raises(DiskFullError, match=r"no room for the checkpoint of step 8 .* go on .* with --resume$"):
+    with pytest.raises(
+        DiskFullError, match=r"no room for the checkpoint of step 8 .* go on .* with --resume, c.*before\)$"
+    ):
         train(Config(str(workdir), **RUN), figures=False)
     (small_disk / "ballast").unlink()
     summary = train(Config(str(workdir), **RUN | {"steps": 8}), resume=True, figures=False)
@@ -223,6 +307,7 @@ def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
     monkeypatch.setattr(Records, "add_metrics", no_room)
     with pytest.raises(DiskFullError, match=f"the disk of --workdir={workdir} is full") as stopped:
         train(Config(str(workdir), **RUN), figures=False)
+    assert "train.py with --resume, compare.py as before" in str(stopped.value), "each in its way"
     assert "\n" not in str(stopped.value)
     monkeypatch.setattr(trainer, "build_run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -16,11 +16,13 @@ from settings import PROCESS_FLAGS
 
 from lsgd_jax import launch, load_center
 from lsgd_jax.training import trainer
+from lsgd_jax.training.conditions import conditions_of, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.files import write_json
+from lsgd_jax.training.lock import locked
+from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.trainer import check_settings
-from lsgd_jax.training.workdir import locked
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "train.py"
@@ -156,6 +158,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "stray argument": (["--steps=3", "lsgd"], ["'lsgd'"]),
     "missing flagfile": (["--flagfile=/nowhere/flags"], ["/nowhere/flags"]),
     "a bucket for a folder": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "not a URI", "mount"]),
+    "a bucket without slashes": (["--workdir=gs:bucket"], ["--workdir=gs:bucket", "not a URI", "mount"]),
     "data in a bucket": (["--data_dir=s3://bucket/tfds"], ["--data_dir=s3://bucket/tfds", "not a URI"]),
     "a text of the web": (["--text_file=https://x.org/a.txt"], ["--text_file=https://x.org/a.txt", "copy it here"]),
     "a path written as a URI": (["--profile_dir=file:///tmp"], ["--profile_dir=file:///tmp", "leave out file://"]),
@@ -255,10 +258,11 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
     write_json(tmp_path / "config.json", {"workdir": str(tmp_path)})
+    write_conditions(tmp_path, conditions_of(find_source(Config(""))))
     (tmp_path / part).symlink_to("/proc/self/fd")  # where not even root makes files
     message = refused(capfd, f"--workdir={tmp_path}", "--resume")
     assert f"cannot write to {tmp_path / part} (" in message
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", part}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "conditions.json", part}
 
 
 def test_where_nobody_has_a_home_a_path_from_there_is_told(
@@ -278,8 +282,9 @@ def test_where_nobody_has_a_home_a_path_from_there_is_told(
 def test_a_workdir_whose_name_is_no_text_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     message = refused(capfd, "--workdir=" + os.fsdecode(bytes(tmp_path / "run") + b"\xff"))
     assert f"--workdir={tmp_path}/run" in message
-    assert "must be UTF-8" in message
+    assert "must be UTF-8: give it another name" in message
     assert list(tmp_path.iterdir()) == []
+    assert "must be UTF-8: give it another name" in refused(capfd, "--text_file=" + os.fsdecode(b"\xff.txt"))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("config.json", "--resume"), ("notes.txt", "empty folder")])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from comparison.plan import make_plan
 from comparison.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
-from made_up_runs import a_plan
+from made_up_runs import a_plan, leave
 
 import compare as script  # isort: skip
 from comparison import running
@@ -34,15 +34,8 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path, capfd: pytest
 def made_up(config: Config, *, figures: bool, **_: Any) -> dict[str, Any]:
     """In place of `train`: leaves what a run leaves, without training."""
     assert not figures, "those of the report will do"
-    errors = {"validation_error": 0.3, "test_error": 0.3, "leader_validation_error": 0.4, "leader_test_error": 0.4}
-    row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": 100, **errors}
-    workdir = Path(config.workdir)
-    (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    summary = row | {"model": "mlp", "parameters": 10, "batch_size": config.batch_size, "device": "1 × cpu", "jax": "0"}
-    (workdir / "summary.json").write_text(json.dumps(summary))
-    return summary
+    Path(config.workdir, "checkpoints").mkdir(parents=True, exist_ok=True)
+    return leave(config)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +97,34 @@ def test_a_run_that_was_stopped_goes_on_and_one_that_never_began_begins(
     assert run(stopped, plan.source, "", StopRequest()).summary is not None
     assert run(unborn, plan.source, "", StopRequest()).summary is not None
     assert resumed == [False, True, False]
+
+
+@pytest.mark.parametrize("left", ["checkpoints/4/state", "summary.json", "metrics.jsonl", DIVERGED])
+def test_what_a_run_has_left_is_refused_without_its_settings_and_nothing_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    trial = a_plan(tmp_path).search()[1]
+    made_up(trial.config, figures=False)
+    kept = trial.workdir / left
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.touch()
+    (trial.workdir / "config.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("nobody knows with which settings"))
+    with pytest.raises(InputError, match=f"{trial.workdir} holds .* no config.json: restore it, or move") as told:
+        compare(a_plan(tmp_path), ["python experiments/compare.py"])
+    assert "\n" not in str(told.value)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_settings_that_cannot_be_read_are_told_with_the_run_that_is_to_be_moved_away(tmp_path: Path) -> None:
+    """Not with the advice to begin all of the comparison again."""
+    trial = a_plan(tmp_path).search()[1]
+    made_up(trial.config, figures=False)
+    path = trial.workdir / "config.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match=rf"{path} is damaged .* move {trial.workdir} away, and the same"):
+        a_plan(tmp_path)
 
 
 def test_a_run_that_diverged_is_written_down_and_never_run_again(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from made_up_runs import a_plan
+from made_up_runs import a_plan, leave
 from test_datasets import labelled, refusal, write_set
 from test_streaming import examples, write_imagenet
 
@@ -137,6 +137,47 @@ def test_a_run_on_data_of_ones_own_does_not_go_on_with_others(tmp_path: Path) ->
     assert summary is not None
     assert summary["step"] == 4
     assert read_conditions(tmp_path / "run") == conditions_of(own())
+
+
+def test_of_an_old_run_the_name_of_its_text_counts_and_that_its_data_are_not_known_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, config = text_run(tmp_path)
+    (Path(config.workdir) / FILE).unlink()
+    other = shutil.copy(text, tmp_path / "other.txt")
+    with refusal("'other.txt' is not the data set that", config.workdir, "('text.txt')", "--text_file"):
+        resumed(dataclasses.replace(config, text_file=str(other)))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "moved").mkdir()
+    moved = shutil.move(text, tmp_path / "moved")
+    resumed(dataclasses.replace(config, text_file=str(moved)))
+    told = capsys.readouterr().out
+    assert told.startswith(f"note: what data the run in {config.workdir} began with is not known (it has no {FILE}")
+    assert "going on with 'text.txt'" in told
+    assert told.count("\n") == 1
+
+
+def test_a_comparison_tells_once_that_the_data_of_its_runs_are_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = a_plan(tmp_path).search()
+    for trial in (first, second):
+        leave(trial.config)
+    a_plan(tmp_path)
+    told = capsys.readouterr().out
+    assert told.startswith(f"note: what data the run in {first.workdir} began with is not known")
+    assert told.endswith("; likewise for 1 more\n")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"digest": None}, {"digest": 5}, {"data": ["text.txt"]}, {"matmul_precision": 3}, {"warp": 9}]
+)
+def test_conditions_that_are_json_but_of_other_types_are_told(tmp_path: Path, changed: dict[str, Any]) -> None:
+    _, config = text_run(tmp_path)
+    path = Path(config.workdir) / FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with refusal(f"{path} is damaged", next(iter(changed)), "remove it"):
+        resumed(config)
 
 
 def test_conditions_that_cannot_be_read_are_told(tmp_path: Path) -> None:

@@ -195,4 +195,6 @@ def test_without_a_place_for_compiled_programs_they_are_not_kept(
     told = capsys.readouterr().out
     assert told.startswith("warning: compiled programs are not kept for the next run: ")
     assert told.count("\n") == 1
+    todo = "set HOME, or write the path in full" if home is None else "XDG_CACHE_HOME, or add --nocompilation_cache"
+    assert told.rstrip().endswith(todo)
     assert jax.config.values["jax_compilation_cache_dir"] == before

@@ -1,22 +1,26 @@
 """Files that are whole, and one line about those that are not."""
 
+import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import figures
 import pytest
 from comparison.trials import Trial, finished
+from made_up_runs import leave
 
 from lsgd_jax import load_center
-from lsgd_jax.training import files
+from lsgd_jax.training import files, summary
+from lsgd_jax.training.checks import load_config
+from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import file_name, read_json, write_json, write_whole
 from lsgd_jax.training.paths import expanded
-from lsgd_jax.training.trainer import _finished
-from lsgd_jax.training.workdir import read_config
+from lsgd_jax.training.workdir import is_started, read_config
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
@@ -54,14 +58,15 @@ NO_OBJECTS: dict[str, bytes] = {
 def test_whoever_reads_a_damaged_file_names_it_and_says_what_to_do(tmp_path: Path, content: bytes) -> None:
     run = tmp_path / "run"
     (run / "center").mkdir(parents=True)
-    rows = [{"step": step, "test_error": 0.5, "seconds": 1.0} for step in (320, 640)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run / "leaders.csv").write_text("step,level,group,leader,score\n")
-    trial = Trial("lsgd", (), 0, "test", Config(str(run)))
+    config = Config(str(run))
+    whole: dict[str, Any] = {"summary.json": leave(config), "config.json": dataclasses.asdict(config)}
+    whole["center/model.json"] = {"model": "mlp", "kind": "text"}
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() * 2)  # what was evaluated once is not drawn
+    trial = Trial("lsgd", (), 0, "test", config)
     readers: dict[str, list[tuple[Any, str]]] = {
         "summary.json": [
-            (lambda: _finished(Config(str(run)), run), "remove it, and --resume writes it again"),
-            (lambda: finished(trial), "the same command trains this run again"),
+            (lambda: summary.finished(config, run), "remove it, and --resume writes it again"),
+            (lambda: finished(trial, ERROR), "the same command trains this run again"),
             (lambda: figures.read_runs(tmp_path), "leave this run out"),
         ],
         "config.json": [
@@ -70,7 +75,6 @@ def test_whoever_reads_a_damaged_file_names_it_and_says_what_to_do(tmp_path: Pat
         ],
         "center/model.json": [(lambda: load_center(run), "go on with --resume, which saves the center again")],
     }
-    whole = {"summary.json": {"step": 640}, "config.json": {"workdir": "x"}, "center/model.json": {"kind": "text"}}
     for name, all_of_it in readers.items():
         for other, tree in whole.items():
             write_json(run / other, tree)
@@ -84,18 +88,79 @@ def test_whoever_reads_a_damaged_file_names_it_and_says_what_to_do(tmp_path: Pat
         assert (run / name).read_bytes() == content
 
 
+# Summaries that are JSON, but not what readers need, and what is told of them.
+NO_SUMMARIES: dict[str, tuple[dict[str, Any], str]] = {
+    "a step as text": ({"step": "640"}, 'step is "640", which is no int'),
+    "no seconds": ({"seconds": None}, "seconds is null, which is no float"),
+    "a text for an error": ({"leader_test_error": "x"}, 'leader_test_error is "x", which is no float | None'),
+    "no errors of workers": ({"worker_test_error": 0.5}, "worker_test_error is 0.5, which is no list"),
+    "text among the errors of workers": ({"worker_test_error": [0.5, "x"]}, 'worker_test_error is [0.5, "x"], which'),
+    "a number for figures": ({"figures": [1]}, "figures is [1], which is no list[str]"),
+    "an unknown metric": ({"metric": "beauty"}, "which has a metric 'beauty'"),
+    "no metric": ({"metric": ["error"]}, 'metric is ["error"], which is no str'),
+    "another metric": ({"metric": "bits_per_byte"}, "validation_bits_per_byte is missing"),
+    "nothing": ({}, "is missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), NO_SUMMARIES.values(), ids=NO_SUMMARIES)
+def test_a_summary_that_is_json_but_not_what_readers_need_is_told(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    config = Config(str(tmp_path))
+    whole = leave(config)
+    assert summary.finished(config, tmp_path) == {"metric": "error", **whole}
+    write_json(tmp_path / "summary.json", whole | change if change else {"step": 640})
+    trial = Trial("lsgd", (), 0, "test", config)
+    readers = (
+        lambda: summary.finished(config, tmp_path),
+        lambda: finished(trial, ERROR),
+        lambda: figures.read_runs(tmp_path),
+    )
+    for read in readers:
+        with pytest.raises(InputError, match=f"^{tmp_path / 'summary.json'} is .*{re.escape(told)}") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_center_whose_arrays_are_gone_is_told_in_one_line(tmp_path: Path) -> None:
+    how = {"mean": [0.5], "std": [0.2], "crop": None, "flip": False}
+    (tmp_path / "center" / "arrays").mkdir(parents=True)
+    model = {"model": "mlp", "input_shape": [8, 8, 1], "classes": 10, "preprocessing": how}
+    write_json(tmp_path / "center" / "model.json", model)
+    with pytest.raises(InputError, match=r"cannot load .*/center \(.+ go on with --resume, which saves") as caught:
+        load_center(tmp_path)
+    assert "\n" not in str(caught.value)
+    for name, value in {"classes": "10", "input_shape": 8, "preprocessing": how | {"mean": 0.5}}.items():
+        write_json(tmp_path / "center" / "model.json", model | {name: value})
+        with pytest.raises(InputError, match=rf"cannot load .*/center \((mean|{name}) is .*, which is no"):
+            load_center(tmp_path)
+
+
+def test_a_folder_where_settings_should_be_is_told_by_all_who_would_read_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    assert is_started(tmp_path)
+    with pytest.raises(InputError, match=r"config.json cannot be read \(Is a directory\): use a new --workdir, or"):
+        load_config(str(tmp_path), {}, resume=True)
+
+
 def test_a_center_of_another_version_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "center").mkdir()
     write_json(tmp_path / "center" / "model.json", {"model": "mlp"})
-    with pytest.raises(InputError, match=r"model.json is of another version of lsgd_jax \(KeyError"):
+    with pytest.raises(
+        InputError, match=r"cannot load .*center \(input_shape is missing\): if it is damaged, or of an"
+    ):
         load_center(tmp_path)
 
 
 def test_a_run_without_its_last_evaluation_is_not_judged_by_the_one_before(tmp_path: Path) -> None:
-    write_json(tmp_path / "summary.json", {"step": 640, "test_error": 0.25})
-    (tmp_path / "metrics.jsonl").write_text('{"step": 320}\n{"step": 6')
+    config = Config(str(tmp_path))
+    leave(config)
+    (tmp_path / "metrics.jsonl").write_text(
+        (tmp_path / "metrics.jsonl").read_text().replace("640", "320") + '{"step": 6'
+    )
     with pytest.raises(InputError, match=r"metrics.jsonl is damaged .* trains this run again"):
-        finished(Trial("lsgd", (), 0, "test", Config(str(tmp_path))))
+        finished(Trial("lsgd", (), 0, "test", config), ERROR)
 
 
 # Settings as somebody may have left them, and what is wrong with them.
@@ -106,8 +171,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "a number for a switch": ({"workdir": "x", "download": 1}, "download is 1, which is no bool"),
     "a fraction": ({"workdir": "x", "batch_size": 1.5}, "batch_size is 1.5, which is no int | None"),
     "a list": ({"workdir": "x", "model": ["mlp"]}, 'model is ["mlp"], which is no str | None'),
-    "no workdir": ({"steps": 3}, "workdir is null, which is no str"),
-    "of a newer version": ({"workdir": "x", "warp": 9}, "of another version of lsgd_jax, which has a setting 'warp'"),
+    "no workdir": ({"steps": 3}, "workdir is missing"),
+    "of a newer version": (
+        {"workdir": "x", "warp": 9},
+        "of another version of lsgd_jax (it has an unknown field 'warp')",
+    ),
 }
 
 
@@ -119,6 +187,24 @@ def test_settings_that_cannot_be_are_told_with_their_file(tmp_path: Path, saved:
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'} is ")
     assert told in str(caught.value)
     assert str(caught.value).endswith(": use a new --workdir, or restore it")
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [({"steps": -4}, "--steps=-4: must be at least 1"), ({"algorithm": "magic"}, "--algorithm=magic"),
+     ({"schedule": "drop"}, "--drop_at"), ({"momentum": 2}, "--momentum=2")],
+)  # fmt: skip
+def test_a_saved_setting_that_cannot_be_is_blamed_on_its_file_and_a_given_one_on_its_flag(
+    tmp_path: Path, saved: dict[str, Any], told: str
+) -> None:
+    write_json(tmp_path / "config.json", {"workdir": "x"} | saved)
+    with pytest.raises(InputError) as caught:
+        load_config(str(tmp_path), {"model": "mlp"}, resume=True)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'} is damaged (")
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("): use a new --workdir, or restore it")
+    write_json(tmp_path / "config.json", {"workdir": "x"})
+    assert load_config(str(tmp_path), saved, resume=True).workdir == str(tmp_path), "told when it is checked"
 
 
 def test_settings_of_an_older_version_are_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from test_command_line import fresh_flags, refused, train
 
 from lsgd_jax import Topology, init_state, load_center, make_train_step
 from lsgd_jax.training import perplexity, trainer
+from lsgd_jax.training.checks import load_config
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.language import BITS_PER_BYTE, language_loss, make_task
@@ -27,7 +28,6 @@ from lsgd_jax.training.state import state_shardings
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.text import TextSource, split_text
 from lsgd_jax.training.windows import TextBatch
-from lsgd_jax.training.workdir import load_config
 
 _ = fresh_flags  # a fixture of the tests of the command line
 

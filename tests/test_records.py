@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import FREE_AT_RESUME, Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.events import Events
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.records import (
     LEADER_COLUMNS,
@@ -24,9 +25,15 @@ from lsgd_jax.training.records import (
     read_leaders,
     read_metrics,
     read_rounds,
+    set_aside,
 )
 
 NAN = float("nan")
+METRIC = {
+    "step": 32, "seconds": 1.5, "bytes_communicated": 10**7, "train_loss": 2.0, "validation_loss": 2.1,
+    "validation_error": 0.5, "test_loss": 2.2, "test_error": 0.4, "leader_validation_error": 0.3,
+    "leader_test_error": 0.35, "leader": 1,
+}  # fmt: skip
 LEADERS = [
     LeaderRow(16, "local", 0, 2, 1.25),
     LeaderRow(16, "local", 1, 7, 0.1 + 0.2),
@@ -44,8 +51,8 @@ def write(workdir: Path, metrics: list[dict[str, Any]], leaders: list[LeaderRow]
     records.close()
 
 
-def rows(*steps: int, **more: Any) -> list[dict[str, Any]]:
-    return [{"step": step, "train_loss": 1 / step} | more for step in steps]
+def rows(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "seconds": 0.5 * step, "bytes_communicated": 8, "train_loss": 1 / step} for step in steps]
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -59,6 +66,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (tmp_path / "leaders.csv").read_text().splitlines()[-1] == "32,global,,0,0.5"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaders.csv", "metrics.jsonl", "tensorboard"]
     assert len(list(tmp_path.glob("tensorboard/events.out.tfevents*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["gs:x", "s3:x", "12:30"])
+def test_scalars_go_to_a_folder_on_this_machine_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Events(Path(name), first_step=0).close()
+    assert len(list((tmp_path / name).glob("events.out.tfevents*"))) == 1
 
 
 def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
@@ -78,7 +94,7 @@ def test_rows_after_the_checkpoint_are_dropped_and_those_up_to_it_kept(tmp_path:
 
 
 # Texts that a killed run may leave behind the last complete line; the first could be read as a whole row.
-@pytest.mark.parametrize("rest", ["24,local,0,1,0.5", '{"step": 24, "tr', "24,loc", "2", "\0\0\0"])
+@pytest.mark.parametrize("rest", ["40,local,0,1,0.5", '{"step": 24, "tr', "24,loc", "2", "\0\0\0"])
 def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str], rest: str) -> None:
     write(tmp_path, rows(8, 16))
     for name in ("metrics.jsonl", "leaders.csv"):
@@ -141,10 +157,62 @@ def test_what_is_damaged_is_told_and_kept_and_nothing_else_is_lost_at_resume(
 
 
 def test_a_row_whose_line_end_somebody_took_away_is_still_a_row(tmp_path: Path) -> None:
-    write(tmp_path, rows(8, 16))
-    (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text().rstrip())
-    write(tmp_path, rows(24), last_step=16)
+    """All up to a checkpoint was written whole before it was saved."""
+    records = Records(tmp_path, last_step=0)
+    for row in rows(8, 16):
+        records.add_metrics(row)
+    records.add_leaders(LEADERS[:2])
+    records.add_rounds(rounds := [RoundRow(16, 0, 16, 0.25), RoundRow(16, 1, 16, 0.5)])
+    records.close()
+    for name in ("metrics.jsonl", "leaders.csv", "rounds.csv"):
+        (tmp_path / name).write_text((tmp_path / name).read_text().rstrip())
+    write(tmp_path, rows(24), LEADERS[2:], last_step=16)
     assert read_metrics(tmp_path) == rows(8, 16, 24)
+    assert read_leaders(tmp_path) == LEADERS
+    assert read_rounds(tmp_path) == rounds
+
+
+def test_what_a_run_has_recorded_is_kept_where_it_has_lost_its_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, rows(8, 16))
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "leaders.csv")}
+    set_aside(tmp_path, beyond=32)
+    assert capsys.readouterr().out == "", "killed before its first checkpoint"
+    for kept in ("metrics.jsonl.before, leaders.csv.before", "metrics.jsonl.before1, leaders.csv.before1"):
+        set_aside(tmp_path, beyond=31)
+        told = capsys.readouterr().out
+        assert told.startswith("warning: the run had come to step 32, but no checkpoint of it is left: it begins again")
+        assert told.endswith(f"kept in {kept}\n")
+        assert [(tmp_path / name).read_bytes() for name in kept.split(", ")] == list(before.values())
+
+
+# Rows that are JSON, but not what readers need.
+NO_ROWS: dict[str, dict[str, Any]] = {
+    "the step alone": {"step": 12},
+    "without a figure": {"step": 12, "seconds": 1.0, "bytes_communicated": 0, "validation_error": 0.5},
+    "text for a figure": METRIC | {"step": 12, "validation_error": "x"},
+    "text for another number": METRIC | {"step": 12, "learning_rate": "x"},
+    "a list for a figure": METRIC | {"step": 12, "test_error": [0.5]},
+    "no seconds": METRIC | {"step": 12, "seconds": None},
+    "a switch for a step": METRIC | {"step": True},
+    "a fraction of a step": METRIC | {"step": 12.5},
+    "no simulated seconds": METRIC | {"step": 12, "simulated_seconds": None},
+}
+
+
+@pytest.mark.parametrize("row", NO_ROWS.values(), ids=NO_ROWS)
+def test_a_row_that_is_json_but_not_what_readers_need_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any]
+) -> None:
+    path, whole = tmp_path / "metrics.jsonl", [METRIC | {"step": 8, "test_loss": None}, METRIC | {"step": 16}]
+    path.write_text("".join(json.dumps(each) + "\n" for each in (whole[0], row, whole[1])))
+    assert read_metrics(tmp_path, ERROR.columns) == whole
+    assert capsys.readouterr().out == f"warning: {path}: line 2 cannot be read\n"
+    for _ in range(2):
+        Records(tmp_path, last_step=16, columns=ERROR.columns).close()
+        assert read_metrics(tmp_path, ERROR.columns) == whole
+    assert capsys.readouterr().out.endswith("line 2 cannot be read; as it was it is kept in metrics.jsonl.damaged\n")
 
 
 def test_a_file_that_the_system_does_not_let_us_read_is_told_in_one_line(tmp_path: Path) -> None:
@@ -165,10 +233,11 @@ def strict(line: str) -> dict[str, Any]:
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     write(
         tmp_path,
-        [{"step": 3, "train_loss": NAN, "validation_loss": math.inf, "test_loss": -math.inf, "test_error": 1.0}],
+        [rows(3)[0] | {"train_loss": NAN, "validation_loss": math.inf, "test_loss": -math.inf, "test_error": 1.0}],
     )
     row = strict((tmp_path / "metrics.jsonl").read_text())
-    assert row == {"step": 3, "train_loss": None, "validation_loss": None, "test_loss": None, "test_error": 1.0}
+    nothing = {"train_loss": None, "validation_loss": None, "test_loss": None}
+    assert row == rows(3)[0] | nothing | {"test_error": 1.0}
     write(tmp_path, rows(4), last_step=3)
     assert read_metrics(tmp_path) == [row, *rows(4)]
 
@@ -298,16 +367,19 @@ def test_an_elastic_run_may_change_its_workers_and_what_one_group_has_not_used()
     for saved, changes in ((several, {"local_period": 8}), (alone, {"global_pull": 0.3})):
         with pytest.raises(InputError, match=next(iter(changes))):
             check_resumable(saved, config(groups=3, **changes), elastic=True)
+
+
+def test_workers_of_given_speeds_stay_as_many_whatever_else_is_given() -> None:
+    """Elastic or not, nobody is sent from one flag to the other and back."""
     paced = dataclasses.asdict(config(groups=1, workers=2, worker_speeds="1,2"))
-    with pytest.raises(InputError, match="--worker_speeds was 1,2, is of another number"):
-        check_resumable(paced, config(groups=2, workers=1, worker_speeds="1,2"), elastic=True)
+    for groups, workers, speeds in ((2, 1, "1,2"), (1, 3, "1,2"), (1, 3, "1,1,0.5"), (1, 3, None)):
+        now = config(groups=groups, workers=workers, worker_speeds=speeds)
+        with pytest.raises(InputError, match=r"--elastic cannot .*=1,2: go on with --groups=1 --workers=2, or use a"):
+            check_resumable(paced, now, elastic=True)
+        with pytest.raises(InputError, match=r"cannot resume .*: leave them out, or use a new --workdir$"):
+            check_resumable(paced, now)
 
 
-METRIC = {
-    "step": 32, "seconds": 1.5, "bytes_communicated": 10**7, "train_loss": 2.0, "validation_loss": 2.1,
-    "validation_error": 0.5, "test_loss": 2.2, "test_error": 0.4, "leader_validation_error": 0.3,
-    "leader_test_error": 0.35, "leader": 1,
-}  # fmt: skip
 NO_LOSSES = {"train_loss": None, "validation_loss": None, "test_loss": None}
 DRAWINGS: dict[str, tuple[list[dict[str, Any]], list[LeaderRow], list[str]]] = {
     "usual": ([METRIC, METRIC | {"step": 64, "test_error": 0.01}], LEADERS, ["error.png", "leaders.png"]),

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from made_up_runs import leave
 
 import figures  # isort: skip
 import landscape  # isort: skip
 from palette import line_of  # isort: skip
 
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.files import write_json
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.trainer import train
 
@@ -24,17 +26,16 @@ def make_up(
     folder: Path, method: str, seed: int, errors: list[float | None], metric: str = "error", **settings: Any
 ) -> None:
     """A finished run with these figures of the center, 10 steps and 2 + seed seconds apart."""
-    folder.mkdir(parents=True)
-    config = {"algorithm": method, "seed": seed, "workdir": str(folder), "groups": 1, "workers": 3, "beta": 0.9}
-    (folder / "config.json").write_text(json.dumps(config | settings))
+    summary = leave(Config(str(folder), algorithm=method, seed=seed, groups=1, workers=3, **settings), metric)
+    write_json(folder / "summary.json", summary | {"metric": metric})
+    last = json.loads((folder / "metrics.jsonl").read_text()) | {f"leader_test_{metric}": 0.25}
     rows = [
-        {"step": 10 * n, "seconds": (2.0 + seed) * n, f"test_{metric}": error, f"leader_test_{metric}": 0.25}
+        last | {"step": 10 * n, "seconds": (2.0 + seed) * n, f"test_{metric}": error}
         for n, error in enumerate(errors, start=1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     elections = "".join(f"{10 * n},global,,{leader},0.5\n" for n, leader in enumerate((0, 2, 2, 1), start=1))
     (folder / "leaders.csv").write_text("step,level,group,leader,score\n" + (elections if method == "lsgd" else ""))
-    (folder / "summary.json").write_text(json.dumps({"metric": metric}))
 
 
 @pytest.fixture

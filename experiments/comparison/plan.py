@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,18 +9,19 @@ from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial, finished
-from lsgd_jax.training.checks import check_jax
-from lsgd_jax.training.conditions import check_conditions
+from lsgd_jax.training import processes
+from lsgd_jax.training.checks import check_alone, check_jax
+from lsgd_jax.training.conditions import check_data, check_precision
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fingerprint import once
-from lsgd_jax.training.methods import METHODS, make_method
+from lsgd_jax.training.methods import METHODS
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.workdir import read_config
+from lsgd_jax.training.workdir import is_started, is_used, read_config
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
@@ -143,31 +143,39 @@ def make_plan(
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
     tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]
+    notes = []
     for trial in [*plan.search(), *tests]:
-        check_config(trial.config)
-        make_method(trial.config)
-        make_factor(trial.config)
+        check_alone(trial.config)
         kind_of(source).batch_size(trial.config, source)
-        _check_same_settings(trial, source)
-        finished(trial)  # what cannot be read is told before anything is trained
+        notes += _check_same_settings(trial, source)
+        finished(trial, plan.metric)  # what cannot be read is told before anything is trained
+    if notes:
+        processes.say(f"note: {notes[0]}" + (f"; likewise for {len(notes) - 1} more" if len(notes) > 1 else ""))
     return plan
 
 
-def _check_same_settings(trial: Trial, source: AnySource) -> None:
-    """Refuses a folder in which the run was started with other settings or data.
+def _check_same_settings(trial: Trial, source: AnySource) -> list[str]:
+    """Refuses a folder in which the run was started with other settings or data, or nobody knows with which.
+
+    Returns:
+      A note, if its data are not known.
 
     Raises:
       InputError: naming them.
     """
-    path = pathlib.Path(trial.config.workdir) / "config.json"
-    if not path.exists():
-        return
-    saved, now = read_config(path.parent), dataclasses.asdict(trial.config)
+    workdir = trial.workdir
+    if not is_started(workdir):
+        if is_used(workdir):
+            raise InputError(f"{workdir} holds what a run has left, but no config.json: {trial.how_to_begin_again}")
+        return []
+    saved, now = read_config(workdir, trial.how_to_begin_again), dataclasses.asdict(trial.config)
     changed = [name for name in now if name not in IRRELEVANT and saved[name] != now[name]]
     if changed:
         told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
-        raise InputError(f"{path.parent} holds a run with other settings ({told}): use another --workdir")
-    check_conditions(path.parent, source)
+        raise InputError(f"{workdir} holds a run with other settings ({told}): use another --workdir")
+    check_precision(workdir)
+    note = check_data(workdir, source)
+    return [note] if note else []
 
 
 def _seeds(flag: str, texts: Sequence[str]) -> tuple[int, ...]:

@@ -35,6 +35,9 @@ from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.provenance import PACKAGES
 from lsgd_jax.training.task import Metric
 
+# What a report may have, besides the runs.
+FILES = ("report.md", "runs.csv", "curves.csv", "curves.png", "learning_rate.png", "period.png")
+
 
 def write_report(
     workdir: pathlib.Path,

@@ -12,7 +12,7 @@ import jax
 
 from comparison.grid import choose
 from comparison.plan import Plan
-from comparison.report import write_report
+from comparison.report import FILES, write_report
 from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
@@ -20,9 +20,11 @@ from lsgd_jax.training.files import write_json
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import StopRequest
-from lsgd_jax.training.tasks import AnySource
+from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.trainer import train
+from lsgd_jax.training.workdir import is_started
+from lsgd_jax.training.writable import check_replaceable
 
 
 class StoppedError(Exception):
@@ -40,7 +42,9 @@ def compare(plan: Plan, commands: Sequence[str], stop: StopRequest) -> list[path
 
     Raises:
       StoppedError: if it was asked to stop.
+      InputError: if the report could not be written; nothing is run then.
     """
+    check_replaceable(pathlib.Path(plan.base.workdir) / name for name in FILES)
     outcomes: list[Outcome] = []
     chosen: dict[str, Setting | None] = {}
     stop.awaited = True
@@ -63,25 +67,23 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
     Raises:
       StoppedError: if that was asked for.
     """
-    workdir = pathlib.Path(trial.config.workdir)
-    outcome = finished(trial)
+    metric = kind_of(source).metric
+    outcome = finished(trial, metric)
     if outcome is None:
         if stop:  # perhaps at the very end of the run before
             raise StoppedError
         told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
         print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)
-        resume = (workdir / "config.json").exists()
-        if not resume:  # killed before it began
-            shutil.rmtree(workdir, ignore_errors=True)
+        resume = is_started(trial.workdir)
         try:
             # Without figures of its own: they take a quarter of the time of a small run.
             if train(trial.config, resume=resume, source=source, stop=stop, figures=False) is None:
                 raise StoppedError
         except AllWorkersLostError as error:
             print(error)
-            write_json(workdir / DIVERGED, {"reason": str(error)})
-        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
-        outcome = finished(trial)
+            write_json(trial.workdir / DIVERGED, {"reason": str(error)})
+        shutil.rmtree(trial.workdir / "checkpoints", ignore_errors=True)  # nothing will go on from them
+        outcome = finished(trial, metric)
         assert outcome is not None
     return outcome
 
@@ -124,13 +126,15 @@ class Pace(NamedTuple):
 def forecast(plan: Plan) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
     search = plan.search()
-    chosen = choose(plan.settings, [outcome for trial in search if (outcome := finished(trial))], plan.metric)
+    chosen = choose(
+        plan.settings, [outcome for trial in search if (outcome := finished(trial, plan.metric))], plan.metric
+    )
     # Where the search is not over yet, any setting takes as long.
     tests = plan.test({method: chosen.get(method, choices[0]) for method, choices in plan.settings.items()})
     pace = measure_pace((search or tests)[0].config, plan.source)
     lines, minutes = [], []
     for phase, trials in (("search", search), ("test", tests)):
-        left = [trial for trial in trials if finished(trial) is None]
+        left = [trial for trial in trials if finished(trial, plan.metric) is None]
         minutes.append(sum(_seconds(trial.config, pace) for trial in left) / 60)
         for method in dict.fromkeys(trial.method for trial in trials):
             settings = list(dict.fromkeys(trial.varied for trial in trials if trial.method == method))

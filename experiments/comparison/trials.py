@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import read_json
+from lsgd_jax.training.files import is_there
 from lsgd_jax.training.records import read_metrics
+from lsgd_jax.training.summary import read_summary
+from lsgd_jax.training.task import Metric
 
 # Why a run ended without a summary. It is finished: more of it would diverge again.
 DIVERGED = "diverged.json"
@@ -32,6 +34,16 @@ class Trial(NamedTuple):
     phase: str
     config: Config
 
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The run's folder."""
+        return pathlib.Path(self.config.workdir)
+
+    @property
+    def how_to_begin_again(self) -> str:
+        """What to do where something in that folder cannot be used."""
+        return f"restore it, or move {self.workdir} away, and the same command trains this run again"
+
 
 class Outcome(NamedTuple):
     """What came of a trial.
@@ -47,17 +59,21 @@ class Outcome(NamedTuple):
     summary: dict[str, Any] | None
 
 
-def finished(trial: Trial) -> Outcome | None:
+def finished(trial: Trial, metric: Metric) -> Outcome | None:
     """What came of a trial, if it has been run to its end.
+
+    Args:
+      trial: the run.
+      metric: by which it is judged.
 
     Raises:
       InputError: if that cannot be read.
     """
-    workdir = pathlib.Path(trial.config.workdir)
-    path, todo = workdir / "summary.json", f"move {workdir} away, and the same command trains this run again"
-    if not path.exists():
-        return Outcome(trial, read_metrics(workdir), None) if (workdir / DIVERGED).exists() else None
-    summary, curve = read_json(path, todo), read_metrics(workdir)
-    if not curve or curve[-1]["step"] != summary.get("step"):
+    workdir, todo = trial.workdir, trial.how_to_begin_again
+    summary = read_summary(workdir, todo)
+    if summary is None and not is_there(workdir / DIVERGED):
+        return None
+    curve = read_metrics(workdir, metric.columns)
+    if summary is not None and (not curve or curve[-1]["step"] != summary["step"]):
         raise InputError(f"{workdir / 'metrics.jsonl'} is damaged (its last evaluation cannot be read): {todo}")
     return Outcome(trial, curve, summary)

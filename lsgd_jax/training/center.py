@@ -8,13 +8,22 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.training.fields import Fields, check_fields, read_fields
+from lsgd_jax.training.files import is_there, write_json
 from lsgd_jax.training.images import Preprocessing, preprocess
 from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
 from lsgd_jax.training.paths import expanded, why_not_local
 from lsgd_jax.training.processes import is_main
+
+# What model.json tells: of every model, of one of images, of its preprocessing, of a model of text.
+MODEL = Fields({"model": str, "kind": str}, optional=["kind"], others=object)
+IMAGES = Fields({"input_shape": list[int], "classes": int, "preprocessing": dict}, others=object)
+PREPROCESSING = Fields(
+    {"mean": list[float], "std": list[float], "crop": int | None, "flip": bool}, optional=["crop", "flip"]
+)
+TEXT = Fields(dict.fromkeys(("vocabulary", "sequence_length", "width", "layers"), int), others=object)
 
 
 class Classifier(nnx.Module):
@@ -69,32 +78,36 @@ def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.
 
     Raises:
       FileNotFoundError: if the run has saved no center (yet).
-      InputError: if `workdir` is no path that can be used, or its description is damaged.
+      InputError: if `workdir` is no path that can be used, or the center cannot be read.
     """
     if reason := why_not_local(workdir):
         raise InputError(f"{workdir}: {reason}")
     center = expanded(workdir) / "center"
-    if not (center / "model.json").exists():
+    if not is_there(center / "model.json"):
         raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
     todo = f"remove {center.parent / 'summary.json'}, and go on with --resume, which saves the center again"
-    description = read_json(center / "model.json", todo)
+    description = read_fields(center / "model.json", MODEL, todo)
     load = _load_language_model if description.get("kind") == "text" else _load_classifier
     try:
         return load(center / "arrays", description)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{center / 'model.json'} is of another version of lsgd_jax ({error!r}): {todo}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
+        why = first_line(error)
+        raise InputError(f"cannot load {center} ({why}): if it is damaged, or of another version, {todo}") from error
 
 
 def _load_classifier(path: pathlib.Path, description: dict[str, Any]) -> tuple[Classifier, Any]:
+    check_fields(description, IMAGES)
+    how = description["preprocessing"]
+    check_fields(how, PREPROCESSING)
     functional = make_model(description["model"], tuple(description["input_shape"]), description["classes"])
     params, model_state = _restore(path, *jax.eval_shape(functional.init, jax.random.key(0)))
-    how = description["preprocessing"]
     preprocessing = Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])})
     return Classifier(functional.module(params, model_state), preprocessing), params
 
 
 def _load_language_model(path: pathlib.Path, description: dict[str, Any]) -> tuple[LanguageModel, Any]:
-    sizes = {name: description[name] for name in ("vocabulary", "sequence_length", "width", "layers")}
+    check_fields(description, TEXT)
+    sizes = {name: description[name] for name in TEXT.kinds}
     functional = make_language_model(description["model"], batch_size=1, **sizes)
     shapes, _ = jax.eval_shape(functional.init, jax.random.key(0))
     params, _ = _restore(path, shapes, {})  # what one worker carried is not saved

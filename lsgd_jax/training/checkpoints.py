@@ -1,9 +1,13 @@
 """Checkpoints of a run, with Orbax."""
 
+import contextlib
 import hashlib
+import os
 import pathlib
 import re
 import shutil
+import typing
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -11,13 +15,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import DiskFullError, InputError
-from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.errors import MAKE_ROOM, DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.fields import Fields, check_fields
+from lsgd_jax.training.files import free_name, is_there, parse_json, write_json
 from lsgd_jax.training.numerics import wrap_keys
 from lsgd_jax.training.state import TrainState
 
 KEPT = 2
 DIGESTS = "digests.json"
+LISTED = Fields({}, others=str)  # the digest of each file
 # What Orbax calls a checkpoint that it is still writing.
 UNFINISHED = re.compile(r"(\d+)\.orbax-checkpoint-tmp")
 
@@ -38,6 +44,9 @@ class Standing(NamedTuple):
     bytes_communicated: int
 
 
+STANDING = Fields(typing.get_type_hints(Standing) | {"shape": list[int]})
+
+
 class Checkpoints:
     """The checkpoints of a run, `checkpoints/<step>/` in its workdir.
 
@@ -48,6 +57,10 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       read_only: whether to leave all as it is, for those who look at a run.
+
+    Raises:
+      InputError: if the system does not let us read them, or one has a name that Orbax does not find; all is left as
+        it is then.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
@@ -61,15 +74,21 @@ class Checkpoints:
         else:
             # Not in the background: on CPU the arrays that a writer still reads would be donated to the next round.
             options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with _readable(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a step, or None. All but who is read-only have been told."""
-        return _damage(self._folder / str(step))
+        """What is wrong with the files of a step, or None. All but who is read-only have been told.
+
+        Raises:
+          InputError: if the system does not let us read them.
+        """
+        with _readable(self._folder):
+            return _damage(self._folder / str(step))
 
     def save(self, step: int, state: TrainState, standing: Standing) -> None:
         """Saves the state, and what else the run has to know to go on, as JSON.
@@ -102,8 +121,10 @@ class Checkpoints:
             saved = self._manager.restore(step, args=items)["standing"]
         except KeyError as error:
             raise _of_another_program(step) from error
-        if saved.keys() != set(Standing._fields):
-            raise _of_another_program(step)
+        try:
+            check_fields(saved, STANDING)
+        except ValueError as error:
+            raise _of_another_program(step) from error
         return Standing(**{**saved, "shape": tuple(saved["shape"])})
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -143,7 +164,7 @@ class Checkpoints:
         if free < needed:
             raise DiskFullError(
                 f"there is no room for the checkpoint of step {step} in {self._folder} ({needed / 1e6:,.1f} MB, "
-                f"{free / 1e6:,.1f} MB are free): make room, and go on from the last one with --resume"
+                f"{free / 1e6:,.1f} MB are free): {MAKE_ROOM}"
             )
 
     def close(self) -> None:
@@ -162,59 +183,112 @@ def _of_another_program(step: int) -> InputError:
     )
 
 
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """Tells what the system does not let us read: nobody knows then whether it is damaged.
+
+    Raises:
+      InputError: naming it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        what = error.filename or folder
+        raise InputError(f"cannot read {what} ({error.strerror}): make that possible, or move it away") from error
+
+
 def _sweep(folder: pathlib.Path) -> None:
     """Removes half-written checkpoints, and moves damaged ones away until the newest is whole; with warnings.
 
     Raises:
-      InputError: if one has a name that Orbax does not find.
+      InputError: as `Checkpoints`.
     """
-    paths = list(folder.iterdir()) if folder.is_dir() else []
-    steps = {path.name: int(path.name) for path in paths if path.name.isdecimal()}
-    for name, step in steps.items():
-        if name != str(step):
-            raise InputError(f"{folder / name} has a name that no checkpoint has: call it {step}, or move it away")
-    warnings = []
-    for path in paths:
-        if found := UNFINISHED.match(path.name):
-            shutil.rmtree(path)
-            warnings.append(f"the checkpoint of step {found[1]} was not finished")
-    newest = None
-    for step in sorted(steps.values(), reverse=True):
-        damage = _damage(folder / str(step))
-        if damage is None:
-            newest = step
-            break
-        aside = folder / f"{step}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
-        (folder / str(step)).rename(aside)
-        warnings.append(f"the checkpoint of step {step} is damaged ({damage}) and now in {aside}")
+    with _readable(folder):
+        paths = list(folder.iterdir()) if is_there(folder) else []
+        _check_names(paths)
+        newest, damages = _look(
+            folder, sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
+        )
+        warnings = []
+        for path in paths:
+            if found := UNFINISHED.match(path.name):
+                shutil.rmtree(path)
+                warnings.append(f"the checkpoint of step {found[1]} was not finished")
+        for step, damage in damages.items():
+            aside = free_name(folder / str(step), ".damaged")
+            (folder / str(step)).rename(aside)
+            warnings.append(f"the checkpoint of step {step} is damaged ({damage}) and now in {aside}")
     source = "the beginning" if newest is None else f"that of step {newest}"
     for warning in warnings:
         processes.say(f"warning: {warning}: going on from {source}")
 
 
+def _look(folder: pathlib.Path, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
+    """The first of some steps that is whole, if one is, and what is wrong with those before it."""
+    damages: dict[int, str] = {}
+    for step in steps:
+        damage = _damage(folder / str(step))
+        if damage is None:
+            return step, damages
+        damages[step] = damage
+    return None, damages
+
+
+def _check_names(paths: Iterable[pathlib.Path]) -> None:
+    """Refuses a checkpoint of a name that Orbax does not find.
+
+    Raises:
+      InputError: naming it.
+    """
+    names = {path.name: path for path in paths if path.name.isdecimal()}
+    for name, path in names.items():
+        right = str(int(name))
+        if name != right:
+            todo = "move it away" if right in names else f"call it {right}, or move it away"
+            raise InputError(f"{path} has a name that no checkpoint has: {todo}")
+
+
 def _damage(checkpoint: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    if not (checkpoint / DIGESTS).exists():
-        older = (checkpoint / "progress").exists()  # of versions without digests, which are refused as such
+    """What is wrong with a checkpoint's files, or None.
+
+    Raises:
+      OSError: if the system does not let us read them.
+    """
+    if not is_there(checkpoint / DIGESTS):
+        older = is_there(checkpoint / "progress")  # of versions without digests, which are refused as such
         return None if older else f"without {DIGESTS}, which is written last"
+    content = (checkpoint / DIGESTS).read_bytes()
     try:
-        listed = read_json(checkpoint / DIGESTS, "")
-    except InputError:
+        listed = parse_json(content)
+        check_fields(listed, LISTED)
+    except ValueError:
         return f"{DIGESTS} cannot be read"
-    try:
-        found = _digests(checkpoint)
-    except OSError as error:
-        return f"{pathlib.Path(error.filename).name} cannot be read"
+    found = _digests(checkpoint)
     changed = [name for name, digest in listed.items() if found.get(name) != digest]
     return f"{changed[0]} has changed" if changed else None
 
 
 def _digests(checkpoint: pathlib.Path) -> dict[str, str]:
     """The digest of each file of a checkpoint."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     digests = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != DIGESTS:
-            with path.open("rb") as file:
-                digests[str(path.relative_to(checkpoint))] = hashlib.file_digest(file, "blake2b").hexdigest()
+    for folder, folders, names in os.walk(checkpoint, onerror=refuse):
+        folders.sort()
+        for path in (pathlib.Path(folder, name) for name in sorted(names) if name != DIGESTS):
+            if path.is_file():
+                digests[str(path.relative_to(checkpoint))] = _digest(path)
     return digests
+
+
+def _digest(path: pathlib.Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        error.filename = path  # which is not told where reading fails
+        raise

@@ -1,20 +1,23 @@
 """What can be wrong with a run, seen before it begins."""
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
 from lsgd_jax.training.asynchronous import check_asynchronous
-from lsgd_jax.training.conditions import check_conditions
+from lsgd_jax.training.conditions import check_data, check_precision
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.methods import make_method
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.workdir import check_workdir, make_writable, read_config
+from lsgd_jax.training.workdir import check_workdir, read_config
+from lsgd_jax.training.writable import make_writable
 
 
 def check_jax() -> None:
@@ -25,6 +28,43 @@ def check_jax() -> None:
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise InputError("JAX_DISABLE_JIT is set, but rounds are compiled before they are trained: unset it")
+
+
+def check_alone(config: Config) -> None:
+    """Checks the settings as far as they can be judged without their data.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    check_config(config)
+    make_method(config)
+    make_factor(config)
+
+
+def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
+    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
+
+    Raises:
+      InputError: if a run is to be resumed and there is none, or its saved settings cannot be.
+    """
+    if not resume:
+        return Config(**given)
+    path = pathlib.Path(workdir)
+    check_workdir(path, resume=True)
+    saved = Config(**read_config(path))
+    config = dataclasses.replace(saved, **given | {"workdir": workdir})
+    mistake = _mistake(config)
+    if mistake is not None and mistake == _mistake(saved):  # of flags that nobody has given
+        raise InputError(f"{path / 'config.json'} is damaged ({mistake}): use a new --workdir, or restore it")
+    return config
+
+
+def _mistake(config: Config) -> str | None:
+    try:
+        check_alone(config)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def check_settings(
@@ -42,25 +82,27 @@ def check_settings(
       InputError: what is wrong and what to do, in one line.
     """
     check_jax()
-    check_config(config)
-    check_asynchronous(config, make_method(config), resume=resume)
-    make_factor(config)
+    check_alone(config)
     if processes.is_main():
         check_workdir(workdir, resume=resume)
     elif not workdir.is_dir():  # the main process has made it
         raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
     if resume:
         check_resumable(read_config(workdir), config, elastic=elastic)
+    check_asynchronous(config, make_method(config), resume=resume)
     topology = Topology(config.groups, config.workers, processes.devices())
     processes.check_all_work(topology)
     if config.asynchronous:
         check_shares(topology)
     source = source or find_source(config)
     if resume:
-        check_conditions(workdir, source)
+        check_precision(workdir)
+        if note := check_data(workdir, source):
+            processes.say(f"note: {note}")
     kind_of(source).batch_size(config, source)
     if processes.is_main():
         if profile_dir is not None:
             make_writable(pathlib.Path(profile_dir), "profile_dir")
-        make_writable(workdir)
+        if not resume:  # a finished run may be anywhere; what goes on is looked at by part
+            make_writable(workdir)
     return source

@@ -1,13 +1,17 @@
 """What a run depends on besides its settings and its code: the data, and the precision of products."""
 
 import pathlib
+import typing
 from typing import NamedTuple
 
 from lsgd_jax.training import processes
+from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.fields import Fields, read_fields
+from lsgd_jax.training.files import is_there, write_json
 from lsgd_jax.training.numerics import matmul_precision
 from lsgd_jax.training.tasks import AnySource
+from lsgd_jax.training.workdir import read_config
 
 FILE = "conditions.json"
 TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
@@ -47,41 +51,58 @@ def agreed_conditions(source: AnySource) -> Conditions:
     """
     own = processes.together(lambda: conditions_of(source))
     of_main = Conditions(**processes.from_main(own._asdict))
-    processes.together(lambda: _check_same(own, of_main, "process 0 has", "give all processes the same files"))
+
+    def compare() -> None:
+        _check_same_data(own, of_main, "process 0 has", "give all processes the same files")
+        _check_same_precision(own.matmul_precision, of_main, "process 0 has")
+
+    processes.together(compare)
     return of_main
 
 
-def check_conditions(workdir: pathlib.Path, source: AnySource) -> None:
-    """Refuses to go on with a run under other conditions than it began with; those of an old run are not known.
+def check_data(workdir: pathlib.Path, source: AnySource) -> str | None:
+    """Refuses other data than a run began with, wherever they are now.
+
+    Returns:
+      A note, in a line, if an older version has begun the run: of its data it has kept no more than the name of
+      a text file. Else None.
 
     Raises:
-      InputError: what is different.
+      InputError: naming both.
     """
-    if (before := read_conditions(workdir)) is not None:
-        _check_same(conditions_of(source), before, _began(workdir), TODO)
+    before, whose = read_conditions(workdir), f"the run in {workdir} began with"
+    if before is not None:
+        _check_same_data(conditions_of(source), before, whose, TODO)
+        return None
+    saved = Config(**read_config(workdir))
+    if saved.text_file is not None and saved.data_name != source.name:
+        raise _other_data(source.name, whose, repr(saved.data_name), TODO)
+    return f"what data {whose} is not known (it has no {FILE}, as of older versions): going on with {source.name!r}"
 
 
-def check_data(workdir: pathlib.Path, source: AnySource) -> None:
-    """Refuses to look at a run with other data than it began with, in whatever precision.
+def check_precision(workdir: pathlib.Path) -> None:
+    """Refuses another precision of products than a run began with.
 
     Raises:
       InputError: naming both.
     """
     if (before := read_conditions(workdir)) is not None:
-        now = conditions_of(source)._replace(matmul_precision=before.matmul_precision)
-        _check_same(now, before, _began(workdir), TODO)
+        _check_same_precision(matmul_precision(), before, f"the run in {workdir} began with")
 
 
-def _began(workdir: pathlib.Path) -> str:
-    return f"the run in {workdir} began with"
-
-
-def _check_same(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
+def _check_same_data(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
     if now.digest != before.digest:
         what = f"{before.data!r} as it was then" if now.data == before.data else f"{before.data!r}"
-        raise InputError(f"{now.data!r} is not the data set that {whose} ({what}): {todo}")
-    if now.matmul_precision != before.matmul_precision:
-        told = [precision or "unset" for precision in (now.matmul_precision, before.matmul_precision)]
+        raise _other_data(now.data, whose, what, todo)
+
+
+def _other_data(name: str, whose: str, what: str, todo: str) -> InputError:
+    return InputError(f"{name!r} is not the data set that {whose} ({what}): {todo}")
+
+
+def _check_same_precision(now: str | None, before: Conditions, whose: str) -> None:
+    if now != before.matmul_precision:
+        told = [precision or "unset" for precision in (now, before.matmul_precision)]
         raise InputError(
             f"JAX_DEFAULT_MATMUL_PRECISION is {told[0]}, but {whose} {told[1]}, which gives other numbers: set it so"
         )
@@ -93,13 +114,11 @@ def read_conditions(workdir: pathlib.Path) -> Conditions | None:
     Raises:
       InputError: if they cannot be read.
     """
-    path, todo = workdir / FILE, "remove it if you are sure that the data are the same"
-    if not path.exists():
+    path = workdir / FILE
+    if not is_there(path):
         return None
-    saved = read_json(path, todo)
-    if saved.keys() != set(Conditions._fields):
-        raise InputError(f"{path} is of another version of lsgd_jax: {todo}")
-    return Conditions(**saved)
+    fields = Fields(typing.get_type_hints(Conditions))
+    return Conditions(**read_fields(path, fields, "remove it if you are sure that the data are the same"))
 
 
 def write_conditions(workdir: pathlib.Path, conditions: Conditions) -> None:

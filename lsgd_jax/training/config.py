@@ -195,11 +195,15 @@ def check_resumable(saved: dict[str, Any], config: Config, *, elastic: bool = Fa
         changed.pop("model", None)
     if before.text_file and now.text_file:  # it may have moved
         changed.pop("text_file", None)
-    if config.worker_speeds is not None and (before.groups, before.workers) != (now.groups, now.workers):
-        changed["worker_speeds"] = (before.worker_speeds, "of another number of workers")
+    with_speeds = before.worker_speeds is not None
+    if elastic and with_speeds and (before.groups, before.workers) != (now.groups, now.workers):
+        raise InputError(
+            f"--elastic cannot change the number of workers of a run with --worker_speeds={before.worker_speeds}: "
+            f"go on with --groups={before.groups} --workers={before.workers}, or use a new --workdir"
+        )
     if changed:
         told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
-        hint = ", or add --elastic" if changed.keys() <= SHAPE else ""
+        hint = ", or add --elastic" if changed.keys() <= SHAPE and not with_speeds else ""
         raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir{hint}")
 
 

@@ -1,9 +1,14 @@
 """What a user can get wrong, and what ends a run, each told in one line; and the exit codes of command lines."""
 
+import contextlib
 import enum
 import errno
 import os
+import pathlib
 import signal
+from collections.abc import Iterator
+
+MAKE_ROOM = "make room, and go on from the last checkpoint (train.py with --resume, compare.py as before)"
 
 
 class ExitCode(enum.IntEnum):
@@ -68,6 +73,22 @@ def is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in full) or any(
         os.strerror(number) in str(error) for number in full
     )
+
+
+@contextlib.contextmanager
+def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what a full disk raises into one line.
+
+    Raises:
+      DiskFullError: what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, RunFailedError):
+            where = getattr(error, "filename", None) or f"--workdir={workdir}"
+            raise DiskFullError(f"the disk of {where} is full: {MAKE_ROOM}") from error
+        raise
 
 
 def first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ class Events:
 
     def __init__(self, folder: pathlib.Path, first_step: int) -> None:
         folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        self._writer = EventsWriter(str(folder.absolute() / "events"))  # what comes before a colon names a store
         self._writer.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -49,14 +50,47 @@ def read_json(path: pathlib.Path, todo: str) -> dict[str, Any]:
       InputError: if there is none, or it is damaged.
     """
     try:
-        tree = json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): {todo}") from error
-    except (ValueError, RecursionError) as error:  # no JSON, or no text
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): {todo}") from error
+
+
+def parse_json(text: bytes | str) -> dict[str, Any]:
+    """The object in a text.
+
+    Raises:
+      ValueError: if it holds none.
+    """
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets without end") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path} is damaged (it holds no object): {todo}")
+        raise ValueError("it holds no object")
     return tree
+
+
+def free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    """A path beside another that nothing has yet: with the suffix, and a number if need be."""
+    names = (f"{path.name}{suffix}{number or ''}" for number in itertools.count())
+    return next(each for each in map(path.with_name, names) if not os.path.lexists(each))
+
+
+def is_there(path: pathlib.Path) -> bool:
+    """Whether there is anything of that name.
+
+    Raises:
+      InputError: if the system does not tell.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): make that possible") from error
+    return True
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:

@@ -16,6 +16,7 @@ from absl import flags
 
 from lsgd_jax.training.crops import centre_crop, random_crop
 from lsgd_jax.training.datasets import Images
+from lsgd_jax.training.encoded import Records
 from lsgd_jax.training.errors import NotYetError, first_line
 from lsgd_jax.training.sampling import shard_size
 from lsgd_jax.training.stopping import SIGNALS
@@ -50,8 +51,7 @@ class Minibatches:
         rank = self.ranks[place]
         rng = np.random.default_rng((self.seed, rank, step))
         indices = self.indices(rank, step)
-        shape, classes, side = self.source.input_shape, self.source.classes, self.source.side
-        return Images(*self.source.train.decode(indices, shape, classes, lambda image: random_crop(image, side, rng)))
+        return _decoded(self.source, self.source.train, indices, lambda image, side: random_crop(image, side, rng))
 
     def indices(self, rank: int, step: int) -> list[int]:
         """Which images of the training split a worker sees at a step."""
@@ -102,8 +102,14 @@ class EvaluationBatches:
         else:
             records = self.source.test
             indices = list(range(first, min(first + self.batch_size, len(records))))
-        shape, classes, side = self.source.input_shape, self.source.classes, self.source.side
-        return Images(*records.decode(indices, shape, classes, lambda image: centre_crop(image, side)))
+        return _decoded(self.source, records, indices, centre_crop)
+
+
+def _decoded(
+    source: StreamedSource, records: Records, indices: list[int], crop: Callable[[bytes, int], np.ndarray]
+) -> Images:
+    """Images of a split, cut to what a model of the set sees."""
+    return Images(*records.decode(indices, source.input_shape, source.classes, lambda image: crop(image, source.side)))
 
 
 def shuffle(count: int, *seed: int) -> Callable[[int], int]:

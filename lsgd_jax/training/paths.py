@@ -6,8 +6,8 @@ import re
 
 from lsgd_jax.training.errors import InputError
 
-# pathlib leaves one slash of two.
-URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# pathlib leaves one slash of two. A bucket without any is one to TensorBoard's writer.
+URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|(gs|s3):")
 
 
 def why_not_local(path: str | os.PathLike[str]) -> str | None:
@@ -19,7 +19,7 @@ def why_not_local(path: str | os.PathLike[str]) -> str | None:
     try:
         os.path.abspath(path).encode()
     except UnicodeEncodeError:
-        return "must be UTF-8, or no checkpoint can be there: give it another name"
+        return "must be UTF-8: give it another name"
     found = URI.match(os.fspath(path))
     if found is None:
         return None

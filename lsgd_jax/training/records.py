@@ -4,14 +4,17 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple, TextIO
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.events import Events
-from lsgd_jax.training.files import csv_text, write_whole
+from lsgd_jax.training.fields import Fields, check_fields
+from lsgd_jax.training.files import csv_text, parse_json, write_whole
 from lsgd_jax.training.lines import Lines, read_csv, read_lines
 
+# What readers of metrics.jsonl need of each row, besides the columns of a metric.
+ROW = {"step": int, "seconds": float, "bytes_communicated": int}
 LEADER_COLUMNS = ("step", "level", "group", "leader", "score")
 
 
@@ -42,22 +45,28 @@ class RoundRow(NamedTuple):
 
 
 class Records:
-    """Appends to a run's records. `last_step` drops what was written after a checkpoint; nothing else is lost.
+    """Appends to a run's records, from which it drops first what was written after a checkpoint.
 
-    There is a rounds.csv where workers differ in their steps.
+    Lines that cannot be read are told, and kept in a copy of the file; but for a last one without an end, which a
+    process leaves that is killed. There is a rounds.csv where workers differ in their steps.
+
+    Args:
+      workdir: the run's folder.
+      last_step: of the checkpoint. All up to it was written whole before it was saved.
+      columns: figures that rows of metrics.jsonl have; one without them cannot be read.
 
     Attributes:
       last_evaluation: the step of the last row of metrics.jsonl, or None.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, last_step: int) -> None:
-        metrics, leaders, rounds = _metrics(workdir), _leaders(workdir), _rounds(workdir)
-        kept = [row for row in metrics.rows if row["step"] <= last_step]
+    def __init__(self, workdir: pathlib.Path, *, last_step: int, columns: Collection[str] = ()) -> None:
+        metrics, leaders, rounds = _metrics(workdir, columns), _leaders(workdir), _rounds(workdir)
+        kept = _up_to(last_step, metrics)
         self.last_evaluation = kept[-1]["step"] if kept else None
         _rewrite(metrics, "".join(map(_json_line, kept)))
-        for lines, columns in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
+        for lines, header in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
             if lines is leaders or lines.path.exists():
-                _rewrite(lines, csv_text([columns, *(row for row in lines.rows if row.step <= last_step)]))
+                _rewrite(lines, csv_text([header, *_up_to(last_step, lines)]))
         self._metrics = metrics.path.open("a", encoding="utf-8")
         self._leaders = leaders.path.open("a", encoding="utf-8", newline="")
         self._rounds_path = rounds.path
@@ -124,18 +133,36 @@ class Unwritten(Records):
         """Nothing."""
 
 
-def open_records(workdir: pathlib.Path, last_step: int) -> Records:
-    """The records of a run; all its processes have to call this. The main process writes them."""
+def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str]) -> Records:
+    """The `Records` of a run; all its processes have to call this. The main process writes them."""
     if processes.is_main():
-        records = Records(workdir, last_step=last_step)
+        records = Records(workdir, last_step=last_step, columns=columns)
         processes.from_main(lambda: records.last_evaluation)
         return records
     return Unwritten(processes.from_main(lambda: None))
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that can be read; a warning tells which lines cannot."""
-    return _told(_metrics(workdir))
+def set_aside(workdir: pathlib.Path, beyond: int) -> None:
+    """Keeps the records of a run that begins again in copies, if they go on beyond a step, with a warning."""
+    found = [lines for lines in (_metrics(workdir, ()), _leaders(workdir), _rounds(workdir)) if lines.rows]
+    last = max((_step_of(row) for lines in found for row in lines.rows), default=0)
+    if last > beyond:
+        kept = ", ".join(lines.set_aside(".before") for lines in found)
+        processes.say(
+            f"warning: the run had come to step {last}, but no checkpoint of it is left: it begins again, and what it "
+            f"has recorded is kept in {kept}"
+        )
+
+
+def read_metrics(workdir: pathlib.Path, columns: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that can be read; a warning tells which lines cannot.
+
+    Args:
+      workdir: the run's folder.
+      columns: figures that a row needs to have.
+    """
+    metrics = _metrics(workdir, columns)
+    return _told(metrics) + metrics.rest  # no beginning of one is a row too
 
 
 def read_leaders(workdir: pathlib.Path) -> list[LeaderRow]:
@@ -148,14 +175,16 @@ def read_rounds(workdir: pathlib.Path) -> list[RoundRow]:
     return _told(_rounds(workdir))
 
 
-def _metrics(workdir: pathlib.Path) -> Lines:
+def _metrics(workdir: pathlib.Path, columns: Collection[str]) -> Lines:
+    kinds = ROW | {"simulated_seconds": float} | dict.fromkeys(columns, float | None)
+    fields = Fields(kinds, optional=["simulated_seconds"], others=float | None)
+
     def read(line: str) -> dict[str, Any]:
-        row = json.loads(line)
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError("no row")
+        row = parse_json(line)
+        check_fields(row, fields)
         return row
 
-    return read_lines(workdir / "metrics.jsonl", read, closed=True)
+    return read_lines(workdir / "metrics.jsonl", read)
 
 
 def _leaders(workdir: pathlib.Path) -> Lines:
@@ -172,10 +201,19 @@ def _rounds(workdir: pathlib.Path) -> Lines:
     return read_csv(workdir / "rounds.csv", RoundRow._fields, read)
 
 
+def _up_to(last_step: int, lines: Lines) -> list[Any]:
+    return [row for row in lines.rows + lines.rest if _step_of(row) <= last_step]
+
+
+def _step_of(row: Any) -> int:
+    step: int = row["step"] if isinstance(row, dict) else row.step
+    return step
+
+
 def _rewrite(lines: Lines, text: str) -> None:
     """Replaces a file; what cannot be read of it is kept beside it."""
     if lines.damaged:
-        processes.say(f"warning: {lines.warning}; as it was it is kept in {lines.set_aside()}")
+        processes.say(f"warning: {lines.warning}; as it was it is kept in {lines.set_aside('.damaged')}")
     write_whole(lines.path, text)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import NamedTuple
 
+from lsgd_jax.training import processes
 from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.conditions import check_data
 from lsgd_jax.training.config import Config
@@ -49,7 +50,8 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
         source = find_source(config)
-        check_data(workdir, source)
+        if note := check_data(workdir, source):
+            processes.say(f"note: {note}")
         run = build_run(config, source)
         state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
     return Reloaded(config, run, state, step)

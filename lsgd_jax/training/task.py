@@ -67,6 +67,11 @@ class Metric(NamedTuple):
     worst: float
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the figures of center and leader in metrics.jsonl."""
+        return tuple(f"{model}{split}_{self.name}" for model in ("", "leader_") for split in ("validation", "test"))
+
+    @property
     def title(self) -> str:
         """The label with the unit, for axes and tables."""
         return self.label + self.in_brackets

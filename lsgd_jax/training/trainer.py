@@ -18,22 +18,25 @@ from lsgd_jax.training.checkpoints import Checkpoints, Standing
 from lsgd_jax.training.checks import check_settings
 from lsgd_jax.training.conditions import Conditions, agreed_conditions, write_conditions
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.errors import InputError, on_full_disk
 from lsgd_jax.training.figures import draw_figures
-from lsgd_jax.training.files import read_json, write_json
+from lsgd_jax.training.files import write_json
+from lsgd_jax.training.lock import locked
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.profile import Profile
 from lsgd_jax.training.progress import Progress
 from lsgd_jax.training.provenance import provenance
-from lsgd_jax.training.records import Records, open_records, read_leaders, read_metrics
+from lsgd_jax.training.records import Records, open_records, read_leaders, read_metrics, set_aside
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run, build_run
 from lsgd_jax.training.schedules import see, what_changes
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
+from lsgd_jax.training.summary import finished
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.workdir import check_parts, locked, on_full_disk, read_config
+from lsgd_jax.training.workdir import read_config
+from lsgd_jax.training.writable import check_parts
 
 
 class Position(NamedTuple):
@@ -101,7 +104,7 @@ def train(
     conditions = agreed_conditions(source)
     if elastic:
         config = processes.together(lambda: elasticity.keep_batch_size(config, read_config(workdir), source))
-    if resume and (summary := processes.from_main(lambda: _finished(config, workdir))):
+    if resume and (summary := processes.from_main(lambda: finished(config, workdir))):
         processes.say(
             f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on"
         )
@@ -128,7 +131,7 @@ def _train(
 ) -> dict[str, Any] | None:
     """What `train` does once all is checked and the workdir is this process's own."""
     computed_with = provenance()  # now: the code may change while the run goes on
-    run = build_run(config, source)
+    run, metric = build_run(config, source), kind_of(source).metric
     processes.warm_up(run.topology)
 
     def keep_settings() -> None:
@@ -139,20 +142,22 @@ def _train(
         processes.from_main(keep_settings)
     with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = _start(config, run, checkpoints)
-        changes = processes.from_main(lambda: what_changes(Config(**read_config(workdir)), config, start.step))
+        before = Config(**processes.from_main(lambda: read_config(workdir)))
+        changes = what_changes(before, config, start.step)
+        if start.step == 0:
+            processes.from_main(lambda: set_aside(workdir, beyond=before.checkpoint_period))
         processes.from_main(keep_settings)
         if resume:
             processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
             if changes:
                 processes.say(f"note: {changes}")
-        with contextlib.closing(open_records(workdir, start.step)) as records:
+        with contextlib.closing(open_records(workdir, start.step, metric.columns)) as records:
             end = _advance(config, run, start, records, checkpoints, profile_dir, stop)
         saved = checkpoints.latest_step() or 0
     if end.step < config.steps:
         where = "with a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
         processes.say(f"stopped at step {end.step} of {config.steps}, {where if end.step else 'before the first'}")
         return None
-    metric = kind_of(source).metric
     return _finish(config, run, end, workdir, metric, computed_with, figures=figures)
 
 
@@ -298,7 +303,7 @@ def _finish(
     of_workers = run.evaluate_workers(end.state)
     if not processes.is_main():
         return processes.from_main(dict)
-    metrics, leaders = read_metrics(workdir), read_leaders(workdir)
+    metrics, leaders = read_metrics(workdir, metric.columns), read_leaders(workdir)
     drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
     parameters = sum(x.size for x in jax.tree.leaves(params))
     summary = {
@@ -326,10 +331,3 @@ def _finish(
             summary[f"worker_{split}_{metric.name}"].append(figures_of_worker[f"{split}_{metric.name}"])
     write_json(workdir / "summary.json", summary)
     return processes.from_main(lambda: summary)
-
-
-def _finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do."""
-    path = workdir / "summary.json"
-    summary = read_json(path, "remove it, and --resume writes it again") if path.exists() else {}
-    return summary if summary.get("step", 0) >= config.steps else None

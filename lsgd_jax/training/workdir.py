@@ -1,25 +1,18 @@
 """A run's folder: whose it is, and the settings in it."""
 
-import contextlib
 import dataclasses
-import fcntl
-import json
-import os
 import pathlib
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import DiskFullError, InputError, NotYetError, RunFailedError, is_disk_full
-from lsgd_jax.training.files import PARTIAL, read_json
-from lsgd_jax.training.paths import why_not_local
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fields import Fields, read_fields
+from lsgd_jax.training.files import PARTIAL, is_there
+from lsgd_jax.training.writable import PROBE
 
-PROBE = ".writable"
-# What a run writes to again when it goes on.
-FOLDERS = ("checkpoints", "center", "figures", "tensorboard")
-RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv")
-SETTINGS = typing.get_type_hints(Config)
+KINDS = typing.get_type_hints(Config)
+SETTINGS = Fields(KINDS, optional=KINDS.keys() - {"workdir"})  # older versions have had fewer
 
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
@@ -29,145 +22,47 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
       InputError: what is wrong and what to do.
     """
     started = is_started(workdir)
-    try:
-        used = workdir.is_dir() and any(map(_counts, workdir.iterdir()))
-    except OSError as error:
-        raise _unreadable(workdir, error) from error
     if resume and not started:
         raise InputError(f"--resume: there is no run in {workdir}: leave --resume out, or name the run's --workdir")
-    if not resume and used:
+    if not resume and is_used(workdir):
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
 
 
 def is_started(workdir: pathlib.Path) -> bool:
-    """Whether there is a run in a folder, so that it can be resumed.
+    """Whether there is a run in a folder, so that it can be resumed, if its settings can be read.
 
     Raises:
-      InputError: if it cannot be read.
+      InputError: if the folder cannot be read.
+    """
+    return is_there(workdir / "config.json")
+
+
+def is_used(workdir: pathlib.Path) -> bool:
+    """Whether there is anything in a folder that may be of use to somebody.
+
+    Raises:
+      InputError: if the folder cannot be read.
     """
     try:
-        return (workdir / "config.json").is_file()
+        return workdir.is_dir() and any(map(_counts, workdir.iterdir()))
     except OSError as error:
-        raise _unreadable(workdir, error) from error
-
-
-def _unreadable(workdir: pathlib.Path, error: OSError) -> InputError:
-    return InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder")
+        raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): choose another folder") from error
 
 
 def _counts(path: pathlib.Path) -> bool:
     """Whether something in a folder makes it a used one: not what a run that was killed at its very start leaves."""
-    return not (path.name == PROBE or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
+    return not (path.name.startswith(PROBE) or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
 
 
-def make_writable(folder: pathlib.Path, flag: str = "workdir") -> None:
-    """Makes the folder that a flag names, and tries to write there.
-
-    Raises:
-      InputError: if that fails.
-    """
-    if reason := why_not_local(folder):
-        raise InputError(f"--{flag}={folder}: {reason}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _probe(folder)
-    except OSError as error:
-        raise InputError(f"cannot write to --{flag}={folder} ({error.strerror}): choose another folder") from error
-
-
-def check_parts(workdir: pathlib.Path) -> None:
-    """Tries to write to what a run has left that is to go on.
-
-    Raises:
-      InputError: if that fails.
-    """
-    for name in filter(lambda name: os.path.lexists(workdir / name), (*FOLDERS, *RECORDS)):
-        try:
-            if name in FOLDERS:
-                _probe(workdir / name)
-            else:
-                (workdir / name).open("ab").close()
-        except OSError as error:
-            raise InputError(f"cannot write to {workdir / name} ({error.strerror}): make that possible") from error
-
-
-def _probe(folder: pathlib.Path) -> None:
-    probe = folder / PROBE
-    probe.touch()
-    probe.unlink()
-
-
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder meanwhile. The lock goes with the process, however it ends.
-
-    Raises:
-      NotYetError: if another process trains there.
-    """
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise NotYetError(f"another process trains in --workdir={workdir}: wait for it, or name another") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what a full disk raises into one line.
-
-    Raises:
-      DiskFullError: what to do.
-    """
-    try:
-        yield
-    except Exception as error:
-        if is_disk_full(error) and not isinstance(error, RunFailedError):
-            where = getattr(error, "filename", None) or f"--workdir={workdir}"
-            raise DiskFullError(
-                f"the disk of {where} is full: make room, and go on from the last checkpoint with --resume"
-            ) from error
-        raise
-
-
-def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
-    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
-
-    Raises:
-      InputError: if a run is to be resumed and there is none.
-    """
-    if not resume:
-        return Config(**given)
-    path = pathlib.Path(workdir)
-    check_workdir(path, resume=True)
-    return Config(**read_config(path) | given | {"workdir": workdir})
-
-
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or restore it") -> dict[str, Any]:
     """The settings that the run in a workdir was started with.
+
+    Args:
+      workdir: the run's folder.
+      todo: what to do if they cannot be read.
 
     Raises:
       InputError: if they cannot be read.
     """
-    path, todo = workdir / "config.json", "use a new --workdir, or restore it"
-    saved = read_json(path, todo)
-    if unknown := [name for name in saved if name not in SETTINGS]:
-        raise InputError(f"{path} is of another version of lsgd_jax, which has a setting {unknown[0]!r}: {todo}")
-    for name, value in {"workdir": None, **saved}.items():
-        if not _is_a(value, SETTINGS[name]):
-            kind = getattr(SETTINGS[name], "__name__", SETTINGS[name])
-            raise InputError(f"{path} is damaged ({name} is {json.dumps(value)}, which is no {kind}): {todo}")
-    return dataclasses.asdict(Config(**saved))
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether JSON's value can stand for a setting of a type: an int for a float, a bool for itself alone."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+    return dataclasses.asdict(Config(**read_fields(workdir / "config.json", SETTINGS, todo)))

@@ -1,0 +1,66 @@
+"""summary.json: what came of a run that is finished."""
+
+import pathlib
+from typing import Any
+
+from lsgd_jax.training.classification import ERROR
+from lsgd_jax.training.config import Config
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.fields import Fields, check_file
+from lsgd_jax.training.files import is_there, read_json
+from lsgd_jax.training.provenance import PACKAGES
+from lsgd_jax.training.records import ROW
+from lsgd_jax.training.task import Metric
+from lsgd_jax.training.tasks import METRICS
+
+ALWAYS: dict[str, Any] = {
+    **dict.fromkeys(("algorithm", "dataset", "model"), str),
+    **dict.fromkeys(("parameters", "groups", "workers", "batch_size", "leader"), int),
+    "figures": list[str],
+}
+# What runs of earlier versions have not told.
+LATER: dict[str, Any] = {
+    **{"metric": str, "unit": str, "units_per_batch": int, "device": str},
+    **dict.fromkeys(("commit", "python", *PACKAGES), str | None),
+}
+
+
+def read_summary(workdir: pathlib.Path, todo: str) -> dict[str, Any] | None:
+    """The summary of a run, which names its `metric`; None of a run that has none yet.
+
+    Args:
+      workdir: the run's folder.
+      todo: what to do if it cannot be read.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    path = workdir / "summary.json"
+    if not is_there(path):
+        return None
+    summary = {"metric": ERROR.name, **read_json(path, todo)}
+    check_file(path, summary, Fields({"metric": str}, others=object), todo)
+    if summary["metric"] not in METRICS:
+        raise InputError(f"{path} is of another version of lsgd_jax, which has a metric {summary['metric']!r}: {todo}")
+    check_file(path, summary, _fields(METRICS[summary["metric"]]), todo)
+    return summary
+
+
+def finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, in as many steps as the settings say.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    summary = read_summary(workdir, "remove it, and --resume writes it again")
+    return summary if summary is not None and summary["step"] >= config.steps else None
+
+
+def _fields(metric: Metric) -> Fields:
+    """What those who read a summary use: the last row of metrics.jsonl, the settings, and figures of each worker."""
+    of_workers = dict.fromkeys(
+        (f"worker_{split}_{metric.name}" for split in ("validation", "test")), list[float | None]
+    )
+    figures = dict.fromkeys(metric.columns, float | None)
+    kinds = ROW | figures | ALWAYS | LATER | of_workers
+    return Fields(kinds, optional=LATER, others=object)
