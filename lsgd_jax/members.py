@@ -155,12 +155,12 @@ def forwarding_signals() -> Iterator[Members]:
 
     def handle(number: int, frame: object) -> None:
         del frame
+        first = not members.heard  # asked before another signal may come in between
         members.heard.append(number)
-        asked_before = len(members.heard) > 1
         for process in members.started:
             if members.heard.count(signal.SIGINT) > 1:
                 process.kill()
-            elif not asked_before:
+            elif first:
                 process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     before = {number: signal.signal(number, handle) for number in heard_signals()}
