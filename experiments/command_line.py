@@ -99,8 +99,8 @@ def stoppable(main: Callable[[list[str], StopRequest], int]) -> Callable[[list[s
                 return main(argv, stop)
             except ToldError as error:
                 return refuse(argv, str(error), error.exit_code)
-            except Exception:
-                if reason := why_jax_cannot_start():
+            except Exception as error:
+                if reason := why_jax_cannot_start(error):
                     return refuse(argv, reason)
                 raise
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import os
+import sys
 
 from lsgd_jax.output import make_output_last
 from lsgd_jax.training.errors import InputError, first_line
@@ -32,16 +33,17 @@ def set_for_this_program() -> None:
     make_output_last()
 
 
-def why_jax_cannot_start() -> str | None:
-    """What is wrong with JAX's variables or devices, if anything: it fails wherever it is used first."""
-    try:
-        from lsgd_jax.training.processes import devices
-    except ValueError as error:
-        return f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
+def why_jax_cannot_start(error: Exception) -> str | None:
+    """What is wrong with JAX's variables or devices, if an error may come from that: it fails where first used."""
+    if "jax" not in sys.modules:  # it has not got so far, or no further
+        told = f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
+        return told if isinstance(error, ValueError) else None
+    from lsgd_jax.training.processes import devices
+
     try:
         devices()
-    except InputError as error:
-        return str(error)
+    except InputError as missing:
+        return str(missing)
     return None
 
 

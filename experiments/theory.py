@@ -5,6 +5,7 @@ claims and figures. The exit code is 1 if a claim that should hold does not, or 
 """
 
 import ast
+import contextlib
 import datetime
 import json
 import pathlib
@@ -21,7 +22,10 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, table
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, define, describe, described, parse, refuse, stoppable
+
+from lsgd_jax.training.errors import ExitCode
+from lsgd_jax.training.stopping import StopRequest
 
 EXPERIMENTS = {
     "matrix_completion": True,
@@ -70,8 +74,8 @@ class Finished(NamedTuple):
         return told
 
 
-@command
-def main(argv: list[str]) -> int:
+@stoppable
+def main(argv: list[str], stop: StopRequest) -> int:
     """Runs the command line and returns its exit code."""
     done = parse(FLAGS, argv, usage())
     if done is not None:
@@ -88,7 +92,13 @@ def main(argv: list[str]) -> int:
     devices()  # without any each experiment would fail, after the results of the last time had been removed
     make_writable(workdir)
     computed_with = provenance()  # before the code can change
-    finished = [run(name, workdir, seed) for name in EXPERIMENTS]
+    stop.awaited = True
+    finished = []
+    for name in EXPERIMENTS:
+        finished.append(run(name, workdir, seed, stop))
+        if stop:
+            print("theory.py: stopped", file=sys.stderr)
+            return ExitCode.INTERRUPTED
     report = workdir.with_name(f"{workdir.name}.md")
     try:
         write_whole(report, write(finished, workdir, seed, computed_with))
@@ -104,15 +114,21 @@ def usage() -> str:
     return "\n".join([*lines, *describe(TABLE)])
 
 
-def run(name: str, workdir: pathlib.Path, seed: int) -> Finished:
-    """Runs an experiment in a process of its own."""
+def run(name: str, workdir: pathlib.Path, seed: int, stop: StopRequest) -> Finished:
+    """Runs an experiment in a process of its own, which is ended if this one is asked to stop."""
     script, folder = SCRIPTS / f"{name}.py", workdir / name
     for old in (*folder.glob("claims.json"), *folder.glob("*.png"), *folder.glob("*.csv")):
         old.unlink()  # or an experiment that stops early would seem to have made them
     arguments = [f"--workdir={folder}", *([f"--seed={seed}"] if EXPERIMENTS[name] else [])]
     print(f"\n{name}", flush=True)
     start = cpu_seconds_of_children()
-    code = subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+    with subprocess.Popen([sys.executable, str(script), *arguments]) as process:
+        while process.poll() is None and not stop:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        if stop:
+            process.terminate()
+    code = process.returncode
     seconds = cpu_seconds_of_children() - start
     about = ast.get_docstring(ast.parse(script.read_bytes())) if script.is_file() else None
     command = ["python", f"experiments/{name}.py", *arguments]

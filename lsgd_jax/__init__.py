@@ -1,6 +1,7 @@
 """Leader Stochastic Gradient Descent, and its relatives, in JAX."""
 
 # ruff: noqa: F403, F405
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports them when the first is used: the launcher, and what hears signals, cannot wait for JAX."""
-    if name in __all__:
-        from lsgd_jax import public
+    if name in __all__ or name in ("collectives", "optimizers", "training"):
+        import lsgd_jax.public as public
 
-        return getattr(public, name)
+        return getattr(public, name) if name in __all__ else sys.modules[f"{__name__}.{name}"]
     if name == "load_center":  # needs the extra `train`, which the rest does not
         try:
             from lsgd_jax.training.center import load_center

@@ -9,6 +9,7 @@ save and end. Where this machine has NVIDIA GPUs, each process gets its share of
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -99,13 +100,15 @@ def _start(options: argparse.Namespace, members: Members) -> int:
         failure = launch([*command, *again], len(environments), environments, members=members)
         if failure is None:
             return 0
+        if members.heard.count(signal.SIGINT) > 1:  # it has killed them itself
+            return ExitCode.INTERRUPTED
         if failure.code not in TOLD_CODES and not (members.heard and failure.code in SIGNAL_CODES):
             _tell(failure.told)
         if failure.code in FINAL_CODES or members.heard or restarts == options.max_restarts:
             return failure.code
         restarts += 1
         told = f"restart {restarts} of {options.max_restarts}"
-        if options.workdir and (options.workdir / "config.json").is_file():
+        if options.workdir and os.path.isfile(options.workdir / "config.json"):
             again = [] if options.automatic else ["--resume", *elastic]
             if elastic:
                 survivors = [own for number, own in enumerate(environments) if number not in failure.killed]

@@ -122,11 +122,16 @@ def _end(started: Sequence[subprocess.Popen], copies: Sequence[threading.Thread]
 def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure | None:
     """Returns when all have ended, or some time after one has failed."""
     end = None if timeout is None else time.monotonic() + timeout
+    asked = False
     ended = (None, ExitCode.DONE, ExitCode.STOPPED)  # or not yet
     while all(process.poll() in ended for process in started):
         codes = [process.returncode for process in started]
         if None not in codes:
             return Failure(max(codes), "the run was stopped before its end") if any(codes) else None
+        if ExitCode.STOPPED in codes and not asked:  # the others may be waiting for it
+            asked = True
+            for process in started:
+                process.terminate()
         if end is not None and time.monotonic() > end:
             return Failure(124, f"the processes have not ended within {timeout:g} s")
         time.sleep(POLL_SECONDS)

@@ -64,5 +64,5 @@ def _lasting(stream: TextIO | None) -> TextIO:
     with contextlib.suppress(OSError):
         stream.flush()
     buffer = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-    by_line = stream.line_buffering or stream.write_through
-    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=by_line)
+    # By line: a signal may end the process at once.
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)

@@ -106,7 +106,10 @@ def test_layers_1_and_2_work_without_the_extras() -> None:
 
 def test_the_launcher_and_what_hears_signals_start_without_jax() -> None:
     """They cannot wait for it; and it would leave variables to the processes that are launched."""
-    program = "import sys, lsgd_jax.launch, lsgd_jax.training.stopping; print({'jax', 'numpy'} & {*sys.modules})"
+    program = (
+        "import sys, lsgd_jax.launch, lsgd_jax.training.stopping; print({'jax', 'numpy'} & {*sys.modules}); "
+        "print(lsgd_jax.optimizers.lsgd.lsgd is lsgd_jax.lsgd)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
+    assert (done.stdout, done.stderr) == ("set()\nTrue\n", "")
     assert {*NAMES} <= {*dir(lsgd_jax)}

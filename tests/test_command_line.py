@@ -261,7 +261,7 @@ def test_a_part_of_a_run_that_cannot_be_written_is_told_at_the_start(
     write_conditions(tmp_path, conditions_of(find_source(Config(""))))
     (tmp_path / part).symlink_to("/proc/self/fd")  # where not even root makes files
     message = refused(capfd, f"--workdir={tmp_path}", "--resume")
-    assert f"cannot write to {tmp_path / part} (" in message
+    assert f"cannot read and write {tmp_path / part} (" in message
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "conditions.json", part}
 
 
@@ -304,6 +304,8 @@ def test_a_workdir_in_which_another_process_trains_is_told(tmp_path: Path, capfd
         assert "another process trains in" in told
     with pytest.raises(AssertionError, match="before the run was built"):
         train.main(["experiments/train.py", f"--workdir={tmp_path}"])
+    with pytest.raises(InputError, match=f"cannot read --workdir={tmp_path / 'gone'}"), locked(tmp_path / "gone"):
+        pass
 
 
 def test_resuming_needs_the_workdir(

@@ -95,6 +95,7 @@ def test_without_a_device_of_the_kind_there_is_one_line_and_nothing_is_lost(tmp_
     ("variable", "told"),
     [
         ({"JAX_LOGGING_LEVEL": "FOO"}, 'JAX cannot start (Invalid value "FOO" for JAX flag jax_logging_level): mend'),
+        ({"JAX_NUM_CPU_DEVICES": "x"}, 'JAX cannot start (Invalid value "x" for JAX flag jax_num_cpu_devices): mend'),
         ({"JAX_NUM_CPU_DEVICES": "0"}, "JAX finds no device for JAX_NUM_CPU_DEVICES=0 ("),
     ],
 )

@@ -63,10 +63,28 @@ os.kill(os.getppid(), signal.SIGTERM)
 signal.pause()  # as a script does that has not come to hear signals yet
 """
 STOPPED = """
-import os, sys, time
+import os, signal, sys, time
 number = int(sys.argv[-1].partition("=")[2])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(1.5 * number)  # longer than those of a failed run have
 sys.exit(os.EX_TEMPFAIL)
+"""
+STOPS_ALONE = """
+import os, signal, sys
+number = int(sys.argv[-1].partition("=")[2])
+if number == 0:
+    sys.exit(os.EX_TEMPFAIL)
+signal.signal(signal.SIGTERM, lambda *_: (print("asked", flush=True), sys.exit(os.EX_TEMPFAIL)))
+signal.alarm(60)
+signal.pause()
+"""
+GOES_ON = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: None)
+for _ in range(2):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.3)
+time.sleep(600)
 """
 TALKS = """
 import os
@@ -194,6 +212,19 @@ def test_a_run_that_was_stopped_may_end_slowly_and_its_exit_code_is_told_on(
 ) -> None:
     arguments = ["--processes=2", "--max_restarts=3", write(tmp_path, STOPPED), f"--workdir={tmp_path}"]
     assert launch.main(arguments) == ExitCode.STOPPED
+    assert capfd.readouterr() == ("", "")
+
+
+def test_where_one_process_has_stopped_the_others_are_asked_to(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["--processes=2", write(tmp_path, STOPS_ALONE)]) == ExitCode.STOPPED
+    out, err = capfd.readouterr()
+    assert (out, err) in (("[1] asked\n", ""), ("", ""))  # it may not have come to listen yet
+
+
+def test_a_second_ctrl_c_ends_all_at_once(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--processes=1", write(tmp_path, GOES_ON)]) == ExitCode.INTERRUPTED
     assert capfd.readouterr() == ("", "")
 
 

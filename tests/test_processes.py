@@ -4,6 +4,7 @@ Starting processes takes seconds of CPU each, so few starts check many things.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -22,9 +23,10 @@ import pytest
 from started_processes import PATIENCE, children, lines_until, started, wait_until
 
 from lsgd_jax.members import free_port
+from lsgd_jax.training import joining, processes
 from lsgd_jax.training.checkpoints import DIGESTS
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import ExitCode, InputError
+from lsgd_jax.training.errors import ExitCode, InputError, agreed_error
 from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
 from lsgd_jax.training.records import read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reload import reload_run
@@ -322,3 +324,31 @@ def test_one_process_needs_no_coordinator() -> None:
     connect(None, 1, None, 1.0)
     connect(None, None, None, 1.0)
     assert jax.process_count() == 1
+
+
+def test_what_ends_one_of_several_processes_makes_it_leave_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without leaving it would wait for the others, and they for it."""
+    left: list[int] = []
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(joining, "_leave", left.append)
+    for error in (KeyboardInterrupt(), InputError("bad luck"), agreed_error(ExitCode.FAILED, "the disk is full")):
+        monkeypatch.setattr(processes, "is_main", lambda: False)
+
+        def body(error: BaseException = error) -> int:
+            raise error
+
+        joining.guard(body)
+    assert left == [ExitCode.INTERRUPTED, ExitCode.BAD_INPUT, ExitCode.FAILED]
+    told = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["interrupted", "error: bad luck"]  # the main process tells what all have heard of
+
+
+def test_a_full_disk_of_one_process_is_heard_of_by_all() -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/file")
+
+    _, (code, told) = processes._attempt(write)
+    assert code == ExitCode.FAILED
+    assert told.startswith("the disk of /disk/file is full: make room")

@@ -177,12 +177,14 @@ def test_what_a_run_has_recorded_is_kept_where_it_has_lost_its_checkpoints(
 ) -> None:
     write(tmp_path, rows(8, 16))
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "leaders.csv")}
-    set_aside(tmp_path, beyond=32)
-    assert capsys.readouterr().out == "", "killed before its first checkpoint"
+    set_aside(tmp_path / "elsewhere")
+    assert capsys.readouterr().out == "", "there is nothing to keep"
     for kept in ("metrics.jsonl.before, leaders.csv.before", "metrics.jsonl.before1, leaders.csv.before1"):
-        set_aside(tmp_path, beyond=31)
+        set_aside(tmp_path)
         told = capsys.readouterr().out
-        assert told.startswith("warning: the run had come to step 32, but no checkpoint of it is left: it begins again")
+        assert told.startswith(
+            "warning: the run had come to step 32, but there is no checkpoint of it: it begins again"
+        )
         assert told.endswith(f"kept in {kept}\n")
         assert [(tmp_path / name).read_bytes() for name in kept.split(", ")] == list(before.values())
 

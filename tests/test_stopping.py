@@ -1,5 +1,7 @@
 """The signals that stop a run."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +86,27 @@ def test_a_signal_ends_a_program_in_one_line_unless_it_stops_by_itself(
         process.send_signal(signal.SIGINT)
         told = process.communicate(timeout=60)
     assert (process.returncode, *told) == (code, out, err)
+
+
+def test_a_signal_ends_a_program_whose_output_is_held_up_and_loses_no_line_before_it() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, b"." * 4096):
+            pass
+    os.set_blocking(writer, True)
+    printing = "from lsgd_jax.output import make_output_last; make_output_last(); print('a line')"
+    program = WAITS.format(set=printing).replace(", flush=True", "")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writer, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["a line\n", "ready\n"]
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    os.close(reader)
+    os.close(writer)
 
 
 def test_what_hears_signals_leaves_nothing_behind() -> None:

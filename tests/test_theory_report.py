@@ -1,10 +1,13 @@
 """All experiments on the theory as one command: what it runs, reports and returns."""
 
 import importlib
+import signal
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from lsgd_jax.training.stopping import StopRequest
 
 import theory  # isort: skip
 
@@ -89,6 +92,13 @@ def test_a_script_that_is_missing_is_told_in_the_report(script: ModuleType, tmp_
     assert "## first\n" in report
     assert "**did not finish: exit code 2**" in report
     assert "| Two | no seed | yes |" in report
+
+
+def test_an_experiment_ends_with_the_script_that_has_started_it(script: ModuleType, tmp_path: Path) -> None:
+    make(tmp_path, "first", "One", body="import signal; signal.pause()")
+    stop = StopRequest()
+    stop.ask()
+    assert script.run("first", tmp_path / "theory", 0, stop).code == -signal.SIGTERM
 
 
 def test_files_of_an_earlier_run_do_not_get_into_the_report(script: ModuleType, tmp_path: Path) -> None:

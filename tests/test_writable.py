@@ -58,7 +58,7 @@ def test_a_finished_run_on_a_disk_that_is_read_only_is_told_to_be_finished(
     monkeypatch.setattr(os, "open", read_only)
     assert train(config, resume=True) == {"metric": "error", **summary}
     assert f"the run in {tmp_path} is already finished, at step 8" in capsys.readouterr().out
-    with pytest.raises(InputError, match=rf"cannot write to {tmp_path} \(Read-only file system\)"):
+    with pytest.raises(InputError, match=rf"cannot read and write {tmp_path} \(Read-only file system\)"):
         train(dataclasses.replace(config, steps=16), resume=True)
 
 

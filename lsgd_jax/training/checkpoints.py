@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lsgd_jax.training import processes
-from lsgd_jax.training.errors import MAKE_ROOM, DiskFullError, InputError, is_disk_full
+from lsgd_jax.training.errors import MAKE_ROOM, DiskFullError, InputError, first_line, is_disk_full
 from lsgd_jax.training.fields import Fields, check_fields
 from lsgd_jax.training.files import free_name, is_there, parse_json, write_json
 from lsgd_jax.training.numerics import wrap_keys
@@ -185,7 +185,7 @@ def _of_another_program(step: int) -> InputError:
 
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
-    """Tells what the system does not let us read: nobody knows then whether it is damaged.
+    """Tells what the system does not let us read, or move: nobody knows then whether it is damaged.
 
     Raises:
       InputError: naming it.
@@ -196,7 +196,8 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
         if is_disk_full(error):
             raise
         what = error.filename or folder
-        raise InputError(f"cannot read {what} ({error.strerror}): make that possible, or move it away") from error
+        why = error.strerror or first_line(error)
+        raise InputError(f"cannot read or move {what} ({why}): make that possible, or move it away") from error
 
 
 def _sweep(folder: pathlib.Path) -> None:

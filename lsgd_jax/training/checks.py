@@ -1,6 +1,7 @@
 """What can be wrong with a run, seen before it begins."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -85,7 +86,7 @@ def check_settings(
     check_alone(config)
     if processes.is_main():
         check_workdir(workdir, resume=resume)
-    elif not workdir.is_dir():  # the main process has made it
+    elif not os.path.isdir(workdir):  # the main process has made it
         raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
     if resume:
         check_resumable(read_config(workdir), config, elastic=elastic)

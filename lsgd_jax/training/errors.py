@@ -86,9 +86,13 @@ def on_full_disk(workdir: pathlib.Path) -> Iterator[None]:
         yield
     except Exception as error:
         if is_disk_full(error) and not isinstance(error, RunFailedError):
-            where = getattr(error, "filename", None) or f"--workdir={workdir}"
-            raise DiskFullError(f"the disk of {where} is full: {MAKE_ROOM}") from error
+            raise disk_full(error, f"--workdir={workdir}") from error
         raise
+
+
+def disk_full(error: Exception, where: str) -> DiskFullError:
+    """What a full disk has raised, as one line; `where` is told if the error does not tell."""
+    return DiskFullError(f"the disk of {getattr(error, 'filename', None) or where} is full: {MAKE_ROOM}")
 
 
 def first_line(error: Exception) -> str:

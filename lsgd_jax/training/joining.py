@@ -111,6 +111,11 @@ def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -
         code = error.exit_code
         if processes.is_main() or not error.agreed:
             _tell(f"error: {error}")
+    except KeyboardInterrupt:
+        if processes.alone():
+            raise
+        code = ExitCode.INTERRUPTED
+        _tell("interrupted")
     except Exception as error:
         if processes.alone():
             raise

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from lsgd_jax.training.errors import NotYetError
+from lsgd_jax.training.errors import InputError, NotYetError
 
 
 @contextlib.contextmanager
@@ -15,8 +15,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
     Raises:
       NotYetError: if another process trains there.
+      InputError: if it cannot be read.
     """
-    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot read --workdir={workdir} ({error.strerror}): make that possible") from error
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.training.errors import InputError, ToldError, agreed_error, first_line
+from lsgd_jax.training.errors import InputError, ToldError, agreed_error, disk_full, first_line, is_disk_full
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.topology import Topology
 
@@ -250,6 +250,11 @@ def _attempt(function: Callable[[], T]) -> tuple[Any, tuple[int, str] | None]:
         return function(), None
     except ToldError as error:
         return None, (error.exit_code, str(error))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        told = disk_full(error, "the run")
+        return None, (told.exit_code, str(told))
 
 
 def _raise_together(failure: tuple[int, str] | None) -> None:

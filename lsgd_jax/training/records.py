@@ -135,21 +135,24 @@ class Unwritten(Records):
 
 def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str]) -> Records:
     """The `Records` of a run; all its processes have to call this. The main process writes them."""
-    if processes.is_main():
-        records = Records(workdir, last_step=last_step, columns=columns)
-        processes.from_main(lambda: records.last_evaluation)
-        return records
-    return Unwritten(processes.from_main(lambda: None))
+    opened: list[Records] = []
+
+    def open_them() -> int | None:
+        opened.append(Records(workdir, last_step=last_step, columns=columns))
+        return opened[0].last_evaluation
+
+    last_evaluation = processes.from_main(open_them)
+    return opened[0] if opened else Unwritten(last_evaluation)
 
 
-def set_aside(workdir: pathlib.Path, beyond: int) -> None:
-    """Keeps the records of a run that begins again in copies, if they go on beyond a step, with a warning."""
+def set_aside(workdir: pathlib.Path) -> None:
+    """Keeps the records of a run that begins again, if it has any, in copies, with a warning."""
     found = [lines for lines in (_metrics(workdir, ()), _leaders(workdir), _rounds(workdir)) if lines.rows]
-    last = max((_step_of(row) for lines in found for row in lines.rows), default=0)
-    if last > beyond:
+    if found:
+        last = max(_step_of(row) for lines in found for row in lines.rows)
         kept = ", ".join(lines.set_aside(".before") for lines in found)
         processes.say(
-            f"warning: the run had come to step {last}, but no checkpoint of it is left: it begins again, and what it "
+            f"warning: the run had come to step {last}, but there is no checkpoint of it: it begins again, and what it "
             f"has recorded is kept in {kept}"
         )
 

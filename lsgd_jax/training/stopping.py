@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ class StopRequest:
 
 
 def heard_signals() -> list[signal.Signals]:
-    """The signals that stop this process: without those that are ignored, as under nohup, or have another use."""
+    """The signals that stop this process: of those but SIGINT and SIGTERM only what is not ignored, as under nohup,
+    and has no other use.
+    """
     return [n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) == signal.SIG_DFL]
 
 
@@ -77,8 +80,9 @@ def ended_by_signals(program: str) -> Iterator[StopRequest]:
         while number := os.read(reader, 1)[0]:
             if number in heard and not stop.awaited:
                 line = f"{program}: stopped by {signal.Signals(number).name}\n"
-                with contextlib.suppress(OSError):
-                    os.write(2, line.encode())
+                with contextlib.suppress(OSError, ValueError):
+                    if select.select([], [2], [], 0)[1]:  # else nobody reads it, and writing would wait for that
+                        os.write(2, line.encode())
                 os._exit(128 + number if stop.exit_code is None else stop.exit_code)
 
     with stop_on_signals() as stop:

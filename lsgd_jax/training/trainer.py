@@ -145,7 +145,7 @@ def _train(
         before = Config(**processes.from_main(lambda: read_config(workdir)))
         changes = what_changes(before, config, start.step)
         if start.step == 0:
-            processes.from_main(lambda: set_aside(workdir, beyond=before.checkpoint_period))
+            processes.from_main(lambda: set_aside(workdir))
         processes.from_main(keep_settings)
         if resume:
             processes.say(f"resuming {workdir} at step {start.step} of {config.steps}")
@@ -300,34 +300,36 @@ def _finish(
     """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
     params, model_state = run.candidates(end.state).center
     save_center(workdir, params, model_state, run.task.description)
-    of_workers = run.evaluate_workers(end.state)
-    if not processes.is_main():
-        return processes.from_main(dict)
-    metrics, leaders = read_metrics(workdir, metric.columns), read_leaders(workdir)
-    drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
-    parameters = sum(x.size for x in jax.tree.leaves(params))
-    summary = {
-        **metrics[-1],
-        "algorithm": config.algorithm,
-        "dataset": config.data_name,
-        "model": run.task.description["model"],
-        "parameters": parameters,
-        "groups": config.groups,
-        "workers": config.workers,
-        "processes": jax.process_count(),
-        "batch_size": run.task.batch_size,
-        "unit": run.task.unit,
-        "units_per_batch": run.task.units_per_batch,
-        "metric": metric.name,
-        "seed": config.seed,
-        "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
-        **computed_with,
-        f"worker_validation_{metric.name}": [],
-        f"worker_test_{metric.name}": [],
-        "figures": [str(path.relative_to(workdir)) for path in drawn],
+    evaluated = run.evaluate_workers(end.state)
+    of_workers = {
+        f"worker_{figure}": [of_worker[figure] for of_worker in evaluated]
+        for figure in (f"validation_{metric.name}", f"test_{metric.name}")
     }
-    for figures_of_worker in of_workers:
-        for split in ("validation", "test"):
-            summary[f"worker_{split}_{metric.name}"].append(figures_of_worker[f"{split}_{metric.name}"])
-    write_json(workdir / "summary.json", summary)
-    return processes.from_main(lambda: summary)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+
+    def write_summary() -> dict[str, Any]:
+        metrics, leaders = read_metrics(workdir, metric.columns), read_leaders(workdir)
+        drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
+        summary = {
+            **metrics[-1],
+            "algorithm": config.algorithm,
+            "dataset": config.data_name,
+            "model": run.task.description["model"],
+            "parameters": parameters,
+            "groups": config.groups,
+            "workers": config.workers,
+            "processes": jax.process_count(),
+            "batch_size": run.task.batch_size,
+            "unit": run.task.unit,
+            "units_per_batch": run.task.units_per_batch,
+            "metric": metric.name,
+            "seed": config.seed,
+            "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
+            **computed_with,
+            **of_workers,
+            "figures": [str(path.relative_to(workdir)) for path in drawn],
+        }
+        write_json(workdir / "summary.json", summary)
+        return summary
+
+    return processes.from_main(write_summary)

@@ -38,7 +38,7 @@ def make_writable(folder: pathlib.Path, flag: str | None = "workdir", todo: str 
 
 
 def check_parts(workdir: pathlib.Path) -> None:
-    """Tries to write to what a run has left that is to go on.
+    """Tries to write to what a run has left that is to go on, and to read what it needs of it.
 
     Raises:
       InputError: if that fails.
@@ -50,7 +50,7 @@ def check_parts(workdir: pathlib.Path) -> None:
         try:
             write(path)
         except OSError as error:
-            raise InputError(f"cannot write to {path} ({error.strerror}): make that possible") from error
+            raise InputError(f"cannot read and write {path} ({error.strerror}): make that possible") from error
     check_replaceable([*(workdir / name for name in REPLACED), *workdir.glob("figures/*.png")])
 
 
@@ -73,3 +73,4 @@ def _probe(folder: pathlib.Path) -> None:
 
 def _append(path: pathlib.Path) -> None:
     path.open("ab").close()
+    path.open("rb").close()  # it is read first
