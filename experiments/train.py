@@ -86,7 +86,7 @@ def run(program: str, stop: StopRequest) -> int:
     stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
     from lsgd_jax.training.checks import load_config
-    from lsgd_jax.training.trainer import train
+    from lsgd_jax.training.train import train
     from lsgd_jax.training.workdir import is_started
 
     given = given_settings(FLAGS)

@@ -25,8 +25,8 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.records import RoundRow, read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.schedules import follow_factor
+from lsgd_jax.training.train import train
 from lsgd_jax.training.train_step import RoundReport
-from lsgd_jax.training.trainer import train
 
 SETTINGS = Settings(2, 4, local_period=3, global_period=6, local_pull=0.3, stale_local_pull=0.02, window=4)
 PROBLEM = make_problem(count=8, steps=40)

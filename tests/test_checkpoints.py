@@ -14,14 +14,15 @@ import jax
 import numpy as np
 import pytest
 
-from lsgd_jax.training import checkpoints, trainer
+from lsgd_jax.training import checkpoints
+from lsgd_jax.training import train as training
 from lsgd_jax.training.checkpoints import DIGESTS, Checkpoints
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import DiskFullError, InputError, is_disk_full
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.records import Records, read_leaders, read_metrics
 from lsgd_jax.training.reload import reload_run
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 RUN: dict[str, Any] = {
     **{"model": "mlp", "groups": 2, "workers": 2, "batch_size": 8, "learning_rate": 0.02, "steps": 24},
@@ -311,7 +312,7 @@ def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
         train(Config(str(workdir), **RUN), figures=False)
     assert "train.py with --resume, compare.py as before" in str(stopped.value), "each in its way"
     assert "\n" not in str(stopped.value)
-    monkeypatch.setattr(trainer, "build_run", lambda *_: 1 / 0)
+    monkeypatch.setattr(training, "build_run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(Config(str(tmp_path / "other"), **RUN))
 

@@ -15,14 +15,14 @@ from absl.testing import flagsaver
 from settings import PROCESS_FLAGS
 
 from lsgd_jax import launch, load_center
-from lsgd_jax.training import trainer
+from lsgd_jax.training import train as training
+from lsgd_jax.training.checks import check_settings
 from lsgd_jax.training.conditions import conditions_of, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import ExitCode, InputError
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.lock import locked
 from lsgd_jax.training.tasks import find_source
-from lsgd_jax.training.trainer import check_settings
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "train.py"
@@ -55,7 +55,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("the mistake was not seen before the run was built")
 
-    monkeypatch.setattr(trainer, "build_run", fail)
+    monkeypatch.setattr(training, "build_run", fail)
     monkeypatch.setattr(train, "use_compilation_cache", lambda wanted: None)
 
 
@@ -204,11 +204,11 @@ def test_no_script_takes_a_bucket_for_a_folder(
 def test_the_library_takes_no_bucket_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
-        trainer.train(Config("gs://bucket/x"))
+        training.train(Config("gs://bucket/x"))
     with pytest.raises(InputError, match="gs://bucket/x: must be a path on this machine"):
         load_center("gs://bucket/x")
     with pytest.raises(InputError, match="--profile_dir=gs:/bucket/x: must be a path on this machine"):
-        trainer.train(Config(str(tmp_path / "run")), profile_dir="gs://bucket/x")
+        training.train(Config(str(tmp_path / "run")), profile_dir="gs://bucket/x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,7 +328,7 @@ def test_auto_resumes_a_run_if_there_is_one_and_else_begins_it(
     def stopped(config: Config, **options: Any) -> None:
         calls.append((options["resume"], options["elastic"], config.groups))
 
-    monkeypatch.setattr(trainer, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     arguments = ["experiments/train.py", f"--workdir={tmp_path}", *flags]
     if resume is not True:
         with flagsaver.flagsaver():

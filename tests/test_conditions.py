@@ -22,7 +22,7 @@ from lsgd_jax.training.fingerprint import digest_of, once
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.tasks import find_source
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 RUN: dict[str, Any] = {"algorithm": "none", "model": "mlp", "groups": 1, "workers": 2, "batch_size": 4, "steps": 2}
 

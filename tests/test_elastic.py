@@ -20,10 +20,11 @@ from lsgd_jax.training import elastic, processes, topology
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.elastic import place
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.from_config import fit_devices
 from lsgd_jax.training.records import read_leaders, read_metrics
 from lsgd_jax.training.reload import reload_run
 from lsgd_jax.training.state import TrainState
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 ALL = np.ones((2, 3), bool)
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -46,7 +47,7 @@ def test_as_many_workers_go_on_as_the_processes_can_share(
     monkeypatch.setattr(processes, "devices", lambda: found)
     monkeypatch.setattr(processes, "count", lambda: devices)
     monkeypatch.setattr(topology, "Mesh", lambda array, names: SimpleNamespace(devices=array))
-    config = elastic.fit(Config("run", groups=before[0], workers=before[1]))
+    config = fit_devices(Config("run", groups=before[0], workers=before[1]))
     assert (config.groups, config.workers) == after
     told = f"going on with {after[0]} × {after[1]}\n" if before != after else ""
     assert capsys.readouterr().out.endswith(told)

@@ -20,7 +20,7 @@ from made_up_runs import a_plan
 from lsgd_jax.training import processes
 from lsgd_jax.training.config import Config, usable_cores
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--steps=4", "--groups=1", "--workers=2", "--model=mlp", "--batch_size=8"]

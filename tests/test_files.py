@@ -65,7 +65,7 @@ def test_whoever_reads_a_damaged_file_names_it_and_says_what_to_do(tmp_path: Pat
     trial = Trial("lsgd", (), 0, "test", config)
     readers: dict[str, list[tuple[Any, str]]] = {
         "summary.json": [
-            (lambda: summary.finished(config, run), "remove it, and --resume writes it again"),
+            (lambda: summary.finished(run, config.steps), "remove it, and --resume writes it again"),
             (lambda: finished(trial, ERROR), "the same command trains this run again"),
             (lambda: figures.read_runs(tmp_path), "leave this run out"),
         ],
@@ -109,11 +109,11 @@ def test_a_summary_that_is_json_but_not_what_readers_need_is_told(
 ) -> None:
     config = Config(str(tmp_path))
     whole = leave(config)
-    assert summary.finished(config, tmp_path) == {"metric": "error", **whole}
+    assert summary.finished(tmp_path, config.steps) == {"metric": "error", **whole}
     write_json(tmp_path / "summary.json", whole | change if change else {"step": 640})
     trial = Trial("lsgd", (), 0, "test", config)
     readers = (
-        lambda: summary.finished(config, tmp_path),
+        lambda: summary.finished(tmp_path, config.steps),
         lambda: finished(trial, ERROR),
         lambda: figures.read_runs(tmp_path),
     )

@@ -16,6 +16,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.reports import RoundLog
+from lsgd_jax.training.train import train
 from lsgd_jax.training.train_step import Election, RoundReport
 
 ALL, ONE, NOBODY = np.ones((2, 2), bool), np.eye(2, dtype=bool), np.zeros((2, 2), bool)
@@ -94,13 +95,13 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_metrics", with_a_signal)
-        assert trainer.train(config) is None
+        assert train(config) is None
     told = capsys.readouterr()
     assert all(f"worker {rank} has parameters that are not finite" in told.err for rank in (0, 1))
     assert "stopped at step 15 of 20, all workers lost: to go on from step 0" in told.out
     assert not list((tmp_path / "run" / "checkpoints").iterdir()), "no run should go back to lost workers"
 
-    summary = trainer.train(config, resume=True, figures=False)
+    summary = train(config, resume=True, figures=False)
     log = capsys.readouterr().err
     assert all(f"step 16: worker {rank} starts again" in log for rank in (0, 1))
     assert summary is not None
@@ -114,7 +115,7 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
 def test_a_run_that_ends_before_the_next_communication_without_a_center_is_given_up(tmp_path: Path) -> None:
     config = Config(str(tmp_path / "run"), algorithm="local_sgd", **SETTINGS | {"steps": 15})
     with pytest.raises(AllWorkersLostError, match=r"lost by step 15 .*there is no checkpoint yet"):
-        trainer.train(config)
+        train(config)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [5, 10]
 
 

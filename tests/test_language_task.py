@@ -15,7 +15,8 @@ from regression import QUICK
 from test_command_line import fresh_flags, refused, train
 
 from lsgd_jax import Topology, init_state, load_center, make_train_step
-from lsgd_jax.training import perplexity, trainer
+from lsgd_jax.training import perplexity
+from lsgd_jax.training import train as training
 from lsgd_jax.training.checks import load_config
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
@@ -200,7 +201,7 @@ def run(workdir: Path, **changes: Any) -> Any:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("language") / "whole"
-    trainer.train(run(workdir))
+    training.train(run(workdir))
     return workdir
 
 
@@ -228,7 +229,7 @@ def test_a_run_goes_on_bit_for_bit_amid_an_epoch_with_the_text_moved(finished: P
     shutil.rmtree(workdir / "center")
     (workdir / "summary.json").unlink()
     moved.write_bytes(WORDS * 20)
-    trainer.train(load_config(str(workdir), {"text_file": str(moved)}, resume=True), resume=True)
+    training.train(load_config(str(workdir), {"text_file": str(moved)}, resume=True), resume=True)
     first, second = ([{**row, "seconds": 0} for row in read_metrics(folder)][-1] for folder in (finished, workdir))
     assert first == second
     arrays = [jax.tree.leaves(load_center(folder)[1]) for folder in (finished, workdir)]
@@ -282,7 +283,7 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(
     arguments: list[str],
     culprits: list[str],
 ) -> None:
-    monkeypatch.setattr(trainer, "build_run", lambda *_: pytest.fail("the mistake was not seen"))
+    monkeypatch.setattr(training, "build_run", lambda *_: pytest.fail("the mistake was not seen"))
     (tmp_path / "text").write_bytes(WORDS * 20)
     (tmp_path / "empty").write_bytes(b"")
     names = {"text": tmp_path / "text", "folder": tmp_path, "empty": tmp_path / "empty"}

@@ -13,7 +13,7 @@ import pytest
 from lsgd_jax.training import processes, run
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.numerics import fixed_numerics, run_key
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 RUN: dict[str, Any] = {
     **{"model": "mlp", "algorithm": "none", "groups": 1, "workers": 2, "batch_size": 8, "init": "different"},

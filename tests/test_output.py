@@ -9,7 +9,7 @@ import pytest
 
 from lsgd_jax.output import lasting_output
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 
 def lose_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from lsgd_jax.training.errors import ExitCode, InputError, agreed_error
 from lsgd_jax.training.joining import HEARTBEAT_SECONDS, connect
 from lsgd_jax.training.records import read_leaders, read_metrics, read_rounds
 from lsgd_jax.training.reload import reload_run
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 PROCESSES = 4
 SETTINGS: dict[str, Any] = {

@@ -19,7 +19,7 @@ from palette import line_of  # isort: skip
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.reload import reload_run
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 
 def make_up(

@@ -19,13 +19,13 @@ import pytest
 
 from lsgd_jax import load_center
 from lsgd_jax.training import classification
-from lsgd_jax.training.checks import load_config
+from lsgd_jax.training.checks import check_settings, load_config
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import find_dataset, load_dataset
 from lsgd_jax.training.errors import AllWorkersLostError, InputError
 from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import read_leaders, read_metrics
-from lsgd_jax.training.trainer import check_settings, train
+from lsgd_jax.training.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS: dict[str, Any] = {

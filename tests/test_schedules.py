@@ -15,14 +15,17 @@ import pytest
 from lsgd_jax import Batches, Topology, init_state, local_sgd, make_train_step
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.from_config import plan_of, schedule_of
 from lsgd_jax.training.methods import BASE_OPTIMIZERS, base_optimizer
+from lsgd_jax.training.plan import Plan, what_changes
 from lsgd_jax.training.records import read_metrics
-from lsgd_jax.training.schedules import follow_factor, make_factor, see, start_plateau, what_changes
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.schedules import Schedule, follow_factor, make_factor, see, start_plateau
+from lsgd_jax.training.train import train
 
 
 def factors(counted: range, **settings: Any) -> list[float]:
-    factor = make_factor(Config(workdir="", **settings))
+    plan = plan_of(Config(workdir="", **settings))
+    factor = make_factor(plan.schedule, plan.steps)
     return [float(factor(jnp.int32(step))) for step in counted]
 
 
@@ -56,13 +59,13 @@ def test_the_cosine_falls_from_the_end_of_warm_up_to_the_end_of_the_run() -> Non
 )
 def test_what_is_no_schedule_is_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        make_factor(Config(workdir="", **settings))
+        schedule_of(Config(workdir="", **settings))
 
 
 @pytest.mark.parametrize("name", [name for name in BASE_OPTIMIZERS if name != "lars"])
 def test_a_factor_does_what_a_schedule_inside_the_base_optimizer_would(name: str) -> None:
     settings = Config(workdir="", optimizer=name, learning_rate=0.1, schedule="drop", drop_at="2")
-    base, factor = base_optimizer(settings), make_factor(settings)
+    base, factor = base_optimizer(settings), make_factor(schedule_of(settings), settings.steps)
     inside = BASE_OPTIMIZERS[name](lambda step: 0.1 * factor(step), 0.9, 1e-4)  # type: ignore[arg-type]
     params = expected = {"w": jnp.array([1.0, -2.0])}
     state, inside_state = base.init(params), inside.init(expected)
@@ -90,7 +93,7 @@ def test_a_worker_that_starts_again_goes_on_with_the_rate_of_the_others(devices:
         topology,
         lambda params, model_state, batch, key: (batch * params, model_state),
         batches,
-        rate_factor=make_factor(Config(workdir="", schedule="drop", drop_at="3")),
+        rate_factor=make_factor(Schedule("drop", (3,)), 640),
     )
     slopes = np.ones((1, 2, 8), np.float32)
     slopes[0, 1, 1] = np.nan
@@ -135,16 +138,17 @@ def test_a_run_that_saturates_goes_on_with_a_tenth_of_the_rate_also_when_it_is_r
 
 
 def test_another_number_of_steps_is_told_by_what_it_does_to_the_learning_rate() -> None:
-    cosine, plateau = Config("x", schedule="cosine", steps=40), Config("x", schedule="plateau", steps=40)
+    base = Plan(steps=40, evaluation_period=2)
+    cosine, plateau = (dataclasses.replace(base, schedule=Schedule(kind)) for kind in ("cosine", "plateau"))
     told = what_changes(cosine, dataclasses.replace(cosine, steps=80), 20)
     assert told is not None
     assert "--steps was 40, is 80" in told
     assert "jumps from 0.5 to 0.854 of its value" in told  # (1 + cos(π / 2)) / 2 and (1 + cos(π / 4)) / 2
-    told = what_changes(plateau, dataclasses.replace(plateau, steps=80), 20)
+    told = what_changes(plateau, dataclasses.replace(plateau, steps=80, evaluation_period=4), 20)
     assert told is not None
     assert "were 2 steps apart, are 4" in told
     assert "--eval_every=2 keeps it" in told
-    for config in (cosine, plateau, Config("x", steps=40)):
-        assert what_changes(config, config, 20) is None
-    assert what_changes(plateau, dataclasses.replace(plateau, steps=80, eval_every=2), 20) is None
-    assert what_changes(Config("x", steps=40), Config("x", steps=80), 20) is None
+    for plan in (cosine, plateau, base):
+        assert what_changes(plan, plan, 20) is None
+    assert what_changes(plateau, dataclasses.replace(plateau, steps=80), 20) is None
+    assert what_changes(base, dataclasses.replace(base, steps=80), 20) is None

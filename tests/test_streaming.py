@@ -25,12 +25,12 @@ from lsgd_jax.training.crops import centre_crop, random_box, random_crop
 from lsgd_jax.training.datasets import find_dataset
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.feed import Feed, local_ranks
+from lsgd_jax.training.from_config import build_run
 from lsgd_jax.training.loader import EvaluationBatches, Minibatches, stream
-from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import Records, StreamedSource
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 
 SIDE = 12
 TRAIN, HELD_OUT, TEST = 24, 2, 8

@@ -17,7 +17,7 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.tasks import find_source
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 from lsgd_jax.training.workdir import is_used
 from lsgd_jax.training.writable import REPLACED, check_parts, make_writable
 

@@ -14,8 +14,8 @@ from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import file_name
+from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS, make_method
-from lsgd_jax.training.schedules import drop_steps
 from lsgd_jax.training.task import Metric
 
 
@@ -104,7 +104,7 @@ def make_trial(
     }
     changes: dict[str, Any] = {name: period * longer for name, period in periods.items()}
     if varied.drop_at:
-        changes["drop_at"] = ",".join(str(step * longer) for step in drop_steps(varied))
+        changes["drop_at"] = ",".join(str(step * longer) for step in schedule_of(varied).drop_at)
     changes |= {"algorithm": method, "seed": seed, **alone}
     if eval_every is not None:
         changes["eval_every"] = eval_every

@@ -15,9 +15,9 @@ from lsgd_jax.training.conditions import check_data, check_precision
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fingerprint import once
+from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS
 from lsgd_jax.training.network import NETWORKS
-from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.streamed import StreamedSource
 from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
@@ -127,7 +127,7 @@ def make_plan(
         raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
     base = Config(**given)
     check_config(base)
-    make_factor(base)
+    schedule_of(base)
     if base.wire_dtype is not None and "lsgd" not in methods:
         raise InputError(f"--wire_dtype={base.wire_dtype}: none of --methods uses it: leave it out")
     source = find_source(base)

@@ -17,12 +17,12 @@ from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.files import write_json
+from lsgd_jax.training.from_config import build_run
 from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.run import build_run
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.trainer import train
+from lsgd_jax.training.train import train
 from lsgd_jax.training.workdir import is_started
 from lsgd_jax.training.writable import check_replaceable
 

@@ -20,16 +20,11 @@ from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
-from lsgd_jax.training import processes
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.local_steps import Batches, Loss, keeps_gradients
 from lsgd_jax.training.schedules import Factor, constant
 from lsgd_jax.training.state import TrainState, state_specs
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import RoundReport, make_end_call, make_take_steps, shortest_period
-
-SPEEDS = 1e-6, 1e6
 
 
 class Pace(NamedTuple):
@@ -123,63 +118,3 @@ def check_rounds(optimizer: DistributedOptimizer, groups: int) -> None:
         raise ValueError("its workers wait for each other in every step: use a method with a period, such as lsgd")
     if not schedule(optimizer, groups):
         raise ValueError("its workers never meet, so none ever waits: use a method that communicates, such as lsgd")
-
-
-def check_asynchronous(config: Config, optimizer: DistributedOptimizer, *, resume: bool = False) -> None:
-    """Checks the settings of a run whose workers differ in speed.
-
-    Args:
-      config: the settings.
-      optimizer: the method that they describe.
-      resume: whether the run goes on, which it may in one process too.
-
-    Raises:
-      InputError: what is wrong and what to do, in one line.
-    """
-    flag = asynchronous_flag(config)
-    if flag is None:
-        return
-    if config.worker_speeds is not None:
-        if config.asynchronous:
-            raise InputError("--worker_speeds simulates what --asynchronous does with real processes: leave one out")
-        read_speeds(config)
-    try:
-        check_rounds(optimizer, config.groups)
-    except ValueError as error:
-        raise InputError(f"{flag} does not go with --algorithm={config.algorithm}: {error}") from error
-    period = shortest_period(optimizer, config.groups)
-    if config.worker_speeds is not None and config.steps % period:
-        fewer = config.steps // period * period
-        possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)
-        raise InputError(f"--steps={config.steps}: with {flag} a run is whole rounds: use {possible}")
-    if config.asynchronous and processes.alone() and not resume:
-        raise InputError(
-            "--asynchronous: this is the only process: start several with python -m lsgd_jax.launch, "
-            "or simulate what they would do with --worker_speeds"
-        )
-
-
-def asynchronous_flag(config: Config) -> str | None:
-    """The flag by which workers do not step together, or None."""
-    return "--asynchronous" if config.asynchronous else "--worker_speeds" if config.worker_speeds is not None else None
-
-
-def read_speeds(config: Config) -> tuple[float, ...]:
-    """The speeds of --worker_speeds, in the order of ranks.
-
-    Raises:
-      InputError: if they are no positive numbers, one for each worker.
-    """
-    text, (least, most) = config.worker_speeds or "", SPEEDS
-    try:
-        speeds = tuple(float(speed) for speed in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--worker_speeds={text}: must be numbers, separated by commas") from error
-    if len(speeds) != config.groups * config.workers:
-        raise InputError(
-            f"--worker_speeds={text}: {len(speeds)} numbers for {config.groups} × {config.workers} workers: "
-            "give one for each, group by group"
-        )
-    if not all(least <= speed <= most for speed in speeds):
-        raise InputError(f"--worker_speeds={text}: must lie in [{least:g}, {most:g}]")
-    return speeds

@@ -9,12 +9,11 @@ import jax
 
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
-from lsgd_jax.training.asynchronous import check_asynchronous
 from lsgd_jax.training.conditions import check_data, check_precision
 from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.from_config import check_asynchronous, schedule_of
 from lsgd_jax.training.methods import make_method
-from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.workdir import check_workdir, read_config
@@ -39,7 +38,7 @@ def check_alone(config: Config) -> None:
     """
     check_config(config)
     make_method(config)
-    make_factor(config)
+    schedule_of(config)
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:

@@ -57,6 +57,7 @@ def make_task(config: Config, source: Source, topology: Topology) -> Task:
             topology,
         ),
         description=description,
+        metric=ERROR,
         batch_size=batch_size,
         unit="images",
         units_per_batch=batch_size,

@@ -108,6 +108,11 @@ class Config:
         return self.checkpoint_every or max(1, math.ceil(self.steps / 5))
 
     @property
+    def asynchronous_flag(self) -> str | None:
+        """The flag by which workers do not step together, or None."""
+        return "--asynchronous" if self.asynchronous else None if self.worker_speeds is None else "--worker_speeds"
+
+    @property
     def loader_process_count(self) -> int:
         """Processes that decode streamed images: by default one a CPU core that this one may use, at most 16."""
         return min(16, usable_cores()) if self.loader_processes is None else self.loader_processes

@@ -3,7 +3,6 @@
 Fewer: those with the best scores are kept. More: new ones start from the leader of their group.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -16,12 +15,10 @@ from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.training import processes
 from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.communication import WorkerState, begin_again
-from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.local_steps import keeps_gradients
 from lsgd_jax.training.numerics import wrap_keys
-from lsgd_jax.training.run import Run, shapes_of
+from lsgd_jax.training.run import Run
 from lsgd_jax.training.state import SHARED, TrainState, state_shardings
-from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
 
 
@@ -51,57 +48,16 @@ class Places(NamedTuple):
     new: np.ndarray
 
 
-def fit(config: Config) -> Config:
-    """The settings, with as many of their workers as give each device the same number: at least one.
-
-    Nothing changes where every process has workers anyway. Otherwise there are as many groups
-    as that number of workers allows, at most those of the settings.
-
-    Raises:
-      InputError: if the settings are wrong.
-    """
-    check_config(config)
-    devices = processes.devices()
-    if not processes.idle(Topology(config.groups, config.workers, devices)):
-        return config
-    size = max(1, config.groups * config.workers // len(devices)) * len(devices)
-    groups = max(n for n in range(1, config.groups + 1) if size % n == 0)
-    processes.say(
-        f"{config.groups} × {config.workers} workers cannot be shared by {processes.count()} processes: "
-        f"going on with {groups} × {size // groups}"
-    )
-    return dataclasses.replace(config, groups=groups, workers=size // groups)
-
-
-def keep_batch_size(config: Config, saved: dict[str, Any], source: AnySource) -> Config:
-    """The settings, with the batch size that a run has had: one that follows from the shards would change with them.
-
-    Args:
-      config: the settings now.
-      saved: those of the run before.
-      source: its data set.
-
-    Raises:
-      InputError: if it does not fit into the new shards.
-    """
-    kind = kind_of(source)
-    config = dataclasses.replace(config, batch_size=kind.batch_size(Config(**saved), source))
-    kind.batch_size(config, source)
-    return config
-
-
-def restore(config: Config, run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int]) -> TrainState:
+def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int]) -> TrainState:
     """The state of a run's workers, from a checkpoint of others, which is read whole in every process.
 
     Args:
-      config: the settings of the run.
       run: what is to be gone on with.
       checkpoints: where to look.
       step: of the checkpoint.
       shape: its (groups, workers).
     """
-    before = dataclasses.replace(config, groups=shape[0], workers=shape[1])
-    old = checkpoints.restore_on_host(step, shapes_of(before, run.task.model))
+    old = checkpoints.restore_on_host(step, run.state_shapes(shape))
     scores = np.asarray(jax.vmap(jax.vmap(window_mean))(old.losses))
     places = place(scores, _healthy(old.params), run.topology.shape)
     for line in told(places, shape):

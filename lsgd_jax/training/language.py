@@ -50,6 +50,7 @@ def make_task(config: Config, source: TextSource, topology: Topology) -> Task:
             "sequence_length": length,
             **_sizes(config),
         },
+        metric=BITS_PER_BYTE,
         batch_size=batch_size,
         unit="tokens",
         units_per_batch=batch_size * length,

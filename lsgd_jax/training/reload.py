@@ -10,8 +10,9 @@ from lsgd_jax.training.checkpoints import Checkpoints
 from lsgd_jax.training.conditions import check_data
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.from_config import build_run
 from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.run import Run, build_run
+from lsgd_jax.training.run import Run
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.workdir import check_workdir, read_config
@@ -53,5 +54,6 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         if note := check_data(workdir, source):
             processes.say(f"note: {note}")
         run = build_run(config, source)
-        state = checkpoints.restore(step, run.state_shapes, state_shardings(run.topology, run.state_shapes))
+        shapes = run.state_shapes(run.topology.shape)
+        state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
     return Reloaded(config, run, state, step)

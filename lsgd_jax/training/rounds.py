@@ -1,6 +1,6 @@
 """How a run goes from one call of its train step to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,8 +9,8 @@ import numpy as np
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.training.apart import Apart, compile_programs, make_programs
-from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, read_speeds, simulate_round
-from lsgd_jax.training.config import Config
+from lsgd_jax.training.asynchronous import Pace, make_asynchronous_step, simulate_round
+from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.processes import alone, put
 from lsgd_jax.training.schedules import make_factor
@@ -39,31 +39,31 @@ class Rounds(NamedTuple):
     metrics: Callable[[int], dict[str, float]]
 
 
-def make_rounds(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
-    """Those of the settings: all workers in step, or each process or simulated worker at a pace of its own."""
-    if config.worker_speeds is not None:
-        return _simulated(config, method, topology, task)
-    if config.asynchronous and not alone():  # a process that is left alone has a pace of its own anyway
-        return _apart(config, method, topology, task)
-    return _in_step(config, method, topology, task)
+def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+    """Those of a plan: all workers in step, or each process or simulated worker at a pace of its own."""
+    if plan.speeds is not None:
+        return _simulated(plan, plan.speeds, method, topology, task)
+    if plan.asynchronous and not alone():  # a process that is left alone has a pace of its own anyway
+        return _apart(plan, method, topology, task)
+    return _in_step(plan, method, topology, task)
 
 
-def _in_step(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
     """Calls that end where something is to be done after them; where they are cut changes nothing."""
     train_step = make_train_step(
         method,
         topology,
         task.loss,
         task.batches,
-        rate_factor=make_factor(config),
+        rate_factor=make_factor(plan.schedule, plan.steps),
         longest_call=task.longest_call,
-        compiler_options=compiler_options(config.compute_dtype, topology),
+        compiler_options=compiler_options(plan.compute_dtype, topology),
     )
-    periods = (config.evaluation_period, config.checkpoint_period)
+    periods = (plan.evaluation_period, plan.checkpoint_period)
 
     def end(step: int) -> int:
         stops = [(step // period + 1) * period for period in periods]
-        return min(config.steps, call_end(method, config.groups, step, task.longest_call), *stops)
+        return min(plan.steps, call_end(method, topology.groups, step, task.longest_call), *stops)
 
     def compile(state: TrainState, step: int) -> Advance:
         compiled = train_step.lower(state, task.feed(step, 0), jnp.int32(1)).compile()
@@ -76,10 +76,12 @@ def _in_step(config: Config, method: DistributedOptimizer, topology: Topology, t
     return Rounds(end, compile, metrics=lambda step: {})
 
 
-def _simulated(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
-    """Whole rounds at the speeds of --worker_speeds; in a simulated second a worker of speed 1 takes a step."""
-    period = shortest_period(method, config.groups)
-    pace, seconds = simulate_round(read_speeds(config), topology.size * period)
+def _simulated(
+    plan: Plan, speeds: Sequence[float], method: DistributedOptimizer, topology: Topology, task: Task
+) -> Rounds:
+    """Whole rounds at simulated speeds; in a simulated second a worker of speed 1 takes a step."""
+    period = shortest_period(method, topology.groups)
+    pace, seconds = simulate_round(speeds, topology.size * period)
     pace = Pace(*(leaf.reshape(topology.shape) for leaf in pace))
     train_step = make_asynchronous_step(
         method,
@@ -87,8 +89,8 @@ def _simulated(config: Config, method: DistributedOptimizer, topology: Topology,
         task.loss,
         task.batches,
         longest=int(pace.steps.max()),
-        rate_factor=make_factor(config),
-        compiler_options=compiler_options(config.compute_dtype, topology),
+        rate_factor=make_factor(plan.schedule, plan.steps),
+        compiler_options=compiler_options(plan.compute_dtype, topology),
     )
     steps = put(pace.steps.astype(np.int32), topology.per_worker)
 
@@ -107,19 +109,19 @@ def _simulated(config: Config, method: DistributedOptimizer, topology: Topology,
     )
 
 
-def _apart(config: Config, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+def _apart(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
     """Rounds of processes that take local steps at their own pace.
 
     They end where a communication is due, or with the run: it may have begun with other periods.
     """
-    period = shortest_period(method, config.groups)
+    period = shortest_period(method, topology.groups)
     programs = make_programs(
         method,
         topology,
         task.loss,
         task.batches,
-        rate_factor=make_factor(config),
-        compiler_options=compiler_options(config.compute_dtype, topology),
+        rate_factor=make_factor(plan.schedule, plan.steps),
+        compiler_options=compiler_options(plan.compute_dtype, topology),
     )
 
     def compile(state: TrainState, step: int) -> Advance:
@@ -135,6 +137,6 @@ def _apart(config: Config, method: DistributedOptimizer, topology: Topology, tas
         return advance
 
     def end(step: int) -> int:
-        return min(config.steps, (step // period + 1) * period)
+        return min(plan.steps, (step // period + 1) * period)
 
     return Rounds(end, compile, metrics=lambda step: {})

@@ -1,4 +1,4 @@
-"""From settings to everything that a run computes with."""
+"""Everything that a run computes with."""
 
 import dataclasses
 import functools
@@ -8,18 +8,17 @@ from typing import NamedTuple
 import jax
 
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
-from lsgd_jax.training.config import Config
 from lsgd_jax.training.evaluation import Candidates, every_worker, make_candidates
 from lsgd_jax.training.ledger import Ledger, ledger
-from lsgd_jax.training.methods import learning_rate, make_method
-from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.numerics import run_key
-from lsgd_jax.training.processes import devices
+from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.rounds import Rounds, make_rounds
 from lsgd_jax.training.state import TrainState, init_state, start_state
 from lsgd_jax.training.task import Task
-from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
+
+MethodOf = Callable[[Topology], DistributedOptimizer]
+"""The distributed optimizer for workers of a topology: with one group a method may have no local level."""
 
 
 class Run(NamedTuple):
@@ -31,7 +30,7 @@ class Run(NamedTuple):
       task: what they learn.
       ledger: what they send.
       init_state: makes the state of all workers before the first step.
-      state_shapes: the shapes of its leaves.
+      state_shapes: `(groups, workers) -> state`, the shapes of its leaves for that many.
       rounds: how they train.
       candidates: `state -> Candidates`, the models to evaluate.
       evaluate_workers: `state -> figures` of each worker, in the order of ranks.
@@ -42,46 +41,43 @@ class Run(NamedTuple):
     task: Task
     ledger: Ledger
     init_state: Callable[[], TrainState]
-    state_shapes: TrainState
+    state_shapes: Callable[[tuple[int, int]], TrainState]
     rounds: Rounds
     candidates: Callable[[TrainState], Candidates]
     evaluate_workers: Callable[[TrainState], list[dict[str, float]]]
 
 
-def build_run(config: Config, source: AnySource) -> Run:
-    """Reads the data and makes all functions; neither trains nor writes anything."""
-    method = _method(config)
-    topology = Topology(config.groups, config.workers, devices())
-    task = kind_of(source).task(config, source, topology)
-    key = run_key(config.seed)
+def make_run(plan: Plan, task: Task, method_of: MethodOf, topology: Topology) -> Run:
+    """Makes all functions of a run; neither trains nor writes anything.
+
+    Args:
+      plan: what it does.
+      task: what is learned, on that topology.
+      method_of: the distributed optimizer, for workers of a topology.
+      topology: where they live.
+    """
+    method, key = method_of(topology), run_key(plan.seed)
     gather = make_candidates(method, topology)
 
     def candidates(state: TrainState) -> Candidates:
         found = gather(state)
         return found._replace(center=task.renew(found.center))
 
+    def shapes(shape: tuple[int, int]) -> TrainState:
+        of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])
+        start = functools.partial(start_state, method_of(of_those), of_those, task.model.init)
+        return jax.eval_shape(start, run_key(0))
+
     return Run(
         method=method,
         topology=topology,
         task=task,
-        ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=config.groups, workers=config.workers),
+        ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=topology.groups, workers=topology.workers),
         init_state=lambda: init_state(
-            method, topology, task.model.init, key, learning_rate(config), same_init=config.init == "same"
+            method, topology, task.model.init, key, plan.learning_rate, same_init=plan.same_init
         ),
-        state_shapes=shapes_of(config, task.model),
-        rounds=make_rounds(config, method, topology, task),
+        state_shapes=shapes,
+        rounds=make_rounds(plan, method, topology, task),
         candidates=candidates,
         evaluate_workers=lambda state: [task.evaluate(worker, "") for worker in every_worker(state, topology)],
     )
-
-
-def shapes_of(config: Config, model: FunctionalModel) -> TrainState:
-    """The shapes of the state's leaves."""
-    topology = Topology(config.groups, config.workers, devices())
-    start = functools.partial(start_state, _method(config), topology, model.init)
-    return jax.eval_shape(start, run_key(0))
-
-
-def _method(config: Config) -> DistributedOptimizer:
-    """The distributed optimizer. The learning rate itself is in the state of the workers."""
-    return make_method(dataclasses.replace(config, learning_rate=1.0, scale_learning_rate=False))

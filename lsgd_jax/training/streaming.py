@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgd_jax.training.asynchronous import asynchronous_flag
 from lsgd_jax.training.background import Background
 from lsgd_jax.training.classification import ERROR, batch_size_of, classification_loss, make_renew, model_of
 from lsgd_jax.training.config import Config
@@ -66,6 +65,7 @@ def make_task(config: Config, source: StreamedSource, topology: Topology) -> Tas
             topology,
         ),
         description=description,
+        metric=ERROR,
         batch_size=batch_size,
         unit="images",
         units_per_batch=batch_size,
@@ -79,7 +79,7 @@ def streamed_batch_size(config: Config, source: StreamedSource) -> int:
     Raises:
       InputError: if the model does not fit the images, or the batch or the workers' speeds the set.
     """
-    if flag := asynchronous_flag(config):
+    if flag := config.asynchronous_flag:
         raise InputError(
             f"{flag}: images that are decoded while training come to all workers step by step: "
             "leave it out, or use a data set that fits in memory"

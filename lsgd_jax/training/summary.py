@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 
 from lsgd_jax.training.classification import ERROR
-from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fields import Fields, check_file
 from lsgd_jax.training.files import is_there, read_json
@@ -46,14 +45,14 @@ def read_summary(workdir: pathlib.Path, todo: str) -> dict[str, Any] | None:
     return summary
 
 
-def finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do, in as many steps as the settings say.
+def finished(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do in so many steps.
 
     Raises:
       InputError: if it cannot be read.
     """
     summary = read_summary(workdir, "remove it, and --resume writes it again")
-    return summary if summary is not None and summary["step"] >= config.steps else None
+    return summary if summary is not None and summary["step"] >= steps else None
 
 
 def _fields(metric: Metric) -> Fields:

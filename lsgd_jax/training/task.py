@@ -27,6 +27,7 @@ class Task(NamedTuple):
       renew: `center -> center`, the model of averaged parameters made ready: what it
         keeps besides them is no average.
       description: what `load_center` has to know of the model, as JSON.
+      metric: by which its models are chosen and reported.
       batch_size: a worker's.
       unit: what is counted for progress: "images", "tokens".
       units_per_batch: how many of them a minibatch has.
@@ -41,6 +42,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Candidate, str], dict[str, float]]
     renew: Callable[[Candidate], Candidate]
     description: dict[str, Any]
+    metric: "Metric"
     batch_size: int
     unit: str
     units_per_batch: int
