@@ -61,6 +61,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     import lsgd_jax
     from lsgd_jax.training.apart import Apart, Programs, compile_programs, make_programs
     from lsgd_jax.training.classification import classification_loss
+    from lsgd_jax.training.images import augmented
     from lsgd_jax.training.models import make_model
     from lsgd_jax.training.processes import put
     from lsgd_jax.training.sampling import make_batches
@@ -79,7 +80,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     topology = lsgd_jax.Topology(1, PROCESSES)
     method = lsgd_jax.lsgd(base_optimizer(), global_period=period)
     model = make_model("cnn3", (CROP, CROP, 3), 10, "float32")
-    batches = make_batches("iid", SAMPLES, BATCH_SIZE, PREPROCESSING)
+    batches = make_batches("iid", SAMPLES, BATCH_SIZE, augmented(PREPROCESSING))
     state = init_state(method, topology, model.init, jax.random.key(0))
     shapes = jax.eval_shape(lambda state: state, state)
 

@@ -12,10 +12,10 @@ import optax
 import lsgd_jax
 from lsgd_jax.training.classification import classification_loss
 from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.images import Batch, Preprocessing, augmented
 from lsgd_jax.training.models import make_model
 from lsgd_jax.training.precision import compiler_options
-from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices
+from lsgd_jax.training.sampling import make_batches, put_on_devices
 from lsgd_jax.training.state import TrainState, init_state
 from lsgd_jax.training.topology import Lanes, Topology
 from lsgd_jax.training.train_step import LONGEST_CALL, make_train_step
@@ -71,7 +71,7 @@ def train_step(
         method,
         topology,
         classification_loss(functional),
-        make_batches("iid", samples, BATCH_SIZE, PREPROCESSING),
+        make_batches("iid", samples, BATCH_SIZE, augmented(PREPROCESSING)),
         compiler_options=compiler_options(compute_dtype, topology),
     )
     state = init_state(method, topology, functional.init, jax.random.key(0))

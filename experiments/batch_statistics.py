@@ -65,9 +65,11 @@ def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     from lsgd_jax.training.evaluation import make_candidates
     from lsgd_jax.training.numerics import fixed_numerics
     from lsgd_jax.training.reload import reload_run
+    from lsgd_jax.training.tasks import find_source, kind_of
 
     config, run, state, step = reload_run(folder, data_dir)
-    if not has_batch_statistics(run.task.model):
+    source = find_source(config)
+    if not has_batch_statistics(kind_of(source).model(config, source, None)):
         raise InputError(f"--run: {config.model_name} has no batch norm: name a run of vgg16, resnet20 or resnet50")
     with fixed_numerics():
         averaged = make_candidates(run.method, run.topology)(state).center

@@ -20,8 +20,8 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import GREY, in_order, line_of
 
 if TYPE_CHECKING:
+    from lsgd_jax.training.metric import Metric
     from lsgd_jax.training.records import LeaderRow
-    from lsgd_jax.training.task import Metric
 
 TABLE = (
     Flag("runs", "paths", [], "folders of finished runs, or of folders of them"),
@@ -128,9 +128,9 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
       InputError: if one cannot be read.
     """
     from lsgd_jax.training.records import read_leaders, read_metrics
+    from lsgd_jax.training.saved import read_config
     from lsgd_jax.training.summary import read_summary
     from lsgd_jax.training.tasks import METRICS
-    from lsgd_jax.training.workdir import read_config
 
     runs = []
     for path in sorted(folder.rglob("summary.json")):

@@ -9,7 +9,7 @@ from comparison.tables import Method, group_by_method
 from comparison.trials import Setting, Trial
 
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.task import Metric
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.tasks import METRICS
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -16,7 +16,7 @@ from regression import QUICK
 from lsgd_jax import Topology, init_state, lsgd, make_train_step
 from lsgd_jax.training.classification import classification_loss
 from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.images import Preprocessing, augmented
 from lsgd_jax.training.models import make_model
 from lsgd_jax.training.models.functional import FunctionalModel, functional_model
 from lsgd_jax.training.models.layers import max_pool_3
@@ -190,7 +190,7 @@ def test_workers_with_residual_blocks_train_alike_on_1_and_on_8_devices() -> Non
     method = lsgd(optax.sgd(0.05, momentum=0.9), local_period=1, global_period=2)
     rng = np.random.default_rng(0)
     data = Images(rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8), rng.integers(0, 5, 64).astype(np.int32))
-    batches = make_batches("iid", 64, 8, Preprocessing(mean=(127.0,) * 3, std=(64.0,) * 3))
+    batches = make_batches("iid", 64, 8, augmented(Preprocessing(mean=(127.0,) * 3, std=(64.0,) * 3)))
     states = []
     for devices in (1, 8):
         topology = Topology(2, 4, jax.devices()[:devices])

@@ -13,6 +13,7 @@ from flax import nnx
 from lsgd_jax import Axes, Topology, data_parallel, lsgd
 from lsgd_jax.optimizers.window import Window
 from lsgd_jax.training import evaluation
+from lsgd_jax.training.classification import classification_metrics
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.evaluation import (
     Candidates,
@@ -69,7 +70,7 @@ def expected_figures(model: Any, split: Images) -> tuple[float, float]:
     return float(loss), float((logits.argmax(1) != split.labels).mean())
 
 
-evaluate = make_evaluate(linear(), RAW)
+evaluate = make_evaluate(classification_metrics(linear(), RAW))
 
 
 def figures(model: Any, split: Images, devices: int) -> dict[str, float]:
@@ -98,7 +99,7 @@ def test_every_image_is_in_one_batch_and_padding_has_no_weight(devices: int, mon
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 12)
     split = split_of(37)
     topology = Topology(GROUPS, WORKERS, jax.devices()[:devices])
-    images, labels, weights = put_evaluation_set(split, topology)
+    (images, labels), weights = put_evaluation_set(split, topology)
     assert images.shape[:2] == labels.shape == weights.shape
     assert labels.shape[1] % devices == 0
     assert {shard.data.shape[1] for shard in labels.addressable_shards} == {labels.shape[1] // devices}

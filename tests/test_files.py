@@ -20,7 +20,8 @@ from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import file_name, read_json, write_json, write_whole
 from lsgd_jax.training.paths import expanded
-from lsgd_jax.training.workdir import is_started, read_config
+from lsgd_jax.training.saved import read_config
+from lsgd_jax.training.workdir import is_started
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(

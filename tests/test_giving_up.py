@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from lsgd_jax import GROUP, WORKER, Axes, Topology, diloco, downpour
-from lsgd_jax.training import classification, trainer
+from lsgd_jax.training import classification, loop
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import AllWorkersLostError
 from lsgd_jax.training.records import read_metrics
@@ -86,15 +86,15 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(str(tmp_path / "run"), algorithm="easgd", **SETTINGS)
-    plain = trainer._metrics
+    plain = loop._metrics
 
-    def with_a_signal(run: Any, at: trainer.Position) -> dict[str, Any]:
+    def with_a_signal(run: Any, at: loop.Position) -> dict[str, Any]:
         if at.step == 10:  # as long as nobody is there: it takes effect at step 15
             signal.raise_signal(signal.SIGINT)
         return plain(run, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_metrics", with_a_signal)
+        patch.setattr(loop, "_metrics", with_a_signal)
         assert train(config) is None
     told = capsys.readouterr()
     assert all(f"worker {rank} has parameters that are not finite" in told.err for rank in (0, 1))

@@ -26,6 +26,7 @@ from lsgd_jax.training.models.language import make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.state import state_shardings
+from lsgd_jax.training.task import open_task
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.text import TextSource, split_text
 from lsgd_jax.training.windows import TextBatch
@@ -133,7 +134,7 @@ def trained(model: str, devices: int) -> Any:
     """(state, figures of worker 0) after 5 steps: 54 bytes a worker, an epoch of 3 steps."""
     settings = config(model=model, dropout=0.5 if model == "lstm" else 0.0)
     topology = Topology(1, 2, jax.devices()[:devices])
-    task, method = make_task(settings, source(), topology), make_method(settings)
+    task, method = open_task(make_task(settings, source()), topology, seed=0, steps=8), make_method(settings)
     state = started(model)._replace(keys=jax.random.split(KEY, (1, 2)))
     state = jax.device_put(state, state_shardings(topology, state))
     step = make_train_step(method, topology, task.loss, task.batches, compiler_options=QUICK)
@@ -147,7 +148,7 @@ def trained(model: str, devices: int) -> Any:
 def started(model: str) -> Any:
     """The state before the first step, compiled once for all devices."""
     settings, alone = config(model=model), Topology(1, 2, jax.devices()[:1])
-    init = make_task(settings, source(), alone).model.init
+    init = make_task(settings, source()).init
     return jax.device_get(init_state(make_method(settings), alone, init, KEY)._replace(keys=None))
 
 

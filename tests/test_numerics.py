@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lsgd_jax.training import processes, run
+from lsgd_jax.training import processes
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.numerics import fixed_numerics, run_key
 from lsgd_jax.training.train import train
@@ -45,7 +45,6 @@ def test_a_run_is_the_same_under_other_defaults_of_jax_and_on_more_devices(
     devices, states = jax.devices(), []
     for count, defaults in ((1, contextlib.nullcontext), (2, other_defaults)):
         monkeypatch.setattr(processes, "devices", lambda count=count: devices[:count])
-        monkeypatch.setattr(run, "devices", processes.devices)
         workdir = tmp_path / str(count)
         with defaults():
             assert train(Config(str(workdir), **RUN), figures=False)

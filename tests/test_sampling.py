@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lsgd_jax import Topology
 from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.images import Preprocessing
+from lsgd_jax.training.images import Preprocessing, augmented
 from lsgd_jax.training.sampling import epoch_order, make_batches, put_on_devices, shard_size
 
 KEY = jax.random.key(7)
@@ -115,7 +115,7 @@ def test_the_order_is_a_function_of_the_key() -> None:
 
 def drawn(sampling: str, data: Images, samples: int, batch_size: int, steps: int) -> Any:
     """Indices and batches of a worker at some steps."""
-    batches = make_batches(sampling, samples, batch_size, WHOLE)
+    batches = make_batches(sampling, samples, batch_size, augmented(WHOLE))
     planned = jax.jit(batches.plan, static_argnums=2)(KEY, jnp.int32(0), steps)
     draw = jax.jit(batches.draw)
     return planned, [draw(data, planned[step], jax.random.key(step)) for step in range(steps)]
@@ -134,16 +134,16 @@ def test_batches_carry_the_labels_of_their_images(sampling: str) -> None:
 
 
 def test_only_shards_belong_to_a_worker() -> None:
-    assert make_batches("shard", 50, 8, WHOLE).per_worker
-    assert not make_batches("iid", 50, 8, WHOLE).per_worker
+    assert make_batches("shard", 50, 8, augmented(WHOLE)).per_worker
+    assert not make_batches("iid", 50, 8, augmented(WHOLE)).per_worker
 
 
 def test_sharded_batches_follow_the_epochs() -> None:
-    plan = jax.jit(make_batches("shard", 10, 3, WHOLE).plan, static_argnums=2)
+    plan = jax.jit(make_batches("shard", 10, 3, augmented(WHOLE)).plan, static_argnums=2)
     np.testing.assert_array_equal(plan(KEY, jnp.int32(4), 11), order(4, 11, 10, 3))
 
 
-jitted_iid = jax.jit(make_batches("iid", 16, 32, WHOLE).plan, static_argnums=2)
+jitted_iid = jax.jit(make_batches("iid", 16, 32, augmented(WHOLE)).plan, static_argnums=2)
 
 
 def iid(key: jax.Array, first: int, steps: int) -> np.ndarray:

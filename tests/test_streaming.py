@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_datasets import refusal, write_set
 
-from lsgd_jax.training import datasets, streamed, streaming
+from lsgd_jax.training import datasets, sources, streamed, streaming
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.crops import centre_crop, random_box, random_crop
 from lsgd_jax.training.datasets import find_dataset
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.feed import Feed, local_ranks
+from lsgd_jax.training.feed import Feed, OfRanks, local_ranks
 from lsgd_jax.training.from_config import build_run
 from lsgd_jax.training.loader import EvaluationBatches, Minibatches, stream
+from lsgd_jax.training.sources import block_length
 from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import Records, StreamedSource
 from lsgd_jax.training.topology import Topology
@@ -172,7 +173,7 @@ def test_gray_images_among_coloured_ones_become_rgb() -> None:
 
 
 def minibatches(source: StreamedSource, *, workers: int = 3, batch_size: int = 3, **more: Any) -> Minibatches:
-    given = {"sampling": "shard", "ranks": tuple(range(workers)), "seed": 0} | more
+    given = {"sampling": "shard", "seed": 0} | more
     return Minibatches(source, batch_size=batch_size, workers=workers, **given)
 
 
@@ -212,7 +213,7 @@ def test_workers_draw_from_all_training_images_with_iid(source: StreamedSource) 
 
 def test_a_minibatch_holds_the_images_of_its_indices_with_their_labels(source: StreamedSource) -> None:
     drawn = minibatches(source)
-    batch = drawn(3 * 5 + 1)  # worker 1 at step 5
+    batch = drawn(1, 5)
     assert batch.labels.tolist() == labels_of(source, drawn.indices(1, 5))
     assert (batch.images.shape, batch.images.dtype) == ((3, SIDE, SIDE, 3), np.uint8)
     for pixels, label in zip(batch.images, batch.labels, strict=True):
@@ -222,10 +223,11 @@ def test_a_minibatch_holds_the_images_of_its_indices_with_their_labels(source: S
 
 
 def test_a_worker_sees_the_same_whichever_others_are_loaded_here(source: StreamedSource) -> None:
-    every, one = minibatches(source), minibatches(source, ranks=(2,))
+    drawn = minibatches(source)
+    every, one = OfRanks(drawn, (0, 1, 2)), OfRanks(drawn, (2,))
     for step in (0, 1, 5):
         np.testing.assert_array_equal(every(3 * step + 2).images, one(step).images)
-    assert (minibatches(source, seed=1)(2).images != every(2).images).any()
+    assert (minibatches(source, seed=1)(2, 0).images != drawn(2, 0).images).any()
 
 
 # Processes
@@ -233,7 +235,7 @@ def test_a_worker_sees_the_same_whichever_others_are_loaded_here(source: Streame
 
 @pytest.mark.usefixtures("nothing_left")
 def test_the_number_of_processes_does_not_change_what_is_loaded(source: StreamedSource) -> None:
-    drawn = minibatches(source)
+    drawn = OfRanks(minibatches(source), (0, 1, 2))
     here, there = (list(stream(drawn, range(4, 11), processes)) for processes in (0, 2))
     assert len(here) == 7
     for mine, theirs in zip(here, there, strict=True):
@@ -252,8 +254,8 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
     assert isinstance(broken, StreamedSource)
     drawn = minibatches(broken)
     with refusal("'tiny'", "train", f"image {drawn.indices(0, 0)[0]} ", "prepare the set again"):
-        list(stream(drawn, range(4), 1))
-    loaded = stream(minibatches(source), range(10**6), 1)
+        list(stream(OfRanks(drawn, (0, 1, 2)), range(4), 1))
+    loaded = stream(OfRanks(minibatches(source), (0, 1, 2)), range(10**6), 1)
     next(loaded)
     (process,) = multiprocessing.active_children()
     assert process.pid is not None
@@ -273,26 +275,26 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
 @pytest.mark.parametrize("first", [0, 2, 3])
 def test_blocks_hold_each_step_at_its_place_from_whatever_step_on(source: StreamedSource, first: int) -> None:
     topology, length, steps = Topology(2, 2), 3, 8
-    drawn = minibatches(source, workers=4, ranks=local_ranks(topology))
-    assert drawn.ranks == (0, 1, 2, 3)
-    feed = Feed(drawn, topology, length=length, steps=steps, processes=0)
+    drawn = minibatches(source, workers=4)
+    assert local_ranks(topology) == (0, 1, 2, 3)
+    feed = Feed(drawn, drawn(0, 0), topology, length=length, steps=steps, processes=0)
     for step in range(first, steps):
         block = feed(step, 1)
         assert block.images.shape == (2, 2, length, 3, SIDE, SIDE, 3)
         assert block.images.sharding == topology.per_worker
         for rank in range(4):
-            place, expected = (rank // 2, rank % 2, step % length), drawn(4 * step + rank)
+            place, expected = (rank // 2, rank % 2, step % length), drawn(rank, step)
             np.testing.assert_array_equal(np.asarray(block.images)[place], expected.images)
             np.testing.assert_array_equal(np.asarray(block.labels)[place], expected.labels)
     feed.close()
 
 
-def test_a_block_takes_half_a_gibibyte_and_has_one_step_at_least(source: StreamedSource) -> None:
+def test_a_block_takes_half_a_gibibyte_and_has_one_step_at_least() -> None:
     for batch_size in (1, 100_000, 300_000, 10**7):
-        length = streaming.block_length(source, Topology(1, 2), batch_size)
+        length = block_length(batch_size * SIDE * SIDE * 3, Topology(1, 2))
         size = length * 2 * batch_size * SIDE * SIDE * 3
-        assert length == 1 or size <= streaming.BLOCK_BYTES
-        assert length == 64 or size + size // length > streaming.BLOCK_BYTES
+        assert length == 1 or size <= sources.BLOCK_BYTES
+        assert length == 64 or size + size // length > sources.BLOCK_BYTES
 
 
 # Runs
@@ -311,14 +313,15 @@ def test_evaluation_counts_as_numpy_does(
 ) -> None:
     monkeypatch.setattr(streaming, "BATCH_SIZE", 3)
     run = build_run(config(folder, tmp_path), source)
-    params, model_state = run.task.model.init(jax.random.key(3))
+    params, model_state = run.task.init(jax.random.key(3))
+    model = streaming.model_of(config(folder, tmp_path), source)
     figures = run.task.evaluate((params, model_state), "leader_")
     everything = EvaluationBatches(source, 100, 0)
     assert everything.splits() == ["validation", "test"]
     for number, split in enumerate(everything.splits()):
         images, labels = everything(number)
         pixels = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        logits = np.asarray(run.task.model.apply(params, model_state, pixels.astype(np.float32), None)[0], np.float64)
+        logits = np.asarray(model.apply(params, model_state, pixels.astype(np.float32), None)[0], np.float64)
         losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
         np.testing.assert_allclose(figures[f"leader_{split}_loss"], losses.mean(), rtol=1e-5)
         np.testing.assert_allclose(figures[f"leader_{split}_error"], (logits.argmax(1) != labels).mean(), rtol=1e-6)
@@ -341,7 +344,7 @@ def test_a_run_is_the_same_bit_for_bit_if_stopped_and_with_processes(
     assert 0 <= summary["test_error"] <= 1
 
     step_bytes = 2 * 4 * SIDE * SIDE * 3
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 3 * step_bytes)  # calls are cut elsewhere, too
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 3 * step_bytes)  # calls are cut elsewhere, too
     assert train(config(folder, stopped, steps=5, eval_every=5)) is not None
     assert train(config(folder, stopped, loader_processes=2), resume=True) is not None
     for one, other in zip(last_state(whole), last_state(stopped), strict=True):

@@ -15,9 +15,9 @@ from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.ledger import Ledger
 from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.network import Network, run_seconds
 from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import find_source, kind_of
 
 

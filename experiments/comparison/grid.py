@@ -16,7 +16,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import file_name
 from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS, make_method
-from lsgd_jax.training.task import Metric
+from lsgd_jax.training.metric import Metric
 
 
 def _switch(text: str) -> bool:

@@ -17,11 +17,12 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fingerprint import once
 from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.network import NETWORKS
+from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.streamed import StreamedSource
-from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.workdir import is_started, is_used, read_config
+from lsgd_jax.training.workdir import is_started, is_used
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
@@ -174,7 +175,7 @@ def _check_same_settings(trial: Trial, source: AnySource) -> list[str]:
         told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
         raise InputError(f"{workdir} holds a run with other settings ({told}): use another --workdir")
     check_precision(workdir)
-    note = check_data(workdir, source)
+    note = check_data(workdir, source, Config(**saved).text_name)
     return [note] if note else []
 
 

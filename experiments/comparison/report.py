@@ -31,9 +31,9 @@ from comparison.tables import (
 from comparison.trials import Outcome, Trial
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.files import write_csv, write_whole
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.network import NETWORKS
 from lsgd_jax.training.provenance import PACKAGES
-from lsgd_jax.training.task import Metric
 
 # What a report may have, besides the runs.
 FILES = ("report.md", "runs.csv", "curves.csv", "curves.png", "learning_rate.png", "period.png")

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import is_there
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.records import read_metrics
 from lsgd_jax.training.summary import read_summary
-from lsgd_jax.training.task import Metric
 
 # Why a run ended without a summary. It is finished: more of it would diverge again.
 DIVERGED = "diverged.json"

@@ -1,7 +1,7 @@
 """The center of a run on its own, ready to use, with Orbax."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ class LanguageModel:
         return self._functional.apply(self._params, fresh_state(self._functional, len(tokens)), tokens, None)[0]
 
 
-def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
+def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: Mapping[str, Any]) -> None:
     """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs.
 
     All processes of a run have to call it.

@@ -176,6 +176,23 @@ def _with_raw_keys(state: TrainState) -> TrainState:
     return state._replace(keys=jax.random.key_data(state.keys))
 
 
+class NoCheckpoints(Checkpoints):
+    """Those of a run that leaves no files."""
+
+    def __init__(self) -> None:
+        pass
+
+    def latest_step(self) -> int | None:
+        """None."""
+        return None
+
+    def save(self, step: int, state: TrainState, standing: Standing) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _of_another_program(step: int) -> InputError:
     return InputError(
         f"the checkpoint of step {step} was written by another version of lsgd_jax, or its config.json was "

@@ -5,8 +5,6 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
 from lsgd_jax.training.conditions import check_data, check_precision
@@ -14,20 +12,12 @@ from lsgd_jax.training.config import Config, check_config, check_resumable
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.from_config import check_asynchronous, schedule_of
 from lsgd_jax.training.methods import make_method
+from lsgd_jax.training.numerics import check_jax
+from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.workdir import check_workdir, read_config
+from lsgd_jax.training.workdir import check_workdir
 from lsgd_jax.training.writable import make_writable
-
-
-def check_jax() -> None:
-    """Refuses a JAX that no run can be trained with.
-
-    Raises:
-      InputError: how it is set.
-    """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        raise InputError("JAX_DISABLE_JIT is set, but rounds are compiled before they are trained: unset it")
 
 
 def check_alone(config: Config) -> None:
@@ -97,7 +87,7 @@ def check_settings(
     source = source or find_source(config)
     if resume:
         check_precision(workdir)
-        if note := check_data(workdir, source):
+        if note := check_data(workdir, source, Config(**read_config(workdir)).text_name):
             processes.say(f"note: {note}")
     kind_of(source).batch_size(config, source)
     if processes.is_main():

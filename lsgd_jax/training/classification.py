@@ -6,22 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from lsgd_jax.training.batch_statistics import has_batch_statistics, reestimate
 from lsgd_jax.training.config import Config
-from lsgd_jax.training.datasets import Dataset, ImageSource, Source, load_dataset
+from lsgd_jax.training.datasets import ImageSource, Source, load_dataset
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.evaluation import make_evaluate, put_evaluation_set
-from lsgd_jax.training.images import augment
+from lsgd_jax.training.evaluation import Candidate, SampleMetric, evaluate_splits
+from lsgd_jax.training.images import Batch, Preprocessing, augment, augmented, preprocess
+from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.local_steps import Loss
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.models.language import LANGUAGE_MODELS
 from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.processes import put
-from lsgd_jax.training.sampling import Batch, make_batches, put_on_devices, shard_size
-from lsgd_jax.training.task import Candidate, Kind, Metric, Task
+from lsgd_jax.training.sampling import shard_size
+from lsgd_jax.training.sources import from_arrays
+from lsgd_jax.training.task import Renew, Task
 from lsgd_jax.training.topology import Topology
 
 # Training images that batch statistics are measured on, and how many at a time. Each moment is that of all pixels of
@@ -30,38 +34,54 @@ STATISTICS_SAMPLES, STATISTICS_BATCH = 10_000, 250
 ERROR = Metric("error", "error", "%", scale=100.0, digits=2, worst=1.0)
 
 
-def make_task(config: Config, source: Source, topology: Topology) -> Task:
+def make_task(config: Config, source: Source) -> Task:
     """Reads the images and makes the task."""
     dataset = load_dataset(source, seed=config.seed)
-    batch_size = batch_size_of(config, source)
-    data = put_on_devices(dataset.train, topology, config.sampling, config.seed)
-    model = model_of(config, source)
-    description = {
+    model, how = model_of(config, source), dataset.preprocessing
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    metrics = classification_metrics(model, how)
+    return Task(
+        init=model.init,
+        loss=classification_loss(model_of(config, source, config.compute_dtype)),
+        train=from_arrays(
+            dataset.train, batch_size_of(config, source), sampling=config.sampling, augment=augmented(how)
+        ),
+        name=source.name,
+        unit="images",
+        metric=ERROR,
+        evaluate=lambda topology: evaluate_splits(metrics, splits, topology),
+        renew=make_renew(model, lambda count: dataset.train.images[:count], functools.partial(augment, how=how)),
+        description=describe(config, source, how),
+    )
+
+
+def describe(config: Config, source: ImageSource, how: Preprocessing) -> dict[str, Any]:
+    """What loading a model has to know of it."""
+    return {
         "model": config.model_name,
         "input_shape": source.input_shape,
         "classes": source.classes,
-        "preprocessing": dataclasses.asdict(dataset.preprocessing),
+        "preprocessing": dataclasses.asdict(how),
     }
-    return Task(
-        model=model,
-        loss=classification_loss(model_of(config, source, config.compute_dtype)),
-        batches=make_batches(config.sampling, _samples(config, source)[0], batch_size, dataset.preprocessing),
-        feed=lambda step, steps: data,
-        longest_call=None,
-        evaluate=_make_evaluate_splits(model, dataset, topology),
-        renew=make_renew(
-            model,
-            lambda count: dataset.train.images[:count],
-            functools.partial(augment, how=dataset.preprocessing),
-            config.seed,
-            topology,
-        ),
-        description=description,
-        metric=ERROR,
-        batch_size=batch_size,
-        unit="images",
-        units_per_batch=batch_size,
-    )
+
+
+def classification_metrics(model: FunctionalModel, how: Preprocessing) -> dict[str, SampleMetric]:
+    """The cross-entropy in nats, and whether the prediction is wrong, of raw images and labels."""
+
+    def logits_of(params: Any, model_state: Any, raw: Any) -> jax.Array:
+        return model.apply(params, model_state, preprocess(raw.images, how), None)[0]
+
+    def loss(params: Any, model_state: Any, raw: Any) -> jax.Array:
+        logits = logits_of(params, model_state, raw)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, raw.labels)
+
+    def error(params: Any, model_state: Any, raw: Any) -> jax.Array:
+        logits = logits_of(params, model_state, raw)
+        # A model that is not finite is wrong everywhere, whatever argmax makes of NaN.
+        right = (logits.argmax(-1) == raw.labels) & jnp.isfinite(logits).all(-1)
+        return (~right).astype(jnp.float32)
+
+    return {"loss": loss, "error": error}
 
 
 def classification_loss(model: FunctionalModel) -> Loss:
@@ -116,53 +136,34 @@ def _samples(config: Config, source: ImageSource) -> tuple[int, str]:
 
 
 def make_renew(
-    model: FunctionalModel,
-    read: Callable[[int], np.ndarray],
-    inputs: Callable[[jax.Array, jax.Array], jax.Array],
-    seed: int,
-    topology: Topology,
-) -> Callable[[Candidate], Candidate]:
+    model: FunctionalModel, read: Callable[[int], np.ndarray], inputs: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Callable[[Topology, int], Renew] | None:
     """Makes a task's `renew`: batch statistics are measured on training images, the same ones each time.
 
     Args:
       model: the model.
       read: `count -> uint8[count or fewer, height, width, channels]`, training images; called once, if at all.
       inputs: `(images, key) -> float32`, the model's input from a batch of them.
-      seed: of what is random in the pass.
-      topology: where the model is.
     """
     if not has_batch_statistics(model):
-        return lambda center: center
+        return None
 
-    @functools.cache
-    def batches() -> jax.Array:
-        images = read(STATISTICS_SAMPLES)
-        size = min(STATISTICS_BATCH, len(images))
-        images = images[: len(images) // size * size]
-        return put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
+    def on(topology: Topology, seed: int) -> Renew:
+        @functools.cache
+        def batches() -> jax.Array:
+            images = read(STATISTICS_SAMPLES)
+            size = min(STATISTICS_BATCH, len(images))
+            images = images[: len(images) // size * size]
+            return put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
 
-    @jax.jit
-    def renew(center: Candidate, batches: jax.Array) -> Candidate:
-        params, model_state = center
-        return params, reestimate(model, params, model_state, batches, run_key(seed), inputs)
+        @jax.jit
+        def renew(center: Candidate, batches: jax.Array) -> Candidate:
+            params, model_state = center
+            return params, reestimate(model, params, model_state, batches, run_key(seed), inputs)
 
-    return lambda center: renew(center, batches())
+        return lambda center: renew(center, batches())
 
-
-def _make_evaluate_splits(
-    model: FunctionalModel, dataset: Dataset, topology: Topology
-) -> Callable[[Candidate, str], dict[str, float]]:
-    evaluate = make_evaluate(model, dataset.preprocessing)
-    splits = {
-        "validation": put_evaluation_set(dataset.validation, topology),
-        "test": put_evaluation_set(dataset.test, topology),
-    }
-
-    def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
-        figures = {name: evaluate(candidate, split) for name, split in splits.items()}
-        return {f"{prefix}{name}_{key}": float(x) for name, split in figures.items() for key, x in split.items()}
-
-    return evaluate_splits
+    return on
 
 
 KIND = Kind(ERROR, batch_size_of, model_of, make_task)

@@ -2,19 +2,30 @@
 
 import pathlib
 import typing
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lsgd_jax.training import processes
-from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fields import Fields, read_fields
 from lsgd_jax.training.files import is_there, write_json
 from lsgd_jax.training.numerics import matmul_precision
-from lsgd_jax.training.tasks import AnySource
-from lsgd_jax.training.workdir import read_config
 
 FILE = "conditions.json"
 TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
+
+
+class Data(Protocol):
+    """Data that have a name, and a digest that tells whether they are the same wherever they are."""
+
+    @property
+    def name(self) -> str:
+        """What they are called, for people."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of what is in them. Raises OSError if a file cannot be read."""
+        ...
 
 
 class Conditions(NamedTuple):
@@ -31,7 +42,7 @@ class Conditions(NamedTuple):
     matmul_precision: str | None
 
 
-def conditions_of(source: AnySource) -> Conditions:
+def conditions_of(source: Data) -> Conditions:
     """Those of a run that trains on a data set in this process.
 
     Raises:
@@ -43,7 +54,7 @@ def conditions_of(source: AnySource) -> Conditions:
         raise InputError(f"cannot read the data set {source.name!r} ({error}): make it readable") from error
 
 
-def agreed_conditions(source: AnySource) -> Conditions:
+def agreed_conditions(source: Data) -> Conditions:
     """Those of this run, which all its processes have to call.
 
     Raises:
@@ -60,8 +71,13 @@ def agreed_conditions(source: AnySource) -> Conditions:
     return of_main
 
 
-def check_data(workdir: pathlib.Path, source: AnySource) -> str | None:
+def check_data(workdir: pathlib.Path, source: Data, text_file: str | None = None) -> str | None:
     """Refuses other data than a run began with, wherever they are now.
+
+    Args:
+      workdir: the run's folder.
+      source: the data now.
+      text_file: the name of the text that the run began with, as far as its settings tell.
 
     Returns:
       A note, in a line, if an older version has begun the run: of its data it has kept no more than the name of
@@ -74,9 +90,8 @@ def check_data(workdir: pathlib.Path, source: AnySource) -> str | None:
     if before is not None:
         _check_same_data(conditions_of(source), before, whose, TODO)
         return None
-    saved = Config(**read_config(workdir))
-    if saved.text_file is not None and saved.data_name != source.name:
-        raise _other_data(source.name, whose, repr(saved.data_name), TODO)
+    if text_file is not None and text_file != source.name:
+        raise _other_data(source.name, whose, repr(text_file), TODO)
     return f"what data {whose} is not known (it has no {FILE}, as of older versions): going on with {source.name!r}"
 
 

@@ -92,6 +92,11 @@ class Config:
         return self.dataset if self.text_file is None else os.path.basename(self.text_file)
 
     @property
+    def text_name(self) -> str | None:
+        """The text file without its folder, or None."""
+        return None if self.text_file is None else self.data_name
+
+    @property
     def model_name(self) -> str:
         """The model: by default one that suits the data set, which is one of images unless a text file is named."""
         image_model = "cnn3" if self.dataset == "digits" else "cnn7"

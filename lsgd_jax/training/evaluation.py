@@ -1,13 +1,12 @@
 """What the evaluated models get right: the center, the leader, and each worker."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -15,14 +14,18 @@ from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_lea
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import window_mean
-from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.images import Preprocessing, preprocess
-from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.processes import put
 from lsgd_jax.training.state import TrainState, state_specs
 from lsgd_jax.training.topology import Topology
 
 BATCH_SIZE = 256
+
+Candidate = tuple[Any, Any]
+"""(params, model_state) of a model to evaluate."""
+SampleMetric = Callable[[Any, Any, Any], jax.Array]
+"""`(params, model_state, batch) -> float[batch]`, a figure of each sample."""
+Evaluate = Callable[[Candidate, str], dict[str, float]]
+"""`(candidate, prefix) -> figures`, with names like `validation_loss`, after the prefix."""
 
 
 class Candidates(NamedTuple):
@@ -71,55 +74,70 @@ def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Call
 class EvaluationSet(NamedTuple):
     """A split on the devices, in batches [batches, batch, ...]; padding has weight 0."""
 
-    images: jax.Array
-    labels: jax.Array
+    samples: Any
     weights: jax.Array
 
 
-def put_evaluation_set(split: Images, topology: Topology, batch_size: int | None = None) -> EvaluationSet:
+def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = None) -> EvaluationSet:
     """Puts a split, or a part of one, where evaluation reads it, each batch spread over all devices.
 
     Args:
-      split: at least one image.
+      split: a pytree of arrays, of at least one sample.
       topology: the devices.
-      batch_size: images in a batch, before it is filled up to a multiple of the devices; by
+      batch_size: samples in a batch, before it is filled up to a multiple of the devices; by
         default BATCH_SIZE, or all if they are fewer.
     """
-    devices = topology.mesh.size
-    size = -(-(batch_size or min(BATCH_SIZE, len(split.labels))) // devices) * devices
-    batches = -(-len(split.labels) // size)
-
-    def batched(array: np.ndarray) -> np.ndarray:
-        padding = [(0, batches * size - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, padding).reshape(batches, size, *array.shape[1:])
-
+    devices, count = topology.mesh.size, len(jax.tree.leaves(split)[0])
+    size = -(-(batch_size or min(BATCH_SIZE, count)) // devices) * devices
+    batches = -(-count // size)
     spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
-    arrays = (split.images, split.labels, np.ones(len(split.labels), np.float32))
-    return EvaluationSet(*[put(batched(array), spread) for array in arrays])
+
+    def batched(array: np.ndarray) -> jax.Array:
+        padding = [(0, batches * size - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return put(np.pad(array, padding).reshape(batches, size, *array.shape[1:]), spread)
+
+    return EvaluationSet(jax.tree.map(batched, split), batched(np.ones(count, np.float32)))
 
 
-def make_evaluate(model: FunctionalModel, preprocessing: Preprocessing) -> Callable[..., dict[str, jax.Array]]:
-    """Makes `evaluate((params, model_state), evaluation_set) -> {"loss", "error"}`, jitted.
-
-    The loss is the mean cross-entropy in nats, the error the share of wrong
-    predictions in [0, 1].
-    """
+def make_evaluate(metrics: Mapping[str, SampleMetric]) -> Callable[[Candidate, EvaluationSet], dict[str, jax.Array]]:
+    """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each metric."""
 
     @jax.jit
-    def evaluate(candidate: tuple[Any, Any], split: EvaluationSet) -> dict[str, jax.Array]:
-        def of_batch(batch: EvaluationSet) -> tuple[jax.Array, jax.Array]:
-            logits, _ = model.apply(*candidate, preprocess(batch.images, preprocessing), None)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            # A model that is not finite is wrong everywhere, whatever argmax makes of NaN.
-            right = (logits.argmax(-1) == batch.labels) & jnp.isfinite(logits).all(-1)
+    def evaluate(candidate: Candidate, split: EvaluationSet) -> dict[str, jax.Array]:
+        def of_batch(batch: EvaluationSet) -> dict[str, jax.Array]:
             real = batch.weights > 0
-            return jnp.where(real, losses, 0).sum(), jnp.where(real, ~right, False).sum()
+            of_samples = {name: metric(*candidate, batch.samples) for name, metric in metrics.items()}
+            for name, values in of_samples.items():
+                if values.shape != real.shape:
+                    raise ValueError(
+                        f"the metric {name!r} has the shape {values.shape} for a batch of {len(real)} samples: "
+                        "give a figure of each"
+                    )
+            return {name: jnp.where(real, values, 0).sum() for name, values in of_samples.items()}
 
-        losses, wrong = lax.map(of_batch, split)
+        sums = lax.map(of_batch, split)
         count = split.weights.sum()
-        return {"loss": losses.sum() / count, "error": wrong.sum() / count}
+        return {name: of_batches.sum() / count for name, of_batches in sums.items()}
 
     return evaluate
+
+
+def evaluate_splits(metrics: Mapping[str, SampleMetric], splits: Mapping[str, Any], topology: Topology) -> Evaluate:
+    """Makes `(candidate, prefix) -> figures`, the mean of each metric over each split.
+
+    Args:
+      metrics: by name.
+      splits: by name, pytrees of arrays.
+      topology: the devices.
+    """
+    evaluate = make_evaluate(metrics)
+    on_devices = {name: put_evaluation_set(split, topology) for name, split in splits.items()}
+
+    def all_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
+        figures = {name: evaluate(candidate, split) for name, split in on_devices.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, split in figures.items() for key, x in split.items()}
+
+    return all_splits
 
 
 def every_worker(state: TrainState, topology: Topology) -> Iterator[tuple[Any, Any]]:

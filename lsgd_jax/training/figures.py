@@ -7,8 +7,8 @@ from matplotlib.axes import Axes as Panel
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.records import LeaderRow
-from lsgd_jax.training.task import Metric
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -53,6 +53,8 @@ def _draw_metric(path: pathlib.Path, metrics: list[dict[str, Any]], metric: Metr
     panels = figure.subplots(1, 3, sharey=True)
     for panel, (column, label, unit) in zip(panels, axes, strict=True):
         for split, legend, colour, style in CURVES:
+            if f"{split}_{metric.name}" not in metrics[-1]:
+                continue
             x = [row[column] / unit for row in metrics]
             y = [metric.scale * metric.read(row, split) for row in metrics]
             panel.plot(x, y, style, color=colour, label=legend, marker="o", markersize=2.5)

@@ -12,6 +12,7 @@ from lsgd_jax.training.methods import learning_rate, make_method
 from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.run import Run, make_run
 from lsgd_jax.training.schedules import SCHEDULES, Schedule
+from lsgd_jax.training.task import open_task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import shortest_period
@@ -23,8 +24,9 @@ SPEEDS = 1e-6, 1e6
 def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
     topology = Topology(config.groups, config.workers, processes.devices())
-    task = kind_of(source).task(config, source, topology)
-    return make_run(plan_of(config), task, lambda topology: method_of(config, topology), topology)
+    plan, task = plan_of(config), kind_of(source).task(config, source)
+    opened = open_task(task, topology, seed=plan.seed, steps=plan.steps)
+    return make_run(plan, opened, lambda topology: method_of(config, topology), topology)
 
 
 def plan_of(config: Config) -> Plan:

@@ -1,10 +1,19 @@
 """Augmentation and normalization of images, inside the jitted step."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+class Batch(NamedTuple):
+    """One minibatch: float32[batch, height, width, channels] and int32[batch]."""
+
+    images: jax.Array
+    labels: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +77,8 @@ def preprocess(images: jax.Array, how: Preprocessing) -> jax.Array:
 def _normalize(images: jax.Array, how: Preprocessing) -> jax.Array:
     mean, std = (jnp.array(moment, jnp.float32) for moment in (how.mean, how.std))
     return (images.astype(jnp.float32) - mean) / std
+
+
+def augmented(how: Preprocessing) -> Callable[[Any, jax.Array], Batch]:
+    """Makes `(raw images and labels, key) -> Batch`, for training."""
+    return lambda raw, key: Batch(augment(raw.images, key, how), raw.labels)

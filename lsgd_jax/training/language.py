@@ -1,7 +1,6 @@
 """Predicting the next byte of a text that fits in memory."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +9,16 @@ import optax
 
 from lsgd_jax.training.config import TEXT_MODEL, Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.evaluation import Candidate, Evaluate
+from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.local_steps import Loss
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.models import Dtype, FunctionalModel
 from lsgd_jax.training.models.language import LANGUAGE_MODELS, check_language_model, make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.training.sampling import shard_size
-from lsgd_jax.training.task import Candidate, Kind, Metric, Task
+from lsgd_jax.training.sources import Stream, TrainingData, standing
+from lsgd_jax.training.task import Task
 from lsgd_jax.training.text import BYTES, Texts, TextSource
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.windows import TextBatch, make_text_batches, put_text_on_devices, windows_in
@@ -26,23 +29,31 @@ BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", "", scale=1.0, digits=3
 BATCH_SIZE = 32
 
 
-def make_task(config: Config, source: TextSource, topology: Topology) -> Task:
+def make_task(config: Config, source: TextSource) -> Task:
     """Reads the text and makes the task."""
     texts = source.read()
     source = dataclasses.replace(source, train_bytes=len(texts.train))  # now that it is known
     batch_size, length = batch_size_of(config, source), config.sequence_length
     size, _ = _bytes_of_worker(config, len(texts.train))
     name, model = model_name(config), model_of(config, source)
-    data = put_text_on_devices(texts.train, topology, config.sampling, config.seed)
+    batches = make_text_batches(config.sampling, size, batch_size, length, carries=LANGUAGE_MODELS[name].carries)
+
+    def open_text(topology: Topology, seed: int, steps: int) -> Stream:
+        del steps
+        data = put_text_on_devices(texts.train, topology, config.sampling, seed)
+        return standing(batches, data)
+
     return Task(
-        model=model,
+        init=model.init,
         loss=language_loss(model_of(config, source, config.compute_dtype)),
-        batches=make_text_batches(config.sampling, size, batch_size, length, carries=LANGUAGE_MODELS[name].carries),
-        feed=lambda step, steps: data,
-        longest_call=None,
-        evaluate=_make_evaluate_splits(model, texts, length, topology),
+        train=TrainingData(batch_size, open_text),
+        name=source.name,
+        unit="tokens",
+        units_per_sample=length,
+        metric=BITS_PER_BYTE,
+        evaluate=lambda topology: _make_evaluate_splits(model, texts, length, topology),
         # What is carried belongs to one worker's place in its text: evaluations start without.
-        renew=lambda center: (center[0], {}),
+        renew=lambda topology, seed: lambda center: (center[0], {}),
         description={
             "kind": "text",
             "model": name,
@@ -50,10 +61,6 @@ def make_task(config: Config, source: TextSource, topology: Topology) -> Task:
             "sequence_length": length,
             **_sizes(config),
         },
-        metric=BITS_PER_BYTE,
-        batch_size=batch_size,
-        unit="tokens",
-        units_per_batch=batch_size * length,
     )
 
 
@@ -125,9 +132,7 @@ def _sizes(config: Config) -> dict[str, Any]:
     return {name: getattr(usual, name) if x is None else x for name, x in zip(names, given, strict=True)}
 
 
-def _make_evaluate_splits(
-    model: FunctionalModel, texts: Texts, length: int, topology: Topology
-) -> Callable[[Candidate, str], dict[str, float]]:
+def _make_evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> Evaluate:
     evaluate = make_evaluate_text(model)
     splits = {name: put_evaluation_text(getattr(texts, name), length, topology) for name in ("validation", "test")}
 

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from multiprocessing import connection
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
@@ -18,9 +18,11 @@ from lsgd_jax.training.crops import centre_crop, random_crop
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.encoded import Records
 from lsgd_jax.training.errors import NotYetError, first_line
-from lsgd_jax.training.sampling import shard_size
+from lsgd_jax.training.sampling import drawn, shuffle
 from lsgd_jax.training.stopping import SIGNALS
 from lsgd_jax.training.streamed import StreamedSource
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Minibatches:
         anew each epoch; or "iid", any images at random.
       batch_size: a worker's.
       workers: n·l, of all groups.
-      ranks: the workers whose minibatches are wanted.
       seed: of everything that is random.
     """
 
@@ -42,13 +43,10 @@ class Minibatches:
     sampling: str
     batch_size: int
     workers: int
-    ranks: tuple[int, ...]
     seed: int
 
-    def __call__(self, number: int) -> Images:
-        """The minibatch of worker `ranks[number % len(ranks)]` at step `number // len(ranks)`."""
-        step, place = divmod(number, len(self.ranks))
-        rank = self.ranks[place]
+    def __call__(self, rank: int, step: int) -> Images:
+        """The minibatch of a worker at a step."""
         rng = np.random.default_rng((self.seed, rank, step))
         indices = self.indices(rank, step)
         return _decoded(self.source, self.source.train, indices, lambda image, side: random_crop(image, side, rng))
@@ -56,18 +54,7 @@ class Minibatches:
     def indices(self, rank: int, step: int) -> list[int]:
         """Which images of the training split a worker sees at a step."""
         samples = self.source.train_samples
-        if self.sampling == "iid":
-            places = np.random.default_rng((self.seed, rank, step, 1)).integers(samples, size=self.batch_size).tolist()
-        else:
-            size = shard_size(samples, self.workers)
-            epoch, batch = divmod(step, size // self.batch_size)
-            own = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-            if self.sampling == "reshuffle":
-                deal = shuffle(samples, self.seed, 0, 1 + epoch)
-                places = [deal(i * self.workers + rank) for i in own]
-            else:
-                order = shuffle(size, self.seed, 1 + rank, epoch)
-                places = [order(i) * self.workers + rank for i in own]
+        places = drawn(self.sampling, samples, self.batch_size, self.workers, self.seed, rank, step)
         everything = shuffle(len(self.source.train), self.seed)
         return [everything(self.source.held_out + place) for place in places]
 
@@ -112,15 +99,7 @@ def _decoded(
     return Images(*records.decode(indices, source.input_shape, source.classes, lambda image: crop(image, source.side)))
 
 
-def shuffle(count: int, *seed: int) -> Callable[[int], int]:
-    """A permutation of the numbers below `count`, of which each is computed on its own: nothing is held in memory."""
-    from grain.experimental import index_shuffle
-
-    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return lambda index: index_shuffle(index, max_index=count - 1, seed=word, rounds=4)
-
-
-def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Generator[Images, None, None]:
+def stream(load: Callable[[int], T], numbers: range, processes: int) -> Generator[T, None, None]:
     """`load(number)` of each number, in order.
 
     Args:
@@ -139,8 +118,8 @@ def stream(load: Callable[[int], Images], numbers: range, processes: int) -> Gen
     decoded = numbered.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=min(processes, len(numbers)), per_worker_buffer_size=1)
     try:
-        with contextlib.closing(iter(decoded.mp_prefetch(options, worker_init_fn=_end_with_parent))) as images:
-            yield from images
+        with contextlib.closing(iter(decoded.mp_prefetch(options, worker_init_fn=_end_with_parent))) as made:
+            yield from made
     except RuntimeError as error:
         if "terminated" not in str(error):
             raise

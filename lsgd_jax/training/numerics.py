@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lsgd_jax.training.errors import InputError
+
 PRNG = "threefry2x32"
 
 
@@ -47,3 +49,13 @@ def matmul_precision() -> str | None:
     """`JAX_DEFAULT_MATMUL_PRECISION`, or None where it is not set."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return None if precision is None else str(precision)
+
+
+def check_jax() -> None:
+    """Refuses a JAX that no run can be trained with.
+
+    Raises:
+      InputError: how it is set.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise InputError("JAX_DISABLE_JIT is set, but rounds are compiled before they are trained: unset it")

@@ -112,10 +112,16 @@ class Records:
 
 
 class Unwritten(Records):
-    """The records of a process that leaves writing to another; `last_evaluation` is that one's."""
+    """The records of a run that leaves no files, or of a process that leaves writing to another.
 
-    def __init__(self, last_evaluation: int | None) -> None:
+    Attributes:
+      last_evaluation: that of the process that writes.
+      rows: of metrics.jsonl, those of this process.
+    """
+
+    def __init__(self, last_evaluation: int | None = None) -> None:
         self.last_evaluation = last_evaluation
+        self.rows: list[dict[str, Any]] = []
 
     def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
         """Nothing."""
@@ -124,7 +130,8 @@ class Unwritten(Records):
         """Nothing."""
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Nothing."""
+        """Keeps a row."""
+        self.rows.append(row)
 
     def flush(self) -> None:
         """Nothing."""

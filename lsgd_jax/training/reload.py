@@ -13,9 +13,10 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.from_config import build_run
 from lsgd_jax.training.numerics import fixed_numerics
 from lsgd_jax.training.run import Run
+from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.tasks import find_source
-from lsgd_jax.training.workdir import check_workdir, read_config
+from lsgd_jax.training.workdir import check_workdir
 
 
 class Reloaded(NamedTuple):
@@ -51,7 +52,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
         source = find_source(config)
-        if note := check_data(workdir, source):
+        if note := check_data(workdir, source, config.text_name):
             processes.say(f"note: {note}")
         run = build_run(config, source)
         shapes = run.state_shapes(run.topology.shape)

@@ -15,7 +15,7 @@ from lsgd_jax.training.precision import compiler_options
 from lsgd_jax.training.processes import alone, put
 from lsgd_jax.training.schedules import make_factor
 from lsgd_jax.training.state import TrainState, state_shardings
-from lsgd_jax.training.task import Task
+from lsgd_jax.training.task import OpenTask
 from lsgd_jax.training.tickets import ServiceMeeting
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import RoundReport, call_end, make_train_step, shortest_period
@@ -39,7 +39,7 @@ class Rounds(NamedTuple):
     metrics: Callable[[int], dict[str, float]]
 
 
-def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Rounds:
     """Those of a plan: all workers in step, or each process or simulated worker at a pace of its own."""
     if plan.speeds is not None:
         return _simulated(plan, plan.speeds, method, topology, task)
@@ -48,7 +48,7 @@ def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, ta
     return _in_step(plan, method, topology, task)
 
 
-def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Rounds:
     """Calls that end where something is to be done after them; where they are cut changes nothing."""
     train_step = make_train_step(
         method,
@@ -77,7 +77,7 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
 
 
 def _simulated(
-    plan: Plan, speeds: Sequence[float], method: DistributedOptimizer, topology: Topology, task: Task
+    plan: Plan, speeds: Sequence[float], method: DistributedOptimizer, topology: Topology, task: OpenTask
 ) -> Rounds:
     """Whole rounds at simulated speeds; in a simulated second a worker of speed 1 takes a step."""
     period = shortest_period(method, topology.groups)
@@ -109,7 +109,7 @@ def _simulated(
     )
 
 
-def _apart(plan: Plan, method: DistributedOptimizer, topology: Topology, task: Task) -> Rounds:
+def _apart(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Rounds:
     """Rounds of processes that take local steps at their own pace.
 
     They end where a communication is due, or with the run: it may have begun with other periods.

@@ -14,7 +14,7 @@ from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.rounds import Rounds, make_rounds
 from lsgd_jax.training.state import TrainState, init_state, start_state
-from lsgd_jax.training.task import Task
+from lsgd_jax.training.task import OpenTask
 from lsgd_jax.training.topology import Topology
 
 MethodOf = Callable[[Topology], DistributedOptimizer]
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
     method: DistributedOptimizer
     topology: Topology
-    task: Task
+    task: OpenTask
     ledger: Ledger
     init_state: Callable[[], TrainState]
     state_shapes: Callable[[tuple[int, int]], TrainState]
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     evaluate_workers: Callable[[TrainState], list[dict[str, float]]]
 
 
-def make_run(plan: Plan, task: Task, method_of: MethodOf, topology: Topology) -> Run:
+def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology) -> Run:
     """Makes all functions of a run; neither trains nor writes anything.
 
     Args:
@@ -65,17 +65,15 @@ def make_run(plan: Plan, task: Task, method_of: MethodOf, topology: Topology) ->
 
     def shapes(shape: tuple[int, int]) -> TrainState:
         of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])
-        start = functools.partial(start_state, method_of(of_those), of_those, task.model.init)
+        start = functools.partial(start_state, method_of(of_those), of_those, task.init)
         return jax.eval_shape(start, run_key(0))
 
     return Run(
         method=method,
         topology=topology,
         task=task,
-        ledger=ledger(method, *jax.eval_shape(task.model.init, key), groups=topology.groups, workers=topology.workers),
-        init_state=lambda: init_state(
-            method, topology, task.model.init, key, plan.learning_rate, same_init=plan.same_init
-        ),
+        ledger=ledger(method, *jax.eval_shape(task.init, key), groups=topology.groups, workers=topology.workers),
+        init_state=lambda: init_state(method, topology, task.init, key, plan.learning_rate, same_init=plan.same_init),
         state_shapes=shapes,
         rounds=make_rounds(plan, method, topology, task),
         candidates=candidates,

@@ -1,30 +1,34 @@
 """Classifying images that are decoded as they are needed: sets that do not fit in memory, such as ImageNet."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax.training.background import Background
-from lsgd_jax.training.classification import ERROR, batch_size_of, classification_loss, make_renew, model_of
+from lsgd_jax.training.classification import (
+    ERROR,
+    batch_size_of,
+    classification_loss,
+    classification_metrics,
+    describe,
+    make_renew,
+    model_of,
+)
 from lsgd_jax.training.config import Config
+from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.evaluation import BATCH_SIZE, make_evaluate, put_evaluation_set
-from lsgd_jax.training.feed import Block, Feed, local_ranks
-from lsgd_jax.training.images import Preprocessing, preprocess
+from lsgd_jax.training.evaluation import BATCH_SIZE, Candidate, Evaluate, make_evaluate, put_evaluation_set
+from lsgd_jax.training.feed import OfRanks
+from lsgd_jax.training.images import Batch, Preprocessing, preprocess
+from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.loader import EvaluationBatches, Minibatches, stream
-from lsgd_jax.training.local_steps import Batches
 from lsgd_jax.training.models import FunctionalModel
-from lsgd_jax.training.sampling import Batch
+from lsgd_jax.training.sources import BLOCK_BYTES, streamed
 from lsgd_jax.training.streamed import StreamedSource
-from lsgd_jax.training.task import Candidate, Kind, Task
+from lsgd_jax.training.task import Task
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train_step import LONGEST_CALL
 
-BLOCK_BYTES = 2**29
 # A process takes seconds to start, which fewer batches are not worth.
 BATCHES_PER_PROCESS = 4
 
@@ -33,43 +37,32 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def make_task(config: Config, source: StreamedSource, topology: Topology) -> Task:
-    """Makes the task; images are read from the first call of its `feed` on."""
-    batch_size = streamed_batch_size(config, source)
-    length = block_length(source, topology, batch_size)
-    minibatches = Minibatches(
-        source, config.sampling, batch_size, topology.size, ranks=local_ranks(topology), seed=config.seed
-    )
-    feed = Feed(minibatches, topology, length=length, steps=config.steps, processes=config.loader_process_count)
-    model = model_of(config, source)
-    preprocessing = Preprocessing(MEAN, STD, crop=source.side)
+def make_task(config: Config, source: StreamedSource) -> Task:
+    """Makes the task; images are read once its data are open."""
+    batch_size, workers = streamed_batch_size(config, source), config.groups * config.workers
+    minibatches = Minibatches(source, config.sampling, batch_size, workers, config.seed)
+    model, how = model_of(config, source), Preprocessing(MEAN, STD, crop=source.side)
     image_bytes = int(np.prod(source.input_shape))
-    description = {
-        "model": config.model_name,
-        "input_shape": source.input_shape,
-        "classes": source.classes,
-        "preprocessing": dataclasses.asdict(preprocessing),
-    }
+    example = Images(np.zeros((batch_size, *source.input_shape), np.uint8), np.zeros(batch_size, np.int32))
     return Task(
-        model=model,
+        init=model.init,
         loss=classification_loss(model_of(config, source, config.compute_dtype)),
-        batches=make_batches(length, preprocessing),
-        feed=feed,
-        longest_call=length,
-        evaluate=_make_evaluate_splits(config, model, source, preprocessing, topology),
+        train=streamed(
+            minibatches,
+            example,
+            transform=lambda raw, key: Batch(preprocess(raw.images, how), raw.labels),
+            processes=config.loader_process_count,
+        ),
+        name=source.name,
+        unit="images",
+        metric=ERROR,
+        evaluate=lambda topology: _make_evaluate_splits(config, model, source, how, topology),
         renew=make_renew(
             model,
             lambda count: read_training_images(minibatches, min(count, BLOCK_BYTES // image_bytes), config),
-            lambda images, key: preprocess(images, preprocessing),
-            config.seed,
-            topology,
+            lambda images, key: preprocess(images, how),
         ),
-        description=description,
-        metric=ERROR,
-        batch_size=batch_size,
-        unit="images",
-        units_per_batch=batch_size,
-        close=feed.close,
+        description=describe(config, source, how),
     )
 
 
@@ -87,43 +80,23 @@ def streamed_batch_size(config: Config, source: StreamedSource) -> int:
     return batch_size_of(config, source)
 
 
-def block_length(source: StreamedSource, topology: Topology, batch_size: int) -> int:
-    """Steps whose minibatches, of all workers, take BLOCK_BYTES or less; at least one."""
-    step_bytes = topology.size * batch_size * int(np.prod(source.input_shape))
-    return max(1, min(LONGEST_CALL, BLOCK_BYTES // step_bytes))
-
-
 def read_training_images(minibatches: Minibatches, count: int, config: Config) -> np.ndarray:
     """The images of the first minibatches of all workers, `count` of them or a few fewer; at least one minibatch."""
-    everybody = dataclasses.replace(minibatches, ranks=tuple(range(minibatches.workers)))
+    everybody = OfRanks(minibatches, tuple(range(minibatches.workers)))
     numbers = range(max(1, count // minibatches.batch_size))
     processes = min(config.loader_process_count, len(numbers) // BATCHES_PER_PROCESS)
     with contextlib.closing(stream(everybody, numbers, processes)) as read:
         return np.concatenate([batch.images for batch in read])
 
 
-def make_batches(length: int, preprocessing: Preprocessing) -> Batches:
-    """Minibatches from blocks of `length` steps, which begin at multiples of it."""
-
-    def plan(key: jax.Array, first_step: jax.Array, steps: int) -> jax.Array:
-        del key  # images have been drawn, cropped and flipped where they were decoded
-        return (first_step + jnp.arange(steps)) % length
-
-    def draw(block: Block, place: jax.Array, key: jax.Array) -> Batch:
-        del key
-        return Batch(preprocess(block.images[place], preprocessing), block.labels[place])
-
-    return Batches(plan=plan, draw=draw, per_worker=True)
-
-
 def _make_evaluate_splits(
     config: Config,
     model: FunctionalModel,
     source: StreamedSource,
-    preprocessing: Preprocessing,
+    how: Preprocessing,
     topology: Topology,
-) -> Callable[[Candidate, str], dict[str, float]]:
-    evaluate = make_evaluate(model, preprocessing)
+) -> Evaluate:
+    evaluate = make_evaluate(classification_metrics(model, how))
     batch_size = min(BATCH_SIZE, max(source.held_out, len(source.test)))
     batches = EvaluationBatches(source, batch_size, config.seed)
     splits = np.array(batches.splits())

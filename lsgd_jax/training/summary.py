@@ -7,9 +7,9 @@ from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.fields import Fields, check_file
 from lsgd_jax.training.files import is_there, read_json
+from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.provenance import PACKAGES
 from lsgd_jax.training.records import ROW
-from lsgd_jax.training.task import Metric
 from lsgd_jax.training.tasks import METRICS
 
 ALWAYS: dict[str, Any] = {

@@ -1,22 +1,88 @@
-"""What workers learn: the model and its loss, the data, and how a model is evaluated."""
+"""What is learned: a model and its loss, training data, and how a model is judged."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lsgd_jax.training.config import Config
+import jax
+
+from lsgd_jax.training.evaluation import Candidate, Evaluate, SampleMetric, evaluate_splits
 from lsgd_jax.training.local_steps import Batches, Loss
-from lsgd_jax.training.models import Dtype, FunctionalModel
+from lsgd_jax.training.metric import SPLITS, Metric
+from lsgd_jax.training.numerics import run_key
+from lsgd_jax.training.sources import Stream, TrainingData, check_arrays
 from lsgd_jax.training.topology import Topology
 
-Candidate = tuple[Any, Any]
-"""(params, model_state) of a model to evaluate."""
+Renew = Callable[[Candidate], Candidate]
+"""Makes the model of averaged parameters ready: what it keeps besides them is no average."""
 
 
-class Task(NamedTuple):
-    """All that a run has to know of what it learns.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What workers learn; it knows nothing of them, nor of methods.
 
     Attributes:
-      model: in float32, to start from and to evaluate.
+      init: `key -> (params, model_state)` of one worker; pytrees of arrays. The state is what else
+        the model keeps, `{}` if nothing.
+      loss: `(params, model_state, batch, key) -> (loss, model_state)` of one worker on one
+        minibatch; a float scalar.
+      train: where minibatches come from: `from_arrays`, `from_function` or `from_grain`.
+      validation: a pytree of arrays, a sample for each entry of their leading axes; what models are
+        chosen by. None for none.
+      test: likewise; only reported.
+      metrics: by name, `(params, model_state, batch) -> float[batch]`, a figure of each sample; the
+        lower, the better. They are averaged over a whole split, each sample once. Models are chosen
+        and reported by the first. By default the loss of each sample on its own.
+      name: of the data and what is learned of them. A run goes on with a task of the same name alone.
+      unit: of a sample, for people.
+      metric: how the first metric is shown; by default as it is.
+      evaluate: in place of `metrics`, `validation` and `test`: `topology -> (candidate, prefix) ->
+        figures`, of splits "validation" and "test", with names like "validation_error".
+      renew: `(topology, seed) -> (candidate -> candidate)`, what makes a center ready: its
+        `model_state` is an average. By default nothing.
+      description: what loading the model has to know of it, as JSON has it; with its "model", for people.
+      units_per_sample: how many of its units a sample has: tokens of a window, say.
+
+    Raises:
+      ValueError: naming what cannot be.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Loss
+    _: dataclasses.KW_ONLY
+    train: TrainingData
+    validation: Any = None
+    test: Any = None
+    metrics: Mapping[str, SampleMetric] | None = None
+    name: str = "task"
+    unit: str = "samples"
+    metric: Metric | None = None
+    evaluate: Callable[[Topology], Evaluate] | None = None
+    renew: Callable[[Topology, int], Renew] | None = None
+    description: Mapping[str, Any] | None = None
+    units_per_sample: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.train, TrainingData):
+            raise ValueError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
+        for name in ("validation", "test"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_arrays(name, getattr(self, name)))
+        if self.metrics is not None and not self.metrics:
+            raise ValueError("metrics is empty: leave it out, and the loss is the metric")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the training data; of their name where they cannot be looked at."""
+        return f"named {self.name}" if self.train.digest is None else self.train.digest()
+
+
+class OpenTask(NamedTuple):
+    """A task on the devices of a run.
+
+    Attributes:
+      init: `key -> (params, model_state)`.
       loss: of one worker on one minibatch.
       batches: where minibatches come from.
       feed: `(step, steps) -> data`, what the call of the train step that begins at
@@ -24,90 +90,142 @@ class Task(NamedTuple):
       longest_call: local steps in one call of the train step, at most; None if the data set no bound.
       evaluate: `(candidate, prefix) -> figures` on validation and test: names like
         `validation_loss`, after the prefix.
-      renew: `center -> center`, the model of averaged parameters made ready: what it
-        keeps besides them is no average.
-      description: what `load_center` has to know of the model, as JSON.
+      renew: `center -> center`, ready to be evaluated.
+      description: what loading the model has to know of it.
       metric: by which its models are chosen and reported.
       batch_size: a worker's.
       unit: what is counted for progress: "images", "tokens".
       units_per_batch: how many of them a minibatch has.
       close: ends what `feed` has started.
+      splits: those of "validation" and "test" that are evaluated.
     """
 
-    model: FunctionalModel
+    init: Callable[[jax.Array], tuple[Any, Any]]
     loss: Loss
     batches: Batches
     feed: Callable[[int, int], Any]
     longest_call: int | None
-    evaluate: Callable[[Candidate, str], dict[str, float]]
-    renew: Callable[[Candidate], Candidate]
-    description: dict[str, Any]
-    metric: "Metric"
+    evaluate: Evaluate
+    renew: Renew
+    description: Mapping[str, Any]
+    metric: Metric
     batch_size: int
     unit: str
     units_per_batch: int
-    close: Callable[[], None] = lambda: None
-
-
-class Metric(NamedTuple):
-    """The figure by which models are chosen and reported: the lower, the better.
-
-    Attributes:
-      name: its name in metrics.jsonl, after that of the split.
-      label: its name for readers.
-      unit: what it is shown in, after `scale`; empty if the label says it.
-      scale: from what metrics.jsonl has to what is shown.
-      digits: how many are shown after the point.
-      worst: of a model that is not finite; what is worse counts as this.
-    """
-
-    name: str
-    label: str
-    unit: str
-    scale: float
-    digits: int
-    worst: float
+    close: Callable[[], None]
+    splits: tuple[str, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the figures of center and leader in metrics.jsonl."""
-        return tuple(f"{model}{split}_{self.name}" for model in ("", "leader_") for split in ("validation", "test"))
-
-    @property
-    def title(self) -> str:
-        """The label with the unit, for axes and tables."""
-        return self.label + self.in_brackets
-
-    @property
-    def in_brackets(self) -> str:
-        """The unit, as it stands after a label."""
-        return f" [{self.unit}]" if self.unit else ""
-
-    def bounded(self, value: float | None) -> float:
-        """The value; `worst` for one that is worse or not finite, which files have as null."""
-        return value if value is not None and value < self.worst else self.worst
-
-    def shown(self, value: float) -> str:
-        """A value as readers see it, without the unit."""
-        return f"{self.scale * value:.{self.digits}f}"
-
-    def read(self, row: Mapping[str, Any], split: str) -> float:
-        """The figure in a row of metrics.jsonl, bounded. `split` may have a prefix, as "leader_test"."""
-        return self.bounded(row[f"{split}_{self.name}"])
+        """The names of the metric's figures in metrics.jsonl."""
+        return self.metric.columns_of("", self.splits) + self.metric.columns_of("leader_", self.splits)
 
 
-class Kind(NamedTuple):
-    """How tasks are made of one kind of data set.
+def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenTask:
+    """Puts a task where the workers of a run are.
 
-    Attributes:
-      metric: by which its models are chosen and reported.
-      batch_size: `(config, source) -> int`, a worker's batch size, after a check that
-        the settings fit the data. Raises InputError if they do not.
-      model: `(config, source, compute_dtype) -> FunctionalModel`.
-      task: `(config, source, topology) -> Task`; reads the data.
+    Args:
+      task: what is learned.
+      topology: the workers.
+      seed: of the order in which they see the data.
+      steps: of the run, where streams end.
+
+    Raises:
+      ValueError: if the data do not suffice for so many workers.
     """
+    stream = task.train.open(topology, seed, steps)
+    model = check_model(task.init)
+    check_loss(task.loss, *model, stream)
+    metrics = task.metrics or {"loss": sample_loss(task.loss)}
+    splits = {name: data for name in SPLITS if (data := getattr(task, name)) is not None}
+    for name, metric in metrics.items():
+        for split in splits.values():
+            check_metric(name, metric, *model, split)
+    first = next(iter(metrics))
+    return OpenTask(
+        init=task.init,
+        loss=task.loss,
+        batches=stream.batches,
+        feed=stream.feed,
+        longest_call=stream.longest_call,
+        evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(metrics, splits, topology),
+        renew=task.renew(topology, seed) if task.renew else lambda center: center,
+        description=task.description or {"model": task.name},
+        metric=task.metric or Metric(first, first, "", scale=1.0, digits=4, worst=float("inf")),
+        batch_size=task.train.batch_size,
+        unit=task.unit,
+        units_per_batch=task.train.batch_size * task.units_per_sample,
+        close=stream.close,
+        splits=SPLITS if task.evaluate else tuple(splits),
+    )
 
-    metric: Metric
-    batch_size: Callable[[Config, Any], int]
-    model: Callable[[Config, Any, Dtype], FunctionalModel]
-    task: Callable[[Config, Any, Topology], Task]
+
+def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
+    """The shapes of parameters and model state.
+
+    Raises:
+      ValueError: if `init` gives no such pair.
+    """
+    made = jax.eval_shape(init, run_key(0))
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        told = type(made).__name__
+        raise ValueError(f"{_called(init)} gives {told}: return (params, model_state), with {{}} for no state")
+    return made[0], made[1]
+
+
+def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> None:
+    """Refuses a loss that is no scalar, or a model state that changes its shapes; nothing is computed.
+
+    Raises:
+      ValueError: telling what it gives.
+    """
+    batches = stream.batches
+
+    def of_first_worker(data: Any, params: Any, model_state: Any) -> Any:
+        own = jax.tree.map(
+            lambda own, part: jax.tree.map(lambda x: x[0, 0], part) if own else part, batches.per_worker, data
+        )
+        planned = jax.tree.map(lambda x: x[0], batches.plan(run_key(0), jax.numpy.int32(0), 1))
+        return loss(params, model_state, batches.draw(own, planned, run_key(0)), run_key(0))
+
+    found = jax.eval_shape(of_first_worker, stream.shapes, params, model_state)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise ValueError(f"{_called(loss)} gives {type(found).__name__}: return (loss, model_state)")
+    value, state = found
+    if getattr(value, "shape", None) != () or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+        told = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f"{_called(loss)} gives a loss of {told}: a float scalar is needed, such as its mean")
+    before, after = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (model_state, state))
+    if before != after:
+        raise ValueError(f"{_called(loss)} makes {after} of a model state of {before}: keep its shapes and dtypes")
+
+
+def check_metric(name: str, metric: SampleMetric, params: Any, model_state: Any, split: Any) -> None:
+    """Refuses a metric that is not a figure of each sample; nothing is computed.
+
+    Raises:
+      ValueError: telling its shape.
+    """
+    few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), split)
+    found = jax.eval_shape(metric, params, model_state, few)
+    if getattr(found, "shape", None) != (3,):
+        told = getattr(found, "shape", type(found).__name__)
+        raise ValueError(f"the metric {name!r} gives {told} for a batch of 3 samples: give a figure of each, float[3]")
+
+
+def _called(function: Any) -> str:
+    """What a user's function is called."""
+    return f"{getattr(function, '__qualname__', repr(function))}()"
+
+
+def sample_loss(loss: Loss) -> SampleMetric:
+    """The loss of each sample on its own, as a metric; what is random in it is fixed."""
+
+    def metric(params: Any, model_state: Any, batch: Any) -> jax.Array:
+        def of_sample(sample: Any) -> jax.Array:
+            alone = jax.tree.map(lambda x: x[None], sample)
+            return loss(params, model_state, alone, run_key(0))[0]
+
+        return jax.vmap(of_sample)(batch)
+
+    return metric

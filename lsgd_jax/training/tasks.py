@@ -3,9 +3,9 @@
 from lsgd_jax.training import classification, language, streaming
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import Source, find_dataset, image_source
+from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.prepared import prepared_builder
 from lsgd_jax.training.streamed import StreamedSource
-from lsgd_jax.training.task import Kind
 from lsgd_jax.training.text import TextSource, is_text, text_file_source, text_set_source
 
 AnySource = Source | StreamedSource | TextSource  # one of those that KINDS names

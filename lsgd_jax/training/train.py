@@ -11,12 +11,12 @@ from lsgd_jax.training.conditions import agreed_conditions, write_conditions
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.from_config import build_run, fit_devices, keep_batch_size, plan_of
+from lsgd_jax.training.loop import Way, go
 from lsgd_jax.training.numerics import fixed_numerics
+from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.summary import finished
 from lsgd_jax.training.tasks import AnySource
-from lsgd_jax.training.trainer import About, Way, fit
-from lsgd_jax.training.workdir import read_config
 
 
 @lasting_output()
@@ -73,12 +73,14 @@ def train(
         write_json(workdir / "config.json", dataclasses.asdict(config))
         write_conditions(workdir, conditions)
 
-    return fit(
-        lambda: build_run(config, source),
-        plan_of(config),
+    way = Way(
         workdir,
-        About(config.algorithm, config.data_name),
+        {"algorithm": config.algorithm, "dataset": config.data_name},
         keep_settings,
         plan_before=lambda: plan_of(Config(**read_config(workdir))),
-        way=Way(resume, profile_dir, stop, figures),
+        resume=resume,
+        profile_dir=profile_dir,
+        stop=stop,
+        figures=figures,
     )
+    return go(lambda: build_run(config, source), plan_of(config), way).summary

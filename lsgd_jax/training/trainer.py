@@ -1,321 +1,287 @@
-"""A run from its beginning, or a checkpoint, to its results."""
+"""The trainer for a task and a method of one's own."""
 
-import contextlib
+import dataclasses
 import math
+import os
 import pathlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from lsgd_jax.optimizers.finite import all_finite
-from lsgd_jax.training import elastic, processes
-from lsgd_jax.training.center import save_center
-from lsgd_jax.training.checkpoints import Checkpoints, Standing
-from lsgd_jax.training.errors import InputError, on_full_disk
-from lsgd_jax.training.figures import draw_figures
+from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
+from lsgd_jax.output import lasting_output
+from lsgd_jax.training import processes
+from lsgd_jax.training.apart import check_shares
+from lsgd_jax.training.asynchronous import check_rounds
+from lsgd_jax.training.conditions import agreed_conditions, check_data, check_precision, write_conditions
+from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.evaluation import Candidate
+from lsgd_jax.training.fields import Fields, read_fields
 from lsgd_jax.training.files import write_json
-from lsgd_jax.training.lock import locked
-from lsgd_jax.training.plan import Plan, what_changes
-from lsgd_jax.training.profile import Profile
-from lsgd_jax.training.progress import Progress
-from lsgd_jax.training.provenance import provenance
-from lsgd_jax.training.records import Records, open_records, read_leaders, read_metrics, set_aside
-from lsgd_jax.training.reports import RoundLog
-from lsgd_jax.training.run import Run
-from lsgd_jax.training.schedules import see
-from lsgd_jax.training.state import TrainState, state_shardings
-from lsgd_jax.training.stopping import StopRequest, stop_on_signals
-from lsgd_jax.training.writable import check_parts
+from lsgd_jax.training.loop import Way, go
+from lsgd_jax.training.numerics import check_jax, fixed_numerics, run_key
+from lsgd_jax.training.plan import Plan
+from lsgd_jax.training.run import MethodOf, make_run
+from lsgd_jax.training.schedules import CONSTANT, Schedule
+from lsgd_jax.training.stopping import StopRequest
+from lsgd_jax.training.task import Task, open_task
+from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.train_step import shortest_period
+from lsgd_jax.training.workdir import check_workdir
+from lsgd_jax.training.writable import make_writable
+
+# Workers on a single device, unless a topology is given.
+ON_ONE_DEVICE = 4
+# What may differ when a run goes on.
+FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
+SHAPE = frozenset({"groups", "workers"})
 
 
-class Position(NamedTuple):
-    """How far a run has come.
-
-    Attributes:
-      state: all workers.
-      step: local steps of each worker.
-      seconds: wall-clock of training, without compilation, evaluation and checkpoints.
-      train_loss: the workers' mean training loss over their last minibatches.
-      sent_otherwise: bytes that have been communicated beyond what the run's ledger says, since
-        the run has had another number of workers before.
-      resettled: whether the checkpoint was of other groups and workers.
-    """
-
-    state: TrainState
-    step: int
-    seconds: float
-    train_loss: float
-    sent_otherwise: int = 0
-    resettled: bool = False
-
-
-class About(NamedTuple):
-    """What a run is called, for people.
+class Result(NamedTuple):
+    """What came of a run.
 
     Attributes:
-      algorithm: the method.
-      dataset: the data.
+      center: (params, model_state) of the center: the mean of all workers, or what the method has in its place.
+      leader: of the worker with the lowest score at the end.
+      best: the one of the two with the better first metric on validation data; the center without any.
+      metrics: the rows of metrics.jsonl, one an evaluation.
+      summary: what summary.json has; None of a run that was stopped, and can be resumed.
     """
 
-    algorithm: str
-    dataset: str
+    center: Candidate
+    leader: Candidate
+    best: Candidate
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
 
 
-class Way(NamedTuple):
-    """How a run is gone through.
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains a task with a method, on any number of workers, in one process or several.
 
     Attributes:
-      resume: whether it goes on from its newest checkpoint.
-      profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
-      stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
-      figures: whether to draw them, at the end.
-    """
-
-    resume: bool = False
-    profile_dir: str | None = None
-    stop: StopRequest | None = None
-    figures: bool = True
-
-
-def fit(
-    build: Callable[[], Run],
-    plan: Plan,
-    workdir: pathlib.Path,
-    about: About,
-    keep_settings: Callable[[], None],
-    plan_before: Callable[[], Plan],
-    way: Way,
-) -> dict[str, Any] | None:
-    """Trains, and leaves the results in a folder that is this run's, after all has been checked.
-
-    Args:
-      build: makes the run, once the folder is this process's own.
-      plan: what it does.
-      workdir: the folder.
-      about: what it is called.
-      keep_settings: writes down, in the main process, what it takes to resume.
-      plan_before: the plan that was written down last.
-      way: how to go through it.
-
-    Returns:
-      The summary that is also in summary.json; None if the run was stopped before its end, and is
-      ready to be resumed.
+      task: what is learned.
+      method: the distributed optimizer; or a function that makes it for a `Topology`, where that
+        depends on the number of workers or groups.
+      topology: where the workers live. By default a group for each machine and a worker for each
+        device, and four workers on a single one.
+      workdir: the folder of the run's files; None to leave none.
+      seed: the run is a function of it (and of the task and the method).
+      eval_every: local steps between two evaluations; a twentieth of the run by default.
+      checkpoint_every: local steps between two checkpoints; a fifth of the run by default.
+      schedule: how the learning rate changes. The base optimizer then has to end with `follow_factor`; one
+        with an optax schedule of its own needs none.
+      same_init: whether all workers start from the same parameters.
+      worker_speeds: simulated, of each worker in steps a second, in the order of ranks; None for workers in step.
+      asynchronous: whether each of several processes steps at its own pace.
 
     Raises:
-      NotYetError: if another process trains in that folder.
-      InputError: if what is in it cannot be read or written; nothing has been changed then.
-      AllWorkersLostError: if no worker has finite parameters left, and no
-        communication will start one again.
-      DiskFullError: if the disk of the workdir is full.
+      ValueError: naming what cannot be.
     """
-    with contextlib.ExitStack() as held:
-        processes.from_main(lambda: held.enter_context(locked(workdir)))
-        processes.from_main(lambda: check_parts(workdir))
-        held.enter_context(on_full_disk(workdir))
-        return _fit(build, plan, workdir, about, keep_settings, plan_before, way)
 
+    task: Task
+    method: DistributedOptimizer | MethodOf
+    topology: Topology | None = None
+    _: dataclasses.KW_ONLY
+    workdir: str | os.PathLike[str] | None = None
+    seed: int = 0
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    schedule: Schedule = CONSTANT
+    same_init: bool = True
+    worker_speeds: Sequence[float] | None = None
+    asynchronous: bool = False
 
-def _fit(
-    build: Callable[[], Run],
-    plan: Plan,
-    workdir: pathlib.Path,
-    about: About,
-    keep_settings: Callable[[], None],
-    plan_before: Callable[[], Plan],
-    way: Way,
-) -> dict[str, Any] | None:
-    """What `fit` does once the folder is this process's own."""
-    computed_with = provenance()  # now: the code may change while the run goes on
-    run = build()
-    metric = run.task.metric
-    processes.warm_up(run.topology)
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise ValueError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
+        if not isinstance(self.method, DistributedOptimizer) and not callable(self.method):
+            raise ValueError(f"method is {type(self.method).__name__}: use lsgd(...), say, or a function of a Topology")
+        for name in ("eval_every", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
 
-    if not way.resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
-        processes.from_main(keep_settings)
-    with contextlib.closing(run.task), contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        start = _start(plan, run, checkpoints)
-        changes = processes.from_main(lambda: what_changes(plan_before(), plan, start.step))
-        if start.step == 0:
-            processes.from_main(lambda: set_aside(workdir))
-        processes.from_main(keep_settings)
-        if way.resume:
-            processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
-            if changes:
-                processes.say(f"note: {changes}")
-        with contextlib.closing(open_records(workdir, start.step, metric.columns)) as records:
-            end = _advance(plan, run, start, records, checkpoints, way)
-        saved = checkpoints.latest_step() or 0
-    if end.step < plan.steps:
-        where = "with a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
-        processes.say(f"stopped at step {end.step} of {plan.steps}, {where if end.step else 'before the first'}")
-        return None
-    return _finish(plan, run, end, workdir, about, computed_with, figures=way.figures)
+    @lasting_output()
+    @fixed_numerics()
+    def fit(
+        self,
+        steps: int,
+        *,
+        resume: bool = False,
+        elastic: bool = False,
+        stop: StopRequest | None = None,
+        figures: bool = True,
+    ) -> Result:
+        """Trains, and leaves the results in the workdir. Ctrl-C and SIGTERM stop it after a round, with a checkpoint.
 
+        Args:
+          steps: local steps of each worker.
+          resume: whether to go on with the run that is in the workdir.
+          elastic: whether that may be with another number of workers.
+          stop: whether to stop, where the caller listens to signals itself.
+          figures: whether to draw them, at the end.
 
-def _start(plan: Plan, run: Run, checkpoints: Checkpoints) -> Position:
-    """Where the newest checkpoint is, or the beginning."""
-    step = processes.from_main(checkpoints.latest_step)
-    if step is None:
-        return Position(run.init_state(), 0, 0.0, math.nan)
-    if step > plan.steps:
-        raise InputError(f"--steps={plan.steps}: the run has a checkpoint at step {step} already, so use at least that")
-    saved = checkpoints.standing(step)
-    resettled = saved.shape != run.topology.shape
-    if resettled:
-        state = elastic.restore(run, checkpoints, step, saved.shape)
-    else:
-        shapes = run.state_shapes(run.topology.shape)
-        state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
-    sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
-    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resettled)
+        Raises:
+          ValueError: if something cannot be, in one line that says what to do; nothing has been changed then.
+          AllWorkersLostError: if no worker has finite parameters left, and no
+            communication will start one again.
+          DiskFullError: if the disk of the workdir is full.
+        """
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, got {steps}")
+        if resume and self.workdir is None:
+            raise InputError("resume needs to know the run: give the Trainer its workdir")
+        check_jax()
+        topology = self.topology or default_topology()
+        plan, settings = self._plan(steps), self._settings(steps, topology)
+        processes.check_same(settings | {"resume": resume, "elastic": elastic})
+        processes.together(lambda: self._check(plan, topology))
+        workdir = None if self.workdir is None else pathlib.Path(self.workdir)
+        conditions = agreed_conditions(self.task)
+        if workdir is not None:
+            processes.together(lambda: _check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
 
+        def keep_settings() -> None:
+            if workdir is not None:
+                write_json(workdir / "config.json", settings)
+                write_conditions(workdir, conditions)
 
-def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: Checkpoints, way: Way) -> Position:
-    """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
-    state, step, seconds = at.state, at.step, at.seconds
-    if step == plan.steps:  # stopped there by a signal, or killed before the summary
-        if records.last_evaluation != step or at.resettled:
-            records.add_metrics(_metrics(run, at))
-        return at
-    units_per_step = run.topology.size * run.task.units_per_batch
+        def build() -> Any:
+            opened = open_task(self.task, topology, seed=self.seed, steps=steps)
+            return make_run(plan, opened, self._method_of, topology)
 
-    with (
-        contextlib.ExitStack() as closed,
-        stop_on_signals() if way.stop is None else contextlib.nullcontext(way.stop) as stop,
-        Progress(step, plan.steps, run.task.unit, units_per_step, silent=not processes.is_main()) as progress,
-    ):
-        stop.awaited = True
-        if any(processes.exchange("stop", bool(stop))):
-            return at
-        groups, workers = run.topology.shape
-        processes.say(f"compiling {run.task.description['model']} for {groups} × {workers} workers")
-        with progress.paused():
-            advance = run.rounds.compile(state, step)
-        profile = closed.enter_context(contextlib.closing(Profile(way.profile_dir if processes.is_main() else None)))
-        log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
-        asked_to_stop = processes.agreed(stop, run.topology)
-        started, stopping = time.monotonic(), False
-        while step < plan.steps and not stopping:
-            begin, step = step, run.rounds.end(step)
-            state, report, pace = advance(state, begin, step)
-            log.add(step, report, pace)
-            profile.called(state)
+        labels = {"algorithm": "own", "dataset": self.task.name}
+        way = Way(workdir, labels, keep_settings, lambda: plan, resume=resume, stop=stop, figures=figures)
+        ended = go(build, plan, way)
+        candidates = ended.candidates()
+        return Result(
+            center=candidates.center,
+            leader=candidates.leader,
+            best=candidates.leader if self._leader_is_better(ended.metrics) else candidates.center,
+            metrics=ended.metrics,
+            summary=ended.summary,
+        )
 
-            stopping = asked_to_stop()
-            evaluating = _passed(plan.evaluation_period, begin, step) or step == plan.steps
-            saving = _passed(plan.checkpoint_period, begin, step) or step == plan.steps or stopping
-            if not (evaluating or saving):
-                continue
-            log.catch_up()
-            jax.block_until_ready(state)
-            seconds += time.monotonic() - started
-            with progress.paused():
-                at = at._replace(state=state, step=step, seconds=seconds, train_loss=log.train_loss)
-                if step == plan.steps and log.all_lost and not all_finite(run.candidates(state).center):
-                    log.give_up(step)  # no communication comes any more
-                if evaluating:
-                    metrics = _metrics(run, at)
-                    records.add_metrics(metrics)
-                    if plan.schedule.kind == "plateau":
-                        state = _lower_rate_on_plateau(state, metrics, plan.schedule.patience, run, progress)
-                        at = at._replace(state=state)
-                if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
-                    records.flush()  # first: no checkpoint is newer than the records
-                    checkpoints.save(step, state, _standing(run, at))
-            started = time.monotonic()
-    return at
+    def _plan(self, steps: int) -> Plan:
+        return Plan(
+            steps=steps,
+            seed=self.seed,
+            evaluation_period=self.eval_every or max(1, math.ceil(steps / 20)),
+            checkpoint_period=self.checkpoint_every or max(1, math.ceil(steps / 5)),
+            schedule=self.schedule,
+            same_init=self.same_init,
+            speeds=None if self.worker_speeds is None else tuple(self.worker_speeds),
+            asynchronous=self.asynchronous,
+        )
 
-
-def _lower_rate_on_plateau(
-    state: TrainState, metrics: dict[str, Any], patience: int, run: Run, progress: Progress
-) -> TrainState:
-    """The state after an evaluation, of the better of center and leader."""
-    losses = (metrics["validation_loss"], metrics["leader_validation_loss"])
-    best = min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
-    plateau = jax.device_put(see(state.plateau, best, patience), run.topology.replicated)
-    if plateau.scale < state.plateau.scale:
-        progress.tell(f"step {int(state.step)}: validation loss saturates, learning rate × {float(plateau.scale):g}")
-    return state._replace(plateau=plateau)
-
-
-def _standing(run: Run, at: Position) -> Standing:
-    """What a checkpoint keeps besides the state."""
-    return Standing(run.topology.shape, at.seconds, at.train_loss, _sent(run, at))
-
-
-def _sent(run: Run, at: Position) -> int:
-    """Bytes that all workers together have sent, since the start."""
-    return run.ledger.bytes_sent(at.step) + at.sent_otherwise
-
-
-def _passed(period: int, begin: int, end: int) -> bool:
-    """Whether a call came to, or went over, a multiple of the period."""
-    return end // period > begin // period
-
-
-def _metrics(run: Run, at: Position) -> dict[str, Any]:
-    """A row of metrics.jsonl: figures of the center, but for the workers' train_loss and the leader's figures."""
-    candidates = run.candidates(at.state)
-    return {
-        "step": at.step,
-        "seconds": round(at.seconds, 3),
-        "groups": run.topology.groups,
-        "workers": run.topology.workers,
-        **run.rounds.metrics(at.step),
-        "bytes_communicated": _sent(run, at),
-        "train_loss": at.train_loss,
-        **run.task.evaluate(candidates.center, ""),
-        **run.task.evaluate(candidates.leader, "leader_"),
-        "leader": int(candidates.leader_rank),
-    }
-
-
-def _finish(
-    plan: Plan,
-    run: Run,
-    end: Position,
-    workdir: pathlib.Path,
-    about: About,
-    computed_with: dict[str, Any],
-    *,
-    figures: bool,
-) -> dict[str, Any]:
-    """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
-    metric = run.task.metric
-    params, model_state = run.candidates(end.state).center
-    save_center(workdir, params, model_state, run.task.description)
-    evaluated = run.evaluate_workers(end.state)
-    of_workers = {
-        f"worker_{figure}": [of_worker[figure] for of_worker in evaluated]
-        for figure in (f"validation_{metric.name}", f"test_{metric.name}")
-    }
-    parameters = sum(x.size for x in jax.tree.leaves(params))
-
-    def write_summary() -> dict[str, Any]:
-        metrics, leaders = read_metrics(workdir, metric.columns), read_leaders(workdir)
-        drawn = draw_figures(workdir / "figures", metrics, leaders, run.topology.size, metric) if figures else []
-        summary = {
-            **metrics[-1],
-            "algorithm": about.algorithm,
-            "dataset": about.dataset,
-            "model": run.task.description["model"],
-            "parameters": parameters,
-            "groups": run.topology.groups,
-            "workers": run.topology.workers,
-            "processes": jax.process_count(),
-            "batch_size": run.task.batch_size,
-            "unit": run.task.unit,
-            "units_per_batch": run.task.units_per_batch,
-            "metric": metric.name,
-            "seed": plan.seed,
-            "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
-            **computed_with,
-            **of_workers,
-            "figures": [str(path.relative_to(workdir)) for path in drawn],
+    def _settings(self, steps: int, topology: Topology) -> dict[str, Any]:
+        """What a run has to have in common with what it goes on from, as JSON has it."""
+        return {
+            "task": self.task.name,
+            "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
+            "batch_size": self.task.train.batch_size,
+            "groups": topology.groups,
+            "workers": topology.workers,
+            "steps": steps,
+            "seed": self.seed,
+            "eval_every": self.eval_every,
+            "checkpoint_every": self.checkpoint_every,
+            "schedule": self.schedule.kind,
+            "drop_at": list(self.schedule.drop_at),
+            "warmup_steps": self.schedule.warmup_steps,
+            "patience": self.schedule.patience,
+            "same_init": self.same_init,
+            "worker_speeds": None if self.worker_speeds is None else list(self.worker_speeds),
+            "asynchronous": self.asynchronous,
         }
-        write_json(workdir / "summary.json", summary)
-        return summary
 
-    return processes.from_main(write_summary)
+    def _method_of(self, topology: Topology) -> DistributedOptimizer:
+        return self.method if isinstance(self.method, DistributedOptimizer) else self.method(topology)
+
+    def _check(self, plan: Plan, topology: Topology) -> None:
+        """Checks what can be judged before anything is read.
+
+        Raises:
+          InputError: what is wrong and what to do, in one line.
+        """
+        method = self._method_of(topology)
+        if not isinstance(method, DistributedOptimizer):
+            raise InputError(f"method makes {type(method).__name__} of a topology: return a DistributedOptimizer")
+        if self.schedule != CONSTANT and not follows_factor(method, self.task.init):
+            raise InputError(
+                f"schedule is {self.schedule.kind!r}, but the base optimizer does not follow it: end it with "
+                "optax.chain(..., follow_factor()), or give it an optax schedule and leave schedule out"
+            )
+        processes.check_all_work(topology)
+        if plan.speeds is None and not plan.asynchronous:
+            return
+        try:
+            check_rounds(method, topology.groups)
+        except ValueError as error:
+            raise InputError(f"worker_speeds and asynchronous do not go with this method: {error}") from error
+        if plan.asynchronous:
+            check_shares(topology)
+        if plan.speeds is not None:
+            if len(plan.speeds) != topology.size or min(plan.speeds) <= 0:
+                raise InputError(f"worker_speeds={plan.speeds}: must be a positive number for each worker")
+            period = shortest_period(method, topology.groups)
+            if plan.steps % period:
+                raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
+
+    def _leader_is_better(self, metrics: list[dict[str, Any]]) -> bool:
+        name = next(iter(self.task.metrics)) if self.task.metrics else "loss"
+        name = self.task.metric.name if self.task.metric else name
+        figures = [metrics[-1].get(f"{model}validation_{name}") if metrics else None for model in ("", "leader_")]
+        center, leader = (math.inf if figure is None or math.isnan(figure) else figure for figure in figures)
+        return leader < center
+
+
+def default_topology() -> Topology:
+    """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
+    devices, groups = processes.devices(), len(set(processes.hosts()))
+    return Topology(groups, max(len(devices) // groups, 1) if len(devices) > 1 else ON_ONE_DEVICE, devices)
+
+
+def follows_factor(method: DistributedOptimizer, init: Callable[[jax.Array], tuple[Any, Any]]) -> bool:
+    """Whether a method's updates depend on the factor of the learning rate; nothing is computed."""
+
+    def step(rate: jax.Array, params: Any) -> Any:
+        def of_worker(params: Any) -> Any:
+            state = method.init(params, Axes())
+            return method.update(params, state, params, value=jnp.zeros([]), rate_factor=rate)[0]
+
+        return jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP)(params)
+
+    shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None, None], init(run_key(0))[0]))
+    traced = jax.make_jaxpr(step)(jax.ShapeDtypeStruct((), jnp.float32), shapes).jaxpr
+    rate = traced.invars[0]
+    return any(rate is variable for equation in traced.eqns for variable in equation.invars)
+
+
+def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *, resume: bool, elastic: bool) -> None:
+    """Checks what a workdir has of a run before.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    if processes.is_main():
+        check_workdir(workdir, resume=resume)
+    if not resume:
+        if processes.is_main():
+            make_writable(workdir)
+        return
+    fields, todo = Fields({"task": str}, others=object), "use a new workdir, or restore it"
+    saved = read_fields(workdir / "config.json", fields, todo)
+    free = FREE | (SHAPE if elastic else frozenset())
+    changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
+    if changed:
+        told = ", ".join(f"{name} was {saved.get(name)}, is {settings[name]}" for name in changed)
+        hint = ", or give elastic=True" if set(changed) <= SHAPE else ""
+        raise InputError(f"cannot resume with another run ({told}): leave that as it was, or use a new workdir{hint}")
+    check_precision(workdir)
+    check_data(workdir, task)

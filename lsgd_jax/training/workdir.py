@@ -1,18 +1,10 @@
-"""A run's folder: whose it is, and the settings in it."""
+"""A run's folder, and whose it is."""
 
-import dataclasses
 import pathlib
-import typing
-from typing import Any
 
-from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.fields import Fields, read_fields
 from lsgd_jax.training.files import PARTIAL, is_there
 from lsgd_jax.training.writable import PROBE
-
-KINDS = typing.get_type_hints(Config)
-SETTINGS = Fields(KINDS, optional=KINDS.keys() - {"workdir"})  # older versions have had fewer
 
 
 def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
@@ -53,16 +45,3 @@ def is_used(workdir: pathlib.Path) -> bool:
 def _counts(path: pathlib.Path) -> bool:
     """Whether something in a folder makes it a used one: not what a run that was killed at its very start leaves."""
     return not (path.name.startswith(PROBE) or path.suffix == PARTIAL or (path.is_dir() and not any(path.iterdir())))
-
-
-def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or restore it") -> dict[str, Any]:
-    """The settings that the run in a workdir was started with.
-
-    Args:
-      workdir: the run's folder.
-      todo: what to do if they cannot be read.
-
-    Raises:
-      InputError: if they cannot be read.
-    """
-    return dataclasses.asdict(Config(**read_fields(workdir / "config.json", SETTINGS, todo)))
