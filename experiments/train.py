@@ -34,6 +34,8 @@ from lsgd_jax.training.stopping import StopRequest
 
 FLAGS = flags.FLAGS
 LONGEST_WAIT = 10**6  # seconds
+# A center is far behind a leader whose figure is less than so much of its own.
+FAR = 0.8
 
 define(FLAGS, itertools.chain(*GROUPS.values()))
 
@@ -126,17 +128,24 @@ def table(summary: dict[str, Any], workdir: str) -> str:
         f"{summary['groups']} × {summary['workers']} workers, {summary['step']} steps of {samples}, "
         f"{summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
     )
-    leader = f"leader ({summary['leader']})"
+    best = metric.best(summary)
+    names = ("center", f"leader ({summary['leader']})")
+    center, leader = (f"{name}, best" if name.startswith(best) else name for name in names)
     lines = [
         "",
         setting,
         f"{metric.label:<16}{'validation':>12}{'test':>12}",
-        f"{'center':<16}{shown('')}",
+        f"{center:<16}{shown('')}",
         f"{leader:<16}{shown('leader_')}",
     ]
     of_workers = (summary[f"worker_{split}_{metric.name}"] for split in ("validation", "test"))
     for rank, figures in enumerate(zip(*of_workers, strict=True)):
         lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
+    if metric.read(summary, "leader_validation") < FAR * metric.read(summary, "validation"):
+        lines += [
+            "",
+            "the center is far behind the leader: a shorter --global_period, a stronger pull or a stale one help",
+        ]
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
     return "\n".join(lines)
 

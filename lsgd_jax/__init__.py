@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lsgd_jax.public import *
+    from lsgd_jax.public_trainer import *
 
 __all__ = [
     "GROUP",
@@ -39,21 +40,35 @@ __all__ = [
 ]
 
 
+OF_TRAINER = (
+    "Result",
+    "Schedule",
+    "Task",
+    "Trainer",
+    "follow_factor",
+    "from_arrays",
+    "from_function",
+    "from_grain",
+    "load_center",
+    "load_model",
+    "nnx_task",
+)
+
+
 def __getattr__(name: str) -> Any:
     """Imports them when the first is used: the launcher, and what hears signals, cannot wait for JAX."""
+    if name in OF_TRAINER:  # which need the extra `train`, as the rest does not
+        try:
+            import lsgd_jax.public_trainer as of_trainer
+        except ImportError as error:
+            raise ImportError(f"{name} needs the extra 'train': pip install 'lsgd_jax[train]'") from error
+        return getattr(of_trainer, name)
     if name in __all__ or name in ("collectives", "optimizers", "training"):
         import lsgd_jax.public as public
 
         return getattr(public, name) if name in __all__ else sys.modules[f"{__name__}.{name}"]
-    if name == "load_center":  # needs the extra `train`, which the rest does not
-        try:
-            from lsgd_jax.training.center import load_center
-        except ImportError as error:
-            raise ImportError("load_center needs the extra 'train': pip install 'lsgd_jax[train]'") from error
-
-        return load_center
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__, "load_center"]
+    return [*globals(), *__all__, *OF_TRAINER]

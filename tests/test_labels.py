@@ -83,7 +83,7 @@ def test_a_streamed_image_whose_label_is_no_class_is_named_when_it_is_met(tmp_pa
     assert isinstance(source, StreamedSource)
     drawn = minibatches(source)
     with refusal("'tiny'", f"image {drawn.indices(1, 0)[0]} of the train split", "the label -1"):
-        drawn(1)
+        drawn(1, 0)
     with refusal("'tiny'", "of the train split", "the label -1"):
         EvaluationBatches(source, 4, 0)(0)
     assert EvaluationBatches(source, 4, 0)(1).labels.tolist(), "of the labelled split"

@@ -4,10 +4,12 @@ import csv
 import math
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from claims import interval
 from comparison.evaluations import spread
 from comparison.significance import not_apart, standard_errors
@@ -30,6 +32,20 @@ def test_the_loop_in_the_readme_learns() -> None:
     np.testing.assert_allclose(center, 3.0, atol=0.1)
     assert losses.shape == (8, 130)
     assert float(losses[:, -1].mean()) < 0.1 < float(losses[:, 0].mean())
+
+
+def test_the_own_task_in_the_readme_is_learned_and_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer(" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("steps=960", "steps=240"), names)
+    errors = [row["validation_error"] for row in names["result"].metrics]
+    assert errors[0] > 0.25
+    assert errors[-1] < 0.2
+    trainer = names["Trainer"](names["task"], names["method"], names["Topology"](2, 4), workdir="runs/own")
+    assert trainer.fit(steps=256, resume=True, figures=False).metrics[-1]["step"] == 256
 
 
 def test_every_path_in_the_readme_exists() -> None:

@@ -17,6 +17,7 @@ from lsgd_jax import Axes, Topology, data_parallel, easgd, lsgd
 from lsgd_jax.training import classification, from_config
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.saved_models import load_model
 from lsgd_jax.training.schedules import Schedule, follow_factor
 from lsgd_jax.training.sources import TrainingData, from_arrays, from_function, from_grain
 from lsgd_jax.training.stopping import StopRequest
@@ -186,6 +187,16 @@ def test_the_trainers_schedule_acts_or_is_refused() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("which", ["center", "leader", "best"])
+def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, which: str) -> None:
+    result = trainer(tmp_path).fit(8, figures=False)
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path, which, task()), getattr(result, which))
+    with pytest.raises(InputError, match=r"of a task of your own, 'task': pass it, as task="):
+        load_model(tmp_path, which)
+    with pytest.raises(InputError, match=r"cannot load .* or of another version or task"):
+        load_model(tmp_path, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
 
 
 def test_another_task_or_other_data_are_refused(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def evaluate(outcome: Outcome, cost: Cost) -> Run:
 
 def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evaluation:
     """One row of metrics.jsonl."""
-    step, deployed = row["step"], deployed_model(row, cost.metric)
+    step, deployed = row["step"], cost.metric.best(row)
 
     def errors(split: str) -> Errors:
         center, leader = cost.metric.read(row, split), cost.metric.read(row, f"leader_{split}")
@@ -181,11 +181,6 @@ def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evalua
         validation=errors("validation"),
         test=errors("test") if reveal_test else None,
     )
-
-
-def deployed_model(row: dict[str, Any], metric: Metric) -> str:
-    """ "leader" if it does better on validation data in a row of metrics.jsonl, else "center"."""
-    return "leader" if metric.read(row, "leader_validation") < metric.read(row, "validation") else "center"
 
 
 def final_validation_error(outcome: Outcome, metric: Metric = ERROR) -> float:

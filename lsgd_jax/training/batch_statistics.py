@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
 def has_batch_statistics(model: FunctionalModel) -> bool:
     """Whether there is anything for `reestimate` to do; computes nothing."""
-    return bool(_layers(model.module(*jax.eval_shape(model.init, jax.random.key(0)))))
+    return bool(batch_norms(model.module(*jax.eval_shape(model.init, jax.random.key(0)))))
 
 
 def reestimate(
@@ -61,30 +61,50 @@ def reestimate(
       The model state with those moments; the rest of it unchanged, and all of it for a
       model without batch norm.
     """
-    if not _layers(model.module(params, model_state)):
+    if not batch_norms(model.module(params, model_state)):
         return model_state
 
-    def of_batch(drawn: tuple[Any, jax.Array]) -> list[Moments]:
-        batch, key = drawn
+    def forward(module: Any, batch: Any, key: jax.Array) -> None:
         input_key, dropout_key = jax.random.split(key)
-        module: Any = model.module(params, model_state)
-        for layer in _layers(module):
+        module(inputs(batch, input_key), rngs=nnx.Rngs(dropout=dropout_key))
+
+    return params_and_state(measured(lambda: model.module(params, model_state), forward, batches, key))[1]
+
+
+def measured(
+    module_of: Callable[[], nnx.Module],
+    forward: Callable[[nnx.Module, Any, jax.Array], Any],
+    batches: Any,
+    key: jax.Array,
+) -> nnx.Module:
+    """A module whose batch-norm layers have the moments of some batches, as `reestimate` says.
+
+    Args:
+      module_of: makes it, ready to train.
+      forward: `(module, batch, key)`, calls it as in training.
+      batches: a pytree of arrays with the leading axes [batches, batch].
+      key: the randomness of the pass.
+    """
+
+    def of_batch(drawn: tuple[Any, jax.Array]) -> list[Moments]:
+        module = module_of()
+        for layer in batch_norms(module):
             layer.momentum = 0.0  # the running moments become the batch's own, once they are finite
             layer.mean[...] = layer.var[...] = jnp.zeros_like(layer.mean[...])
-        module(inputs(batch, input_key), rngs=nnx.Rngs(dropout=dropout_key))
-        return [Moments(layer.mean[...], layer.var[...]) for layer in _layers(module)]
+        forward(module, *drawn)
+        return [Moments(layer.mean[...], layer.var[...]) for layer in batch_norms(module)]
 
     count = len(jax.tree.leaves(batches)[0])
     found = lax.map(of_batch, (batches, jax.random.split(key, count)))
-    module = model.module(params, model_state)
-    for layer, moments in zip(_layers(module), found, strict=True):
+    module = module_of()
+    for layer, moments in zip(batch_norms(module), found, strict=True):
         mean = moments.mean.mean(0)
         layer.mean[...] = mean
         # The same as avg (v + μ²) − mean², without its cancellation.
         layer.var[...] = (moments.var + jnp.square(moments.mean - mean)).mean(0)
-    return params_and_state(module)[1]
+    return module
 
 
-def _layers(module: nnx.Module) -> list[nnx.BatchNorm]:
-    """In an order that is the same for all modules of a model."""
+def batch_norms(module: nnx.Module) -> list[nnx.BatchNorm]:
+    """Its batch-norm layers, in an order that is the same for all modules of a model."""
     return [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, nnx.BatchNorm)]

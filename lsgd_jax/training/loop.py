@@ -12,10 +12,9 @@ import jax
 
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.training import elastic, processes
-from lsgd_jax.training.center import save_center
 from lsgd_jax.training.checkpoints import Checkpoints, NoCheckpoints, Standing
 from lsgd_jax.training.errors import InputError, on_full_disk
-from lsgd_jax.training.evaluation import Candidate, Candidates
+from lsgd_jax.training.evaluation import Candidates
 from lsgd_jax.training.figures import draw_figures
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.lock import locked
@@ -26,6 +25,7 @@ from lsgd_jax.training.provenance import provenance
 from lsgd_jax.training.records import Records, Unwritten, open_records, read_leaders, read_metrics, set_aside
 from lsgd_jax.training.reports import RoundLog
 from lsgd_jax.training.run import Run
+from lsgd_jax.training.saved_models import save_model
 from lsgd_jax.training.schedules import see
 from lsgd_jax.training.state import TrainState, state_shardings
 from lsgd_jax.training.stopping import StopRequest, stop_on_signals
@@ -84,11 +84,13 @@ class Ended(NamedTuple):
       summary: of a run that is finished; None of one that was stopped, and can be resumed.
       metrics: the rows of metrics.jsonl.
       candidates: gathers the models at its end.
+      best: "center" or "leader", which did better at the last evaluation.
     """
 
     summary: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     candidates: Callable[[], Candidates]
+    best: str
 
 
 def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
@@ -143,12 +145,13 @@ def _go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
     candidates = functools.cache(lambda: run.candidates(end.state))
     rows = records.rows if isinstance(records, Unwritten) else []
     metrics = rows if workdir is None else processes.from_main(lambda: read_metrics(workdir, run.task.columns))
+    best = run.task.metric.best(metrics[-1]) if metrics else "center"
     if end.step < plan.steps:
         where = "with a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
         where = "without a checkpoint" if workdir is None else where
         processes.say(f"stopped at step {end.step} of {plan.steps}, {where if end.step else 'before the first'}")
-        return Ended(None, metrics, candidates)
-    return Ended(_finish(plan, run, end, candidates().center, metrics, computed_with, way), metrics, candidates)
+        return Ended(None, metrics, candidates, best)
+    return Ended(_finish(plan, run, end, candidates(), metrics, computed_with, way), metrics, candidates, best)
 
 
 def _start(plan: Plan, run: Run, checkpoints: Checkpoints) -> Position:
@@ -273,16 +276,18 @@ def _finish(
     plan: Plan,
     run: Run,
     end: Position,
-    center: Candidate,
+    candidates: Candidates,
     metrics: list[dict[str, Any]],
     computed_with: dict[str, Any],
     way: Way,
 ) -> dict[str, Any]:
     """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
     workdir, metric = way.workdir, run.task.metric
-    params, model_state = center
+    (params, model_state), (of_leader, leader_state) = candidates.center, candidates.leader
     if workdir is not None:
-        save_center(workdir, params, model_state, run.task.description)
+        save_model(workdir, "center", params, model_state, run.task.description)
+        # What a center does not keep is a worker's place in its data.
+        save_model(workdir, "leader", of_leader, leader_state if model_state else {}, run.task.description)
     evaluated = run.evaluate_workers(end.state)
     of_workers = {
         f"worker_{figure}": [of_worker[figure] for of_worker in evaluated]
@@ -300,6 +305,7 @@ def _finish(
         "unit": run.task.unit,
         "units_per_batch": run.task.units_per_batch,
         "metric": metric.name,
+        "best": metric.best(metrics[-1]),
         "seed": plan.seed,
         "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
         **computed_with,

@@ -44,6 +44,12 @@ class Metric(NamedTuple):
         """The unit, as it stands after a label."""
         return f" [{self.unit}]" if self.unit else ""
 
+    def best(self, row: Mapping[str, Any]) -> str:
+        """ "leader" if it does better on validation data in a row of metrics.jsonl, else "center"."""
+        if f"validation_{self.name}" not in row:
+            return "center"
+        return "leader" if self.read(row, "leader_validation") < self.read(row, "validation") else "center"
+
     def bounded(self, value: float | None) -> float:
         """The value; `worst` for one that is worse or not finite, which files have as null."""
         return value if value is not None and value < self.worst else self.worst

@@ -1,6 +1,7 @@
 """Where the minibatches of a task come from: arrays on the devices, or a function on the host."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,11 +47,16 @@ class TrainingData:
       batch_size: samples in a worker's minibatch.
       open: `(topology, seed, steps) -> Stream`. Raises ValueError if there is too little for so many workers.
       digest: tells whether the data are the same as they were; None where only their name does.
+      some: `count -> batches`, a pytree of arrays [batches, batch, ...], about so many samples and at least a
+        minibatch: the same ones each time, for what has to be measured again.
+      augment: what becomes of one of these before the loss sees it, if anything.
     """
 
     batch_size: int
     open: Callable[[Topology, int, int], Stream]
     digest: Callable[[], str] | None = None
+    some: Callable[[int], Any] | None = None
+    augment: Augment | None = None
 
 
 def standing(batches: Batches, data: Any) -> Stream:
@@ -93,7 +99,11 @@ def from_arrays(
         data = put_on_devices(arrays, topology, sampling, seed)
         return standing(make_batches(sampling, own, batch_size, augment), data)
 
-    return TrainingData(batch_size, open_arrays, lambda: digest_of(lambda: arrays))
+    def some(samples: int) -> Any:
+        batches = max(1, min(samples, count) // batch_size)
+        return jax.tree.map(lambda x: x[: batches * batch_size].reshape(batches, batch_size, *x.shape[1:]), arrays)
+
+    return TrainingData(batch_size, open_arrays, lambda: digest_of(lambda: arrays), some, augment)
 
 
 def from_function(
@@ -129,7 +139,7 @@ def streamed(batch_of: BatchOf, example: Any, *, transform: Augment | None = Non
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
         return Stream(block_batches(length, transform), feed, shapes, length, feed.close)
 
-    return TrainingData(count_of(example), open_stream)
+    return TrainingData(count_of(example), open_stream, some=functools.partial(_first, batch_of), augment=transform)
 
 
 def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", processes: int = 0) -> TrainingData:
@@ -159,7 +169,8 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
         batch_of = OfGrain(dataset, sampling, count, batch_size, topology.size, seed)
         return from_function(batch_of, processes=processes).open(topology, seed, steps)
 
-    return TrainingData(batch_size, open_stream)
+    first = OfGrain(dataset, "iid", count, batch_size, workers=1, seed=0)
+    return TrainingData(batch_size, open_stream, some=functools.partial(_first, first))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,3 +245,10 @@ def check_arrays(what: str, tree: Any) -> Any:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(f"the arrays differ in their number of samples: {told}")
     return arrays
+
+
+def _first(batch_of: BatchOf, samples: int) -> Any:
+    """The first minibatches of worker 0, of about so many samples and at least one."""
+    made = [batch_of(0, 0)]
+    made += [batch_of(0, step) for step in range(1, samples // count_of(made[0]))]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)

@@ -150,7 +150,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         longest_call=stream.longest_call,
         evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(metrics, splits, topology),
         renew=task.renew(topology, seed) if task.renew else lambda center: center,
-        description=task.description or {"model": task.name},
+        description=task.description or {"kind": "own", "model": task.name},
         metric=task.metric or Metric(first, first, "", scale=1.0, digits=4, worst=float("inf")),
         batch_size=task.train.batch_size,
         unit=task.unit,

@@ -162,7 +162,7 @@ class Trainer:
         return Result(
             center=candidates.center,
             leader=candidates.leader,
-            best=candidates.leader if self._leader_is_better(ended.metrics) else candidates.center,
+            best=getattr(candidates, ended.best),
             metrics=ended.metrics,
             summary=ended.summary,
         )
@@ -232,13 +232,6 @@ class Trainer:
             period = shortest_period(method, topology.groups)
             if plan.steps % period:
                 raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
-
-    def _leader_is_better(self, metrics: list[dict[str, Any]]) -> bool:
-        name = next(iter(self.task.metrics)) if self.task.metrics else "loss"
-        name = self.task.metric.name if self.task.metric else name
-        figures = [metrics[-1].get(f"{model}validation_{name}") if metrics else None for model in ("", "leader_")]
-        center, leader = (math.inf if figure is None or math.isnan(figure) else figure for figure in figures)
-        return leader < center
 
 
 def default_topology() -> Topology:

@@ -11,9 +11,9 @@ from lsgd_jax.training.paths import why_not_local
 # How the names of files begin that are there for a moment.
 PROBE = ".writable"
 # What a run writes when it goes on: into these folders, to the ends of these files, and others in the place of these.
-FOLDERS = ("", "checkpoints", "center", "figures", "tensorboard")
+FOLDERS = ("", "checkpoints", "center", "leader", "figures", "tensorboard")
 RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv")
-REPLACED = ("config.json", "conditions.json", "summary.json", "center/model.json")
+REPLACED = ("config.json", "conditions.json", "summary.json", "center/model.json", "leader/model.json")
 
 
 def make_writable(folder: pathlib.Path, flag: str | None = "workdir", todo: str = "choose another folder") -> None:

@@ -1,7 +1,7 @@
-"""The center of a run on its own, ready to use, with Orbax."""
+"""The models of a run on their own, ready to use, with Orbax: its center and its leader."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,10 @@ from lsgd_jax.training.models import FunctionalModel, make_model
 from lsgd_jax.training.models.language import fresh_state, make_language_model
 from lsgd_jax.training.paths import expanded, why_not_local
 from lsgd_jax.training.processes import is_main
+from lsgd_jax.training.task import Task
 
+MODELS_OF_A_RUN = ("best", "center", "leader")
+BEST = Fields({"best": str}, optional=["best"], others=object)
 # What model.json tells: of every model, of one of images, of its preprocessing, of a model of text.
 MODEL = Fields({"model": str, "kind": str}, optional=["kind"], others=object)
 IMAGES = Fields({"input_shape": list[int], "classes": int, "preprocessing": dict}, others=object)
@@ -49,50 +52,72 @@ class LanguageModel:
         return self._functional.apply(self._params, fresh_state(self._functional, len(tokens)), tokens, None)[0]
 
 
-def save_center(workdir: pathlib.Path, params: Any, model_state: Any, description: Mapping[str, Any]) -> None:
-    """Saves the evaluated center in `center/`, with the description of its task, which `load_center` needs.
+def save_model(
+    workdir: pathlib.Path, which: str, params: Any, model_state: Any, description: Mapping[str, Any]
+) -> None:
+    """Saves a model in a folder of its name, with the description of its task, which `load_model` needs.
 
     All processes of a run have to call it.
     """
-    center = workdir / "center"
-    (center / "model.json").unlink(missing_ok=True)  # it comes last: the center is whole where it stands
+    folder = workdir / which
+    (folder / "model.json").unlink(missing_ok=True)  # it comes last: the model is whole where it stands
     with ocp.StandardCheckpointer() as checkpointer:
-        path = (center / "arrays").absolute()
+        path = (folder / "arrays").absolute()
         checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
     if is_main():
-        write_json(center / "model.json", description)
+        write_json(folder / "model.json", dict(description))
 
 
-def load_center(workdir: str | pathlib.Path) -> tuple[Callable[[jax.Array], jax.Array], Any]:
-    """Loads the center of a finished run.
+def load_center(workdir: str | pathlib.Path, task: Task | None = None) -> tuple[Any, Any]:
+    """`load_model`, of the center."""
+    return load_model(workdir, "center", task)
+
+
+def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | None = None) -> tuple[Any, Any]:
+    """Loads a model of a finished run.
 
     Args:
       workdir: the run's `--workdir`.
+      which: "center", "leader", or "best": the one of the two that does better on validation data.
+      task: that of the run, if it is one of your own.
 
     Returns:
-      (model, params): `model(images)` gives logits, float32[batch, classes], for raw
-      images of the data set, [batch, height, width, channels]. After a run on text
-      `model(tokens)` gives logits of the next byte, float32[batch, length, 256], for
-      int[batch, length], each row the beginning of a text. `params` are the model's
-      parameters, a dictionary of arrays.
+      Of a task of your own, (params, model_state). Else (model, params): `model(images)` gives
+      logits, float32[batch, classes], for raw images of the data set, [batch, height, width,
+      channels]. After a run on text `model(tokens)` gives logits of the next byte, float32[batch,
+      length, 256], for int[batch, length], each row the beginning of a text. `params` are the
+      model's parameters, a dictionary of arrays.
 
     Raises:
-      FileNotFoundError: if the run has saved no center (yet).
-      InputError: if `workdir` is no path that can be used, or the center cannot be read.
+      FileNotFoundError: if the run has saved no such model (yet).
+      InputError: if `workdir` is no path that can be used, the model cannot be read, or is of another task.
     """
     if reason := why_not_local(workdir):
         raise InputError(f"{workdir}: {reason}")
-    center = expanded(workdir) / "center"
-    if not is_there(center / "model.json"):
-        raise FileNotFoundError(f"no center in {workdir}: it is saved at the end of a run; finish it with --resume")
-    todo = f"remove {center.parent / 'summary.json'}, and go on with --resume, which saves the center again"
-    description = read_fields(center / "model.json", MODEL, todo)
-    load = _load_language_model if description.get("kind") == "text" else _load_classifier
+    if which not in MODELS_OF_A_RUN:
+        raise InputError(f"which={which!r}: choose one of {', '.join(MODELS_OF_A_RUN)}")
+    run = expanded(workdir)
+    summary, todo = run / "summary.json", "remove it, and go on with --resume, which saves the models again"
+    if which == "best":
+        which = read_fields(summary, BEST, todo).get("best", "center") if is_there(summary) else "center"
+    folder = run / which
+    if not is_there(folder / "model.json"):
+        raise FileNotFoundError(f"no {which} in {workdir}: it is saved at the end of a run; finish it with --resume")
+    todo = f"remove {summary}, and go on with --resume, which saves the {which} again"
+    description = read_fields(folder / "model.json", MODEL, todo)
+    kind = description.get("kind", "images")
+    if kind == "own" and task is None:
+        raise InputError(f"{folder} is of a task of your own, {description['model']!r}: pass it, as task=")
     try:
-        return load(center / "arrays", description)
+        if task is not None:
+            return _restore(folder / "arrays", *jax.eval_shape(task.init, jax.random.key(0)))
+        load = _load_language_model if kind == "text" else _load_classifier
+        return load(folder / "arrays", description)
     except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
         why = first_line(error)
-        raise InputError(f"cannot load {center} ({why}): if it is damaged, or of another version, {todo}") from error
+        raise InputError(
+            f"cannot load {folder} ({why}): if it is damaged, or of another version or task, {todo}"
+        ) from error
 
 
 def _load_classifier(path: pathlib.Path, description: dict[str, Any]) -> tuple[Classifier, Any]:

@@ -1,0 +1,14 @@
+"""What `lsgd_jax` gives with the extra `train`, by the names in its `OF_TRAINER`."""
+
+# ruff: noqa: I001
+# `a as a` is what strict type checkers take for public.
+from lsgd_jax.training.saved_models import load_center as load_center, load_model as load_model
+from lsgd_jax.training.nnx_task import nnx_task as nnx_task
+from lsgd_jax.training.schedules import Schedule as Schedule, follow_factor as follow_factor
+from lsgd_jax.training.sources import (
+    from_arrays as from_arrays,
+    from_function as from_function,
+    from_grain as from_grain,
+)
+from lsgd_jax.training.task import Task as Task
+from lsgd_jax.training.trainer import Result as Result, Trainer as Trainer
