@@ -61,15 +61,18 @@ def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
       InputError: if there is no such run or checkpoint, or its model has no batch norm.
     """
     from lsgd_jax.training.batch_statistics import has_batch_statistics
+    from lsgd_jax.training.classification import model_of
     from lsgd_jax.training.errors import InputError
     from lsgd_jax.training.evaluation import make_candidates
     from lsgd_jax.training.numerics import fixed_numerics
     from lsgd_jax.training.reload import reload_run
-    from lsgd_jax.training.tasks import find_source, kind_of
+    from lsgd_jax.training.task import Task
+    from lsgd_jax.training.tasks import find_source
+    from lsgd_jax.training.text import TextSource
 
     config, run, state, step = reload_run(folder, data_dir)
     source = find_source(config)
-    if not has_batch_statistics(kind_of(source).model(config, source, None)):
+    if isinstance(source, Task | TextSource) or not has_batch_statistics(model_of(config, source)):
         raise InputError(f"--run: {config.model_name} has no batch norm: name a run of vgg16, resnet20 or resnet50")
     with fixed_numerics():
         averaged = make_candidates(run.method, run.topology)(state).center

@@ -93,9 +93,9 @@ def main(argv: list[str]) -> int:
             argv, "--runs has runs with --worker_speeds, whose time is simulated, and others: draw them apart"
         )
 
-    from lsgd_jax.training.tasks import METRICS  # only now: a mistyped flag is told without waiting for it
+    from lsgd_jax.training.tasks import metric_named  # only now: a mistyped flag is told without waiting for it
 
-    metric = METRICS[names[0]]
+    metric = metric_named(names[0])
     workdir = pathlib.Path(str(FLAGS.workdir))
     lines = group(runs)
     points = [point for line in lines for point in curve(line, str(FLAGS.model), str(FLAGS.split), metric)]
@@ -130,7 +130,7 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     from lsgd_jax.training.records import read_leaders, read_metrics
     from lsgd_jax.training.saved import read_config
     from lsgd_jax.training.summary import read_summary
-    from lsgd_jax.training.tasks import METRICS
+    from lsgd_jax.training.tasks import metric_named
 
     runs = []
     for path in sorted(folder.rglob("summary.json")):
@@ -138,7 +138,7 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
         summary = read_summary(where, todo)
         assert summary is not None
         metric = summary["metric"]
-        metrics = read_metrics(where, METRICS[metric].columns)
+        metrics = read_metrics(where, metric_named(metric).columns)
         if len(metrics) > 1:
             runs.append(Run(where, read_config(where, todo), metric, metrics, read_leaders(where)))
     return runs

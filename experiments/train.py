@@ -112,12 +112,15 @@ def run(program: str, stop: StopRequest) -> int:
 def table(summary: dict[str, Any], workdir: str) -> str:
     """The table at the end of a run."""
 
-    from lsgd_jax.training.tasks import METRICS
+    from lsgd_jax.training.metric import SPLITS
+    from lsgd_jax.training.tasks import metric_named
 
-    metric = METRICS[summary.get("metric", "error")]
+    metric = metric_named(summary.get("metric", "error"))
+
+    splits = [split for split in SPLITS if f"{split}_{metric.name}" in summary]
 
     def shown(model: str) -> str:
-        return "".join(told(summary[f"{model}{split}_{metric.name}"]) for split in ("validation", "test"))
+        return "".join(told(summary[f"{model}{split}_{metric.name}"]) for split in splits)
 
     def told(figure: float | None) -> str:
         return f"{metric.shown(metric.bounded(figure))} {metric.unit}".rstrip().rjust(12)
@@ -134,14 +137,14 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     lines = [
         "",
         setting,
-        f"{metric.label:<16}{'validation':>12}{'test':>12}",
+        f"{metric.label:<16}" + "".join(f"{split:>12}" for split in splits),
         f"{center:<16}{shown('')}",
         f"{leader:<16}{shown('leader_')}",
     ]
-    of_workers = (summary[f"worker_{split}_{metric.name}"] for split in ("validation", "test"))
+    of_workers = (summary[f"worker_{split}_{metric.name}"] for split in splits)
     for rank, figures in enumerate(zip(*of_workers, strict=True)):
         lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
-    if metric.read(summary, "leader_validation") < FAR * metric.read(summary, "validation"):
+    if "validation" in splits and metric.read(summary, "leader_validation") < FAR * metric.read(summary, "validation"):
         lines += [
             "",
             "the center is far behind the leader: a shorter --global_period, a stronger pull or a stale one help",

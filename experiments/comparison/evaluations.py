@@ -134,7 +134,7 @@ def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost
     """
     source = find_source(dataclasses.replace(config, download=False))
     kind = kind_of(source)
-    shapes = jax.eval_shape(kind.model(config, source, None).init, jax.random.key(0))
+    shapes = jax.eval_shape(kind.init(config, source), jax.random.key(0))
     sends = ledger(make_method(config), *shapes, groups=config.groups, workers=config.workers)
     batch_size = kind.batch_size(config, source)
     seconds = run_seconds(sends, network, compute_seconds=compute_seconds, steps=1)

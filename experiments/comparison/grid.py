@@ -111,7 +111,7 @@ def make_trial(
     if method != "lsgd":
         changes["wire_dtype"] = None  # given for all, it is for those that use it
     told = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
-    changes["workdir"] = f"{base.workdir}/runs/{method}/{told}/seed={seed}"
+    changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{told}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 

@@ -19,8 +19,10 @@ from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS
 from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.network import NETWORKS
+from lsgd_jax.training.own_code import is_own
 from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.streamed import StreamedSource
+from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.workdir import is_started, is_used
 
@@ -115,7 +117,7 @@ def make_plan(
       InputError: what is wrong and what to do, in one line.
     """
     check_jax()
-    if unknown := [method for method in methods if method not in METHODS]:
+    if unknown := [method for method in methods if method not in METHODS and not is_own(method)]:
         raise InputError(f"unknown method {unknown[0]!r} in --methods: choose from {', '.join(METHODS)}")
     if not methods:
         raise InputError(f"--methods is empty: choose from {', '.join(METHODS)}")
@@ -132,13 +134,15 @@ def make_plan(
     if base.wire_dtype is not None and "lsgd" not in methods:
         raise InputError(f"--wire_dtype={base.wire_dtype}: none of --methods uses it: leave it out")
     source = find_source(base)
+    if isinstance(source, Task) and source.evaluate is None and None in (source.validation, source.test):
+        raise InputError(f"--task={base.task}: a comparison needs validation and test data: give it both")
     # One batch size for all: its default depends on the number of workers, and sgd has one.
     base = dataclasses.replace(base, batch_size=kind_of(source).batch_size(base, source))
     variations = read_variations(vary)
     if absent := sorted(set(variations) - {"", *methods}):
         raise InputError(f"--vary={absent[0]}.…: {absent[0]} is not among --methods: add it there, or leave this out")
     settings = {method: settings_of(method, base, variations) for method in dict.fromkeys(methods)}
-    if not isinstance(source, StreamedSource):  # read once, for all runs
+    if not isinstance(source, StreamedSource | Task):  # read once, for all runs
         read: Any = once(source.read)
         source = dataclasses.replace(source, read=read)
     plan = Plan(base, source, settings, searched, tested, network, compute_seconds)

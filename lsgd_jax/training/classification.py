@@ -166,4 +166,4 @@ def make_renew(
     return on
 
 
-KIND = Kind(ERROR, batch_size_of, model_of, make_task)
+KIND = Kind(ERROR, batch_size_of, lambda config, source: model_of(config, source).init, make_task)

@@ -37,8 +37,10 @@ class Config:
     workdir: str
     # What
     algorithm: str = "lsgd"
+    method_args: str | None = None
     dataset: str = "digits"
     text_file: str | None = None
+    task: str | None = None
     model: str | None = None
     model_width: int | None = None
     model_layers: int | None = None
@@ -88,7 +90,9 @@ class Config:
 
     @property
     def data_name(self) -> str:
-        """The data set, or the text file without its folder."""
+        """The data set, the text file without its folder, or the task."""
+        if self.task is not None:
+            return os.path.basename(self.task)
         return self.dataset if self.text_file is None else os.path.basename(self.text_file)
 
     @property
@@ -99,6 +103,8 @@ class Config:
     @property
     def model_name(self) -> str:
         """The model: by default one that suits the data set, which is one of images unless a text file is named."""
+        if self.task is not None:
+            return self.data_name
         image_model = "cnn3" if self.dataset == "digits" else "cnn7"
         return self.model or (image_model if self.text_file is None else TEXT_MODEL)
 
@@ -158,6 +164,8 @@ def check_config(config: Config) -> None:
         raise InputError(f"--dropout={config.dropout}: must lie in [0, 1)")
     if config.text_file is not None and config.dataset != Config.dataset:
         raise InputError(f"--text_file and --dataset={config.dataset} are two data sets: leave one out")
+    if config.task is not None and (config.text_file is not None or config.dataset != Config.dataset):
+        raise InputError(f"--task={config.task} has its own data: leave --dataset and --text_file out")
     if not 0 <= config.beta <= 1:
         raise InputError(f"--beta={config.beta}: must lie in [0, 1]")
     _check_choice(config, "sampling", ("reshuffle", "shard", "iid"))

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.models import Dtype, FunctionalModel
-from lsgd_jax.training.task import Task
+from lsgd_jax.training.task import Init, Task
 
 
 class Kind(NamedTuple):
@@ -16,11 +15,11 @@ class Kind(NamedTuple):
       metric: by which its models are chosen and reported.
       batch_size: `(config, source) -> int`, a worker's batch size, after a check that
         the settings fit the data. Raises InputError if they do not.
-      model: `(config, source, compute_dtype) -> FunctionalModel`.
+      init: `(config, source) -> init`, of a model's parameters.
       task: `(config, source) -> Task`; reads the data.
     """
 
     metric: Metric
     batch_size: Callable[[Config, Any], int]
-    model: Callable[[Config, Any, Dtype], FunctionalModel]
+    init: Callable[[Config, Any], Init]
     task: Callable[[Config, Any], Task]

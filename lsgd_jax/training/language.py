@@ -144,4 +144,4 @@ def _make_evaluate_splits(model: FunctionalModel, texts: Texts, length: int, top
     return evaluate_splits
 
 
-KIND = Kind(BITS_PER_BYTE, batch_size_of, model_of, make_task)
+KIND = Kind(BITS_PER_BYTE, batch_size_of, lambda config, source: model_of(config, source).init, make_task)

@@ -19,6 +19,7 @@ from lsgd_jax.optimizers.local_sgd import local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.own_code import arguments_of, is_own, load_function
 from lsgd_jax.training.schedules import follow_factor
 
 
@@ -129,12 +130,34 @@ def make_method(config: Config) -> DistributedOptimizer:
     Raises:
       InputError: for an unknown name, or arguments that the method refuses.
     """
+    own = is_own(config.algorithm)
     for flag, choices in (("algorithm", METHODS), ("optimizer", BASE_OPTIMIZERS)):
-        if getattr(config, flag) not in choices:
+        if getattr(config, flag) not in choices and not (own and flag == "algorithm"):
             raise InputError(f"unknown --{flag}={getattr(config, flag)}: choose one of {', '.join(sorted(choices))}")
+    if own:
+        return _own_method(config)
+    if config.method_args:
+        raise InputError(f"--method_args is for a method of your own: {config.algorithm} has flags")
     try:
         method = METHODS[config.algorithm](config)
         schedule(method, config.groups)
     except ValueError as error:
         raise InputError(str(error)) from error
+    return method
+
+
+def _own_method(config: Config) -> DistributedOptimizer:
+    """That of a user's function.
+
+    Raises:
+      InputError: if it makes none, or one whose periods do not fit together.
+    """
+    factory, flag = load_function("algorithm", config.algorithm), f"--algorithm={config.algorithm}"
+    method = factory(base_optimizer(config), **arguments_of(factory, config.method_args, flag))
+    if not isinstance(method, DistributedOptimizer):
+        raise InputError(f"{flag}: it gives {type(method).__name__}: return a lsgd_jax.DistributedOptimizer")
+    try:
+        schedule(method, config.groups)
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from error
     return method

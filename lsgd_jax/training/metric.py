@@ -1,5 +1,6 @@
 """The figure by which models are chosen and reported."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -61,3 +62,8 @@ class Metric(NamedTuple):
     def read(self, row: Mapping[str, Any], split: str) -> float:
         """The figure in a row of metrics.jsonl, bounded. `split` may have a prefix, as "leader_test"."""
         return self.bounded(row[f"{split}_{self.name}"])
+
+
+def plain_metric(name: str) -> Metric:
+    """A figure that is shown as it is."""
+    return Metric(name, name, "", scale=1.0, digits=4, worst=math.inf)

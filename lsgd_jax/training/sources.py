@@ -83,14 +83,14 @@ def from_arrays(
       augment: `(batch, key) -> batch`, on the devices; by default nothing.
 
     Raises:
-      ValueError: if the arrays are none, differ in length or hold objects, or the sampling is unknown.
+      InputError: if the arrays are none, differ in length or hold objects, or the sampling is unknown.
     """
     arrays = check_arrays("tree", tree)
     count = count_of(arrays)
     if sampling not in SAMPLINGS:
-        raise ValueError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
 
     def open_arrays(topology: Topology, seed: int, steps: int) -> Stream:
         del steps
@@ -121,7 +121,7 @@ def from_function(
       processes: that call it, which then has to be picklable; 0 for a thread of this one.
 
     Raises:
-      ValueError: if it gives no arrays, or their leading axes differ.
+      InputError: if it gives no arrays, or their leading axes differ.
     """
     example = check_arrays("what batch_of(0, 0) gives", batch_of(0, 0))
     return streamed(batch_of, example, transform=transform, processes=processes)
@@ -153,14 +153,14 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
       processes: that read it; 0 for a thread of this one.
 
     Raises:
-      ValueError: if it is no such dataset.
+      InputError: if it is no such dataset.
     """
     import grain
 
     if not isinstance(dataset, grain.MapDataset):
-        raise ValueError(f"dataset is {type(dataset).__name__}, which has no random access: use a grain.MapDataset")
+        raise InputError(f"dataset is {type(dataset).__name__}, which has no random access: use a grain.MapDataset")
     if sampling not in SAMPLINGS:
-        raise ValueError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
     count = len(dataset)
 
     def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
@@ -227,23 +227,23 @@ def check_arrays(what: str, tree: Any) -> Any:
     """The arrays of a pytree, as NumPy has them.
 
     Raises:
-      ValueError: if there are none, one has no samples or holds objects, or their numbers of samples differ.
+      InputError: if there are none, one has no samples or holds objects, or their numbers of samples differ.
     """
     arrays = jax.tree.map(np.asarray, tree)
     named = jax.tree_util.tree_flatten_with_path(arrays)[0]
     if not named:
-        raise ValueError(f"{what} holds no arrays")
+        raise InputError(f"{what} holds no arrays")
     counts = {}
     for path, leaf in named:
         name = f"{what}{jax.tree_util.keystr(path)}"
         if leaf.dtype.kind not in "biufcV" or leaf.dtype.hasobject:
-            raise ValueError(f"{name} is an array of {leaf.dtype}: use numbers")
+            raise InputError(f"{name} is an array of {leaf.dtype}: use numbers")
         if not leaf.ndim or not len(leaf):
-            raise ValueError(f"{name} has the shape {leaf.shape}: there is no sample in it")
+            raise InputError(f"{name} has the shape {leaf.shape}: there is no sample in it")
         counts[name] = len(leaf)
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"the arrays differ in their number of samples: {told}")
+        raise InputError(f"the arrays differ in their number of samples: {told}")
     return arrays
 
 

@@ -121,4 +121,4 @@ def _make_evaluate_splits(
     return evaluate_splits
 
 
-KIND = Kind(ERROR, streamed_batch_size, model_of, make_task)
+KIND = Kind(ERROR, streamed_batch_size, lambda config, source: model_of(config, source).init, make_task)

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import Candidate, Evaluate, SampleMetric, evaluate_splits
 from lsgd_jax.training.local_steps import Batches, Loss
-from lsgd_jax.training.metric import SPLITS, Metric
+from lsgd_jax.training.metric import SPLITS, Metric, plain_metric
 from lsgd_jax.training.numerics import run_key
 from lsgd_jax.training.sources import Stream, TrainingData, check_arrays
 from lsgd_jax.training.topology import Topology
 
+Init = Callable[[jax.Array], tuple[Any, Any]]
+"""`key -> (params, model_state)`."""
 Renew = Callable[[Candidate], Candidate]
 """Makes the model of averaged parameters ready: what it keeps besides them is no average."""
 
@@ -45,7 +48,7 @@ class Task:
       units_per_sample: how many of its units a sample has: tokens of a window, say.
 
     Raises:
-      ValueError: naming what cannot be.
+      InputError: naming what cannot be.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -65,12 +68,12 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, TrainingData):
-            raise ValueError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
+            raise InputError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
         for name in ("validation", "test"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_arrays(name, getattr(self, name)))
         if self.metrics is not None and not self.metrics:
-            raise ValueError("metrics is empty: leave it out, and the loss is the metric")
+            raise InputError("metrics is empty: leave it out, and the loss is the metric")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -131,7 +134,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
       steps: of the run, where streams end.
 
     Raises:
-      ValueError: if the data do not suffice for so many workers.
+      InputError: if the data do not suffice for so many workers.
     """
     stream = task.train.open(topology, seed, steps)
     model = check_model(task.init)
@@ -141,7 +144,6 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     for name, metric in metrics.items():
         for split in splits.values():
             check_metric(name, metric, *model, split)
-    first = next(iter(metrics))
     return OpenTask(
         init=task.init,
         loss=task.loss,
@@ -151,7 +153,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(metrics, splits, topology),
         renew=task.renew(topology, seed) if task.renew else lambda center: center,
         description=task.description or {"kind": "own", "model": task.name},
-        metric=task.metric or Metric(first, first, "", scale=1.0, digits=4, worst=float("inf")),
+        metric=metric_of(task),
         batch_size=task.train.batch_size,
         unit=task.unit,
         units_per_batch=task.train.batch_size * task.units_per_sample,
@@ -164,12 +166,12 @@ def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
     """The shapes of parameters and model state.
 
     Raises:
-      ValueError: if `init` gives no such pair.
+      InputError: if `init` gives no such pair.
     """
     made = jax.eval_shape(init, run_key(0))
     if not isinstance(made, tuple | list) or len(made) != 2:
         told = type(made).__name__
-        raise ValueError(f"{_called(init)} gives {told}: return (params, model_state), with {{}} for no state")
+        raise InputError(f"{_called(init)} gives {told}: return (params, model_state), with {{}} for no state")
     return made[0], made[1]
 
 
@@ -177,7 +179,7 @@ def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> Non
     """Refuses a loss that is no scalar, or a model state that changes its shapes; nothing is computed.
 
     Raises:
-      ValueError: telling what it gives.
+      InputError: telling what it gives.
     """
     batches = stream.batches
 
@@ -190,32 +192,37 @@ def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> Non
 
     found = jax.eval_shape(of_first_worker, stream.shapes, params, model_state)
     if not isinstance(found, tuple | list) or len(found) != 2:
-        raise ValueError(f"{_called(loss)} gives {type(found).__name__}: return (loss, model_state)")
+        raise InputError(f"{_called(loss)} gives {type(found).__name__}: return (loss, model_state)")
     value, state = found
     if getattr(value, "shape", None) != () or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
         told = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-        raise ValueError(f"{_called(loss)} gives a loss of {told}: a float scalar is needed, such as its mean")
+        raise InputError(f"{_called(loss)} gives a loss of {told}: a float scalar is needed, such as its mean")
     before, after = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (model_state, state))
     if before != after:
-        raise ValueError(f"{_called(loss)} makes {after} of a model state of {before}: keep its shapes and dtypes")
+        raise InputError(f"{_called(loss)} makes {after} of a model state of {before}: keep its shapes and dtypes")
 
 
 def check_metric(name: str, metric: SampleMetric, params: Any, model_state: Any, split: Any) -> None:
     """Refuses a metric that is not a figure of each sample; nothing is computed.
 
     Raises:
-      ValueError: telling its shape.
+      InputError: telling its shape.
     """
     few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), split)
     found = jax.eval_shape(metric, params, model_state, few)
     if getattr(found, "shape", None) != (3,):
         told = getattr(found, "shape", type(found).__name__)
-        raise ValueError(f"the metric {name!r} gives {told} for a batch of 3 samples: give a figure of each, float[3]")
+        raise InputError(f"the metric {name!r} gives {told} for a batch of 3 samples: give a figure of each, float[3]")
 
 
 def _called(function: Any) -> str:
     """What a user's function is called."""
     return f"{getattr(function, '__qualname__', repr(function))}()"
+
+
+def metric_of(task: Task) -> Metric:
+    """By which its models are chosen and reported: that of the task, or the first of its metrics."""
+    return task.metric or plain_metric(next(iter(task.metrics)) if task.metrics else "loss")
 
 
 def sample_loss(loss: Loss) -> SampleMetric:

@@ -79,7 +79,7 @@ class Trainer:
       asynchronous: whether each of several processes steps at its own pace.
 
     Raises:
-      ValueError: naming what cannot be.
+      InputError: naming what cannot be.
     """
 
     task: Task
@@ -97,14 +97,14 @@ class Trainer:
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
-            raise ValueError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
+            raise InputError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
         if not isinstance(self.method, DistributedOptimizer) and not callable(self.method):
-            raise ValueError(f"method is {type(self.method).__name__}: use lsgd(...), say, or a function of a Topology")
+            raise InputError(f"method is {type(self.method).__name__}: use lsgd(...), say, or a function of a Topology")
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
+            raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
 
     @lasting_output()
     @fixed_numerics()
@@ -127,7 +127,7 @@ class Trainer:
           figures: whether to draw them, at the end.
 
         Raises:
-          ValueError: if something cannot be, in one line that says what to do; nothing has been changed then.
+          InputError: if something cannot be, in one line that says what to do; nothing has been changed then.
           AllWorkersLostError: if no worker has finite parameters left, and no
             communication will start one again.
           DiskFullError: if the disk of the workdir is full.

@@ -1,0 +1,153 @@
+"""Tasks and methods of one's own from the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import pytest
+from absl.testing import flagsaver
+from test_command_line import fresh_flags, refused, train
+
+import compare  # isort: skip
+
+_ = fresh_flags, grain  # a fixture of the tests of the command line; and Grain defines flags, once
+
+TASK = """
+import grain, jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from lsgd_jax import Task, from_arrays, from_grain, nnx_task
+
+x = np.random.default_rng(0).normal(size=(160, 6)).astype(np.float32)
+y = (x.sum(1) > 0).astype(np.int32)
+held_out = {"x": x[:32], "y": y[:32]}
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.last = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.first(x)))
+
+def loss(net, batch, rngs):
+    return optax.softmax_cross_entropy_with_integer_labels(net(batch["x"]), batch["y"]).mean()
+
+def wrong(net, batch):
+    return (net(batch["x"]).argmax(-1) != batch["y"]).astype(jnp.float32)
+
+def mine():
+    samples = grain.MapDataset.source([{"x": a, "y": b} for a, b in zip(x[32:], y[32:])])
+    return nnx_task(Net, loss, train=from_grain(samples, 8), validation=held_out, test=held_out,
+                    metrics={"wrong": wrong}, name="mine")
+
+nothing = 3
+
+def no_task():
+    return {}
+
+def broken():
+    raise ZeroDivisionError("mine")
+"""
+# A pairwise gossip average: in each communication a worker averages with its neighbour along a ring.
+METHOD = """
+import jax
+from typing import Any, NamedTuple
+from lsgd_jax import Communication, DistributedOptimizer, GROUP, WORKER, Outcome
+from lsgd_jax.collectives import mean
+from lsgd_jax.optimizers.distributed_optimizer import restart_of, update_of
+
+class State(NamedTuple):
+    base: Any
+
+def gossip(base, *, period=4):
+    def apply(params, state, score, axis_name):
+        mixed = jax.tree.map(lambda x, m: (x + m) / 2, params, mean(params, axis_name))
+        return Outcome(mixed, state, None, jax.numpy.array(False))
+
+    return DistributedOptimizer(
+        init=lambda params, axes: State(base.init(params)),
+        update=update_of(base),
+        center=lambda params, state, axes: mean(params, axes.all),
+        restart=restart_of(base),
+        communications=(Communication(period, (GROUP, WORKER), apply),),
+    )
+"""
+FLAGS = ["--groups=1", "--workers=2", "--steps=8", "--eval_every=4", "--global_period=4", "--learning_rate=0.2"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "task.py").write_text(TASK)
+    (tmp_path / "gossip.py").write_text(METHOD)
+    return tmp_path
+
+
+def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--task={files}/task.py:mine", f"--algorithm={files}/gossip.py:gossip", "--method_args=period=2"]
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", f"--workdir={files}/run", *arguments, *FLAGS, "--nocompilation_cache"]) == 0
+    summary = json.loads((files / "run" / "summary.json").read_text())
+    assert (summary["metric"], summary["dataset"], summary["batch_size"]) == ("wrong", "task.py:mine", 8)
+    assert summary["bytes_communicated"] == 4 * 2 * (6 * 8 + 8 + 8 * 2 + 2) * 4 * 2 // 2
+    assert "wrong" in capsys.readouterr().out
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", f"--workdir={files}/run", "--resume", "--steps=12"]) == 0
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", f"--workdir={files}/run", "--resume", "--method_args=period=4"]) == 2
+
+
+def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report(files: Path) -> None:
+    methods = f"--methods=lsgd,data_parallel,{files}/gossip.py:gossip"
+    flags = [f"--task={files}/task.py:mine", methods, f"--workdir={files}/compare", *FLAGS, "--nocompilation_cache"]
+    with flagsaver.flagsaver():
+        assert compare.main(["compare.py", *flags]) == 0
+    report = (files / "compare" / "report.md").read_text()
+    assert f"{files}/gossip.py:gossip" in report
+    assert (files / "compare" / "curves.png").exists()
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no name": (["--task=task.py"], "must be FILE.py:NAME or package.module:NAME"),
+    "a missing file": (["--task=nowhere.py:mine"], "there is no file nowhere.py"),
+    "a missing package": (["--task=no.such.package:mine"], "there is no module no.such.package"),
+    "a missing name": (["--task={}/task.py:yours"], "task.py has no yours"),
+    "what cannot be called": (["--task={}/task.py:nothing"], "nothing is int, and cannot be called"),
+    "what makes no task": (["--task={}/task.py:no_task"], "it gives dict: return a lsgd_jax.Task"),
+    "a model for a task": (["--task={}/task.py:mine", "--model=mlp"], "--model is for our own models"),
+    "a data set for a task": (["--task={}/task.py:mine", "--dataset=cifar10"], "has its own data"),
+    "another batch size": (["--task={}/task.py:mine", "--batch_size=4"], "sets it, to 8"),
+    "a missing method": (["--algorithm={}/gossip.py:talk"], "gossip.py has no talk"),
+    "what makes no method": (["--algorithm={}/task.py:wrong"], "missing a required argument: 'batch'"),
+    "an argument that it does not take": (
+        ["--algorithm={}/gossip.py:gossip", "--method_args=speed=3"],
+        "got an unexpected keyword argument 'speed'",
+    ),
+    "no arguments": (["--algorithm={}/gossip.py:gossip", "--method_args=4"], "must be name=value, separated by commas"),
+    "arguments of ours": (["--method_args=beta=1"], "--method_args is for a method of your own"),
+}
+
+
+@pytest.mark.parametrize(("flags", "told"), BAD.values(), ids=BAD)
+def test_what_is_no_code_of_ones_own_is_told_in_one_line(
+    files: Path, capfd: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    message = refused(capfd, f"--workdir={files}/run", *(flag.format(files) for flag in flags))
+    assert told in message
+    assert not (files / "run").exists()
+
+
+def test_an_error_inside_ones_own_code_keeps_its_traceback(files: Path) -> None:
+    with flagsaver.flagsaver(), pytest.raises(ZeroDivisionError, match="mine"):
+        train.main(["train.py", f"--workdir={files}/run", f"--task={files}/task.py:broken"])
+
+
+def test_own_code_may_be_in_a_package(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "mypackage").mkdir()
+    (files / "mypackage" / "tasks.py").write_text(TASK)
+    monkeypatch.syspath_prepend(str(files))
+    from lsgd_jax.training.own_code import load_task
+
+    task: Any = load_task("mypackage.tasks:mine")
+    assert (task.name, task.train.batch_size) == ("mine", 8)
