@@ -69,6 +69,21 @@ def test_layer_2_does_not_import_layer_3() -> None:
     assert [found for found in importing(iter(files), "lsgd_jax") if not found[1].startswith(allowed)] == []
 
 
+# Where flags become objects.
+OF_FLAGS = {
+    "checks.py", "classification.py", "config.py", "from_config.py", "kind.py", "language.py", "methods.py",
+    "reload.py", "saved.py", "streaming.py", "tasks.py", "train.py", "summary.py",
+}  # fmt: skip
+
+
+def test_what_trains_knows_no_flags() -> None:
+    files = [path for path in (LIBRARY / "training").rglob("*.py") if path.name not in OF_FLAGS]
+    assert len(files) > 50
+    flags = ("config", "from_config", "methods", "checks", "tasks", "train", "saved")
+    found = importing(iter(files), *(f"lsgd_jax.training.{name}" for name in flags))
+    assert found == []
+
+
 def test_the_library_imports_nothing_that_stands_on_it() -> None:
     assert importing(LIBRARY.rglob("*.py"), "experiments", "tests", "benchmarks") == []
 

@@ -118,6 +118,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a model for a task": (["--task={}/task.py:mine", "--model=mlp"], "--model is for our own models"),
     "a data set for a task": (["--task={}/task.py:mine", "--dataset=cifar10"], "has its own data"),
     "another batch size": (["--task={}/task.py:mine", "--batch_size=4"], "sets it, to 8"),
+    "workers that differ in speed on a stream": (
+        ["--task={}/task.py:mine", "--groups=1", "--workers=2", "--worker_speeds=1,0.5"],
+        "come to all workers step by step",
+    ),
     "a missing method": (["--algorithm={}/gossip.py:talk"], "gossip.py has no talk"),
     "what makes no method": (["--algorithm={}/task.py:wrong"], "missing a required argument: 'batch'"),
     "an argument that it does not take": (

@@ -254,6 +254,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no steps": (lambda: trainer().fit(0), "steps must be at least 1"),
     "resuming nothing": (lambda: trainer().fit(8, resume=True), "give the Trainer its workdir"),
     "speeds of too few": (lambda: trainer(worker_speeds=[1.0]).fit(8), "must be a positive number for each worker"),
+    "speeds with a stream": (
+        lambda: trainer(worker_speeds=[1.0] * 8, task=task(from_function(batch_of))).fit(8),
+        "data that come to all workers step by step: use from_arrays",
+    ),
     "speeds without rounds": (
         lambda: trainer(worker_speeds=[1.0] * 8, method=data_parallel(optax.sgd(0.1))).fit(8),
         "do not go with this method",

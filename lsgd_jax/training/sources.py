@@ -50,6 +50,7 @@ class TrainingData:
       some: `count -> batches`, a pytree of arrays [batches, batch, ...], about so many samples and at least a
         minibatch: the same ones each time, for what has to be measured again.
       augment: what becomes of one of these before the loss sees it, if anything.
+      in_step: whether minibatches come to all workers step by step, so that none may be ahead of others.
     """
 
     batch_size: int
@@ -57,6 +58,7 @@ class TrainingData:
     digest: Callable[[], str] | None = None
     some: Callable[[int], Any] | None = None
     augment: Augment | None = None
+    in_step: bool = False
 
 
 def standing(batches: Batches, data: Any) -> Stream:
@@ -139,7 +141,8 @@ def streamed(batch_of: BatchOf, example: Any, *, transform: Augment | None = Non
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
         return Stream(block_batches(length, transform), feed, shapes, length, feed.close)
 
-    return TrainingData(count_of(example), open_stream, some=functools.partial(_first, batch_of), augment=transform)
+    some = functools.partial(_first, batch_of)
+    return TrainingData(count_of(example), open_stream, some=some, augment=transform, in_step=True)
 
 
 def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", processes: int = 0) -> TrainingData:
@@ -170,7 +173,7 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
         return from_function(batch_of, processes=processes).open(topology, seed, steps)
 
     first = OfGrain(dataset, "iid", count, batch_size, workers=1, seed=0)
-    return TrainingData(batch_size, open_stream, some=functools.partial(_first, first))
+    return TrainingData(batch_size, open_stream, some=functools.partial(_first, first), in_step=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,11 @@ def own_batch_size(config: Config, task: Task) -> int:
     for name in ("model", "model_width", "model_layers", "dropout"):
         if getattr(config, name) is not None:
             raise InputError(f"--{name} is for our own models: leave it out, since --task={config.task} has its own")
+    if task.train.in_step and (flag := config.asynchronous_flag):
+        raise InputError(
+            f"{flag}: the data of --task={config.task} come to all workers step by step: "
+            "leave it out, or use from_arrays"
+        )
     batch_size = task.train.batch_size
     if config.batch_size not in (None, batch_size):
         raise InputError(f"--batch_size={config.batch_size}: --task={config.task} sets it, to {batch_size}")

@@ -220,6 +220,11 @@ class Trainer:
         processes.check_all_work(topology)
         if plan.speeds is None and not plan.asynchronous:
             return
+        if self.task.train.in_step:
+            raise InputError(
+                "worker_speeds and asynchronous do not go with data that come to all workers step by step: "
+                "use from_arrays"
+            )
         try:
             check_rounds(method, topology.groups)
         except ValueError as error:
