@@ -132,14 +132,14 @@ def table(summary: dict[str, Any], workdir: str) -> str:
         f"{summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
     )
     best = metric.best(summary)
-    names = ("center", f"leader ({summary['leader']})")
-    center, leader = (f"{name}, best" if name.startswith(best) else name for name in names)
+    leader = f"leader ({summary['leader']})"
+    marks = {name: "  best" if name == best else "" for name in ("center", "leader")}
     lines = [
         "",
         setting,
         f"{metric.label:<16}" + "".join(f"{split:>12}" for split in splits),
-        f"{center:<16}{shown('')}",
-        f"{leader:<16}{shown('leader_')}",
+        f"{'center':<16}{shown('')}{marks['center']}",
+        f"{leader:<16}{shown('leader_')}{marks['leader']}",
     ]
     of_workers = (summary[f"worker_{split}_{metric.name}"] for split in splits)
     for rank, figures in enumerate(zip(*of_workers, strict=True)):

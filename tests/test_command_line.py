@@ -373,8 +373,10 @@ def test_without_a_workdir_a_mistake_leaves_no_runs_folder(
 FLAGS: dict[str, dict[str, str]] = {
     "what to train:": {
         "algorithm": "(default: lsgd)",
+        "method_args": "",
         "dataset": "(default: digits)",
         "text_file": "",
+        "task": "",
         "model": "(default: ",
         "model_width": "(default: lstm 650, transformer 256)",
         "model_layers": "(default: lstm 2, transformer 4)",

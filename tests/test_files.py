@@ -97,7 +97,6 @@ NO_SUMMARIES: dict[str, tuple[dict[str, Any], str]] = {
     "no errors of workers": ({"worker_test_error": 0.5}, "worker_test_error is 0.5, which is no list"),
     "text among the errors of workers": ({"worker_test_error": [0.5, "x"]}, 'worker_test_error is [0.5, "x"], which'),
     "a number for figures": ({"figures": [1]}, "figures is [1], which is no list[str]"),
-    "an unknown metric": ({"metric": "beauty"}, "which has a metric 'beauty'"),
     "no metric": ({"metric": ["error"]}, 'metric is ["error"], which is no str'),
     "another metric": ({"metric": "bits_per_byte"}, "validation_bits_per_byte is missing"),
     "nothing": ({}, "is missing"),

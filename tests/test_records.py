@@ -338,7 +338,7 @@ CHANGES = {
     "text_file": "/a.txt", "model_width": 64, "model_layers": 3, "dropout": 0.3, "clip_norm": 1.0,
     "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere",
     "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5", "plateau_patience": 2,
-    "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True,
+    "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True, "task": "mine.py:task", "method_args": "a=1",
 }  # fmt: skip
 FREE = {"data_dir", "download", "loader_processes", "steps", "workdir", "eval_every", "checkpoint_every"}
 

@@ -130,7 +130,7 @@ def make_method(config: Config) -> DistributedOptimizer:
     Raises:
       InputError: for an unknown name, or arguments that the method refuses.
     """
-    own = is_own(config.algorithm)
+    own = is_own(config.algorithm) and config.algorithm not in METHODS
     for flag, choices in (("algorithm", METHODS), ("optimizer", BASE_OPTIMIZERS)):
         if getattr(config, flag) not in choices and not (own and flag == "algorithm"):
             raise InputError(f"unknown --{flag}={getattr(config, flag)}: choose one of {', '.join(sorted(choices))}")
