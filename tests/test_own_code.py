@@ -1,6 +1,7 @@
 """Tasks and methods of one's own from the command line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import compare  # isort: skip
 
 _ = fresh_flags, grain  # a fixture of the tests of the command line; and Grain defines flags, once
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 TASK = """
 import grain, jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
@@ -48,30 +50,7 @@ def no_task():
 def broken():
     raise ZeroDivisionError("mine")
 """
-# A pairwise gossip average: in each communication a worker averages with its neighbour along a ring.
-METHOD = """
-import jax
-from typing import Any, NamedTuple
-from lsgd_jax import Communication, DistributedOptimizer, GROUP, WORKER, Outcome
-from lsgd_jax.collectives import mean
-from lsgd_jax.optimizers.distributed_optimizer import restart_of, update_of
-
-class State(NamedTuple):
-    base: Any
-
-def gossip(base, *, period=4):
-    def apply(params, state, score, axis_name):
-        mixed = jax.tree.map(lambda x, m: (x + m) / 2, params, mean(params, axis_name))
-        return Outcome(mixed, state, None, jax.numpy.array(False))
-
-    return DistributedOptimizer(
-        init=lambda params, axes: State(base.init(params)),
-        update=update_of(base),
-        center=lambda params, state, axes: mean(params, axes.all),
-        restart=restart_of(base),
-        communications=(Communication(period, (GROUP, WORKER), apply),),
-    )
-"""
+METHOD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def gossip" in block)
 FLAGS = ["--groups=1", "--workers=2", "--steps=8", "--eval_every=4", "--global_period=4", "--learning_rate=0.2"]
 
 
@@ -99,7 +78,7 @@ def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
 
 
 def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report(files: Path) -> None:
-    methods = f"--methods=lsgd,data_parallel,{files}/gossip.py:gossip"
+    methods = f"--methods=lsgd,{files}/gossip.py:gossip"
     flags = [f"--task={files}/task.py:mine", methods, f"--workdir={files}/compare", *FLAGS, "--nocompilation_cache"]
     with flagsaver.flagsaver():
         assert compare.main(["compare.py", *flags]) == 0
@@ -131,6 +110,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no arguments": (["--algorithm={}/gossip.py:gossip", "--method_args=4"], "must be name=value, separated by commas"),
     "arguments of ours": (["--method_args=beta=1"], "--method_args is for a method of your own"),
 }
+
+
+def test_a_method_that_ignores_the_learning_rate_is_refused(files: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (files / "deaf.py").write_text(METHOD.replace("value=value, **extra)", "value=value)"))
+    arguments = [f"--task={files}/task.py:mine", f"--algorithm={files}/deaf.py:gossip", f"--workdir={files}/run"]
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", *arguments, *FLAGS, "--nocompilation_cache"]) == 2
+    assert "its update does not follow --learning_rate: pass **extra on" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "told"), BAD.values(), ids=BAD)

@@ -39,13 +39,12 @@ def test_the_own_task_in_the_readme_is_learned_and_goes_on(
 ) -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer(" in block)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     exec(code.replace("steps=960", "steps=240"), names)
     errors = [row["validation_error"] for row in names["result"].metrics]
     assert errors[0] > 0.25
     assert errors[-1] < 0.2
-    trainer = names["Trainer"](names["task"], names["method"], names["Topology"](2, 4), workdir="runs/own")
-    assert trainer.fit(steps=256, resume=True, figures=False).metrics[-1]["step"] == 256
+    assert names["trainer"].fit(steps=256, resume=True, figures=False).metrics[-1]["step"] == 256
 
 
 def test_every_path_in_the_readme_exists() -> None:

@@ -17,6 +17,7 @@ from lsgd_jax import Axes, Topology, data_parallel, easgd, lsgd
 from lsgd_jax.training import classification, from_config
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.method_checks import follows_factor
 from lsgd_jax.training.saved_models import load_model
 from lsgd_jax.training.schedules import Schedule, follow_factor
 from lsgd_jax.training.sources import TrainingData, from_arrays, from_function, from_grain
@@ -24,7 +25,7 @@ from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.task import Task
 from lsgd_jax.training.tasks import find_source
 from lsgd_jax.training.train import train
-from lsgd_jax.training.trainer import Result, Trainer, follows_factor
+from lsgd_jax.training.trainer import Result, Trainer
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.normal(size=(203, 7)).astype(np.float32)}
@@ -199,6 +200,11 @@ def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, wh
         load_model(tmp_path, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
 
 
+def test_a_plateau_looks_at_the_metric() -> None:
+    follows = lsgd(optax.chain(optax.sgd(0.0), follow_factor()), local_period=2, global_period=4)
+    assert trainer(method=follows, schedule=Schedule("plateau", patience=1)).fit(32).metrics
+
+
 def test_another_task_or_other_data_are_refused(tmp_path: Path) -> None:
     trainer(tmp_path).fit(8, figures=False)
     others = {
@@ -222,7 +228,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a loss without the model state": (
         lambda: trainer(task=Task(init, lambda p, s, b, k: logits(p, b).sum(), train=from_arrays(DATA, 8))).fit(8),
-        r"gives ShapeDtypeStruct: return \(loss, model_state\)",
+        r"gives one value: return \(loss, model_state\)",
     ),
     "an init that gives no pair": (
         lambda: trainer(task=Task(lambda key: init(key)[0], loss, train=from_arrays(DATA, 8))).fit(8),
@@ -251,7 +257,44 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: trainer(method=lambda topology: optax.sgd(0.1)).fit(8),
         "method makes GradientTransformationExtraArgs of a topology",
     ),
-    "no steps": (lambda: trainer().fit(0), "steps must be at least 1"),
+    "a factory for a method": (lambda: trainer(method=lsgd), r"call it with a base optimizer, as lsgd\(optax.sgd"),
+    "a pair for a topology": (lambda: trainer(topology=(2, 4)), "topology is tuple: use Topology"),
+    "a name for a schedule": (lambda: trainer(schedule="cosine"), "schedule is str: use Schedule"),
+    "a plateau without validation data": (
+        lambda: trainer(schedule=Schedule("plateau"), task=task(validation=None)).fit(8),
+        "which looks at validation data: give the task some",
+    ),
+    "a function for metrics": (lambda: task(metrics=wrong), "metrics has to name functions"),
+    "a path for a metric": (lambda: task(metrics={"my/error": wrong}), "the metric 'my/error' names columns and files"),
+    "parameters that are integers": (
+        lambda: trainer(task=Task(lambda key: ({"a": jnp.ones(3, int)}, {}), loss, train=from_arrays(DATA, 8))).fit(8),
+        "makes no parameter of a floating dtype",
+    ),
+    "integers beyond 32 bits": (lambda: from_arrays({"x": np.array([2**40])}, 1), "integers beyond 32 bits"),
+    "lists for arrays": (lambda: from_arrays({"x": [1, 2]}, 1), r"tree\['x'\]\[0\] is a single number"),
+    "a dataset without an end": (lambda: from_grain(SAMPLES.repeat(), 8), "dataset has no end"),
+    "a function that draws anew": (
+        lambda: from_function(lambda worker, step: {"x": np.random.default_rng().normal(size=8)}),
+        "gives other values the second time",
+    ),
+    "a method that names axes": (
+        lambda: trainer(
+            method=METHOD._replace(center=lambda params, state, axes: jax.lax.pmean(params, ("group", "worker")))
+        ).fit(8),
+        "the method names an axis itself .*: use the names that it is given",
+    ),
+    "a communication that changes shapes": (
+        lambda: trainer(
+            method=METHOD._replace(
+                communications=tuple(
+                    c._replace(apply=lambda params, *of, c=c: c.apply(params, *of)._replace(params={"a": params["a"]}))
+                    for c in METHOD.communications
+                )
+            )
+        ).fit(8),
+        "the method's a communication changes the parameters: keep shapes and dtypes",
+    ),
+    "no steps": (lambda: trainer().fit(0), "steps must be an integer of at least 1"),
     "resuming nothing": (lambda: trainer().fit(8, resume=True), "give the Trainer its workdir"),
     "speeds of too few": (lambda: trainer(worker_speeds=[1.0]).fit(8), "must be a positive number for each worker"),
     "speeds with a stream": (

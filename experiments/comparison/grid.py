@@ -17,6 +17,7 @@ from lsgd_jax.training.files import file_name
 from lsgd_jax.training.from_config import schedule_of
 from lsgd_jax.training.methods import METHODS, make_method
 from lsgd_jax.training.metric import Metric
+from lsgd_jax.training.own_code import is_own
 
 
 def _switch(text: str) -> bool:
@@ -55,7 +56,7 @@ def read_variations(texts: Iterable[str]) -> dict[str, dict[str, tuple[Any, ...]
         method, dot, flag = left.rpartition(".")
         if not (equals and right):
             raise InputError(f"--vary={text}: write flag=value,value or method.flag=value,value")
-        if dot and method not in METHODS:
+        if dot and method not in METHODS and not is_own(method):
             raise InputError(f"--vary={text}: unknown method {method!r}: choose one of {', '.join(METHODS)}")
         if flag not in TYPES or flag in FIXED or flag in {name for name, *_ in GROUPS["run"]}:
             raise InputError(f"--vary={text}: {flag!r} is nothing to vary: learning_rate or global_period, say")
@@ -110,6 +111,8 @@ def make_trial(
         changes["eval_every"] = eval_every
     if method != "lsgd":
         changes["wire_dtype"] = None  # given for all, it is for those that use it
+    if method in METHODS:
+        changes["method_args"] = None  # likewise
     told = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
     changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{told}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))

@@ -195,8 +195,8 @@ class NoCheckpoints(Checkpoints):
 
 def _of_another_program(step: int) -> InputError:
     return InputError(
-        f"the checkpoint of step {step} was written by another version of lsgd_jax, or its config.json was "
-        "changed: go on with that version, or start again in a new --workdir"
+        f"the checkpoint of step {step} is of another model, base optimizer or method, or was written by another "
+        "version of lsgd_jax: go on with those, or start again in a new --workdir"
     )
 
 

@@ -62,7 +62,8 @@ def _draw_metric(path: pathlib.Path, metrics: list[dict[str, Any]], metric: Metr
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(metric.title)
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(fontsize=8)
+    if panels[0].lines:
+        panels[0].legend(fontsize=8)
     return _save(figure, path)
 
 

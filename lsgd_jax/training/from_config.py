@@ -8,7 +8,9 @@ from lsgd_jax.training import processes
 from lsgd_jax.training.asynchronous import check_rounds
 from lsgd_jax.training.config import Config, check_config
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.method_checks import check_method, follows_factor
 from lsgd_jax.training.methods import learning_rate, make_method
+from lsgd_jax.training.own_code import is_own
 from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.run import Run, make_run
 from lsgd_jax.training.schedules import SCHEDULES, Schedule
@@ -26,6 +28,14 @@ def build_run(config: Config, source: AnySource) -> Run:
     topology = Topology(config.groups, config.workers, processes.devices())
     plan, task = plan_of(config), kind_of(source).task(config, source)
     opened = open_task(task, topology, seed=plan.seed, steps=plan.steps)
+    if is_own(config.algorithm):
+        method = method_of(config, topology)
+        check_method(method, opened.init)
+        if not follows_factor(method, opened.init):
+            raise InputError(
+                f"--algorithm={config.algorithm}: its update does not follow --learning_rate: "
+                "pass **extra on to that of the base optimizer"
+            )
     return make_run(plan, opened, lambda topology: method_of(config, topology), topology)
 
 

@@ -232,11 +232,14 @@ def _lower_rate_on_plateau(
     state: TrainState, metrics: dict[str, Any], patience: int, run: Run, progress: Progress
 ) -> TrainState:
     """The state after an evaluation, of the better of center and leader."""
-    losses = (metrics["validation_loss"], metrics["leader_validation_loss"])
-    best = min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
+    figure = "loss" if "validation_loss" in metrics else run.task.metric.name
+    figures = (metrics[f"{model}validation_{figure}"] for model in ("", "leader_"))
+    best = min((value for value in figures if math.isfinite(value)), default=math.inf)
     plateau = jax.device_put(see(state.plateau, best, patience), run.topology.replicated)
     if plateau.scale < state.plateau.scale:
-        progress.tell(f"step {int(state.step)}: validation loss saturates, learning rate × {float(plateau.scale):g}")
+        progress.tell(
+            f"step {int(state.step)}: validation {figure} saturates, learning rate × {float(plateau.scale):g}"
+        )
     return state._replace(plateau=plateau)
 
 

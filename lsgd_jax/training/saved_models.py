@@ -115,6 +115,7 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
         return load(folder / "arrays", description)
     except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
         why = first_line(error)
+        todo = todo if task is None else "pass the task that it was trained with"
         raise InputError(
             f"cannot load {folder} ({why}): if it is damaged, or of another version or task, {todo}"
         ) from error

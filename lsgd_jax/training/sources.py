@@ -17,6 +17,8 @@ from lsgd_jax.training.sampling import SAMPLINGS, Augment, count_of, drawn, make
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import LONGEST_CALL
 
+# Of a dataset that repeats for ever.
+ENDLESS = 2**60
 # Of the minibatches of all workers that are on the devices at a time.
 BLOCK_BYTES = 2**29
 
@@ -125,7 +127,9 @@ def from_function(
     Raises:
       InputError: if it gives no arrays, or their leading axes differ.
     """
-    example = check_arrays("what batch_of(0, 0) gives", batch_of(0, 0))
+    example, again = (check_arrays("what batch_of(0, 0) gives", batch_of(0, 0)) for _ in range(2))
+    if jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), example, again)).count(True):
+        raise InputError("batch_of(0, 0) gives other values the second time: make it a function of its arguments alone")
     return streamed(batch_of, example, transform=transform, processes=processes)
 
 
@@ -165,6 +169,8 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
     if sampling not in SAMPLINGS:
         raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
     count = len(dataset)
+    if count >= ENDLESS:
+        raise InputError("dataset has no end: leave .repeat() out, epochs are made here")
 
     def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
         own = count if sampling == "iid" else shard_size(count, topology.size)
@@ -241,7 +247,17 @@ def check_arrays(what: str, tree: Any) -> Any:
         name = f"{what}{jax.tree_util.keystr(path)}"
         if leaf.dtype.kind not in "biufcV" or leaf.dtype.hasobject:
             raise InputError(f"{name} is an array of {leaf.dtype}: use numbers")
-        if not leaf.ndim or not len(leaf):
+        if not leaf.ndim:
+            raise InputError(
+                f"{name} is a single number: samples are entries of arrays (lists are taken apart: use np.array)"
+            )
+        if (
+            leaf.dtype.kind in "iu"
+            and leaf.size
+            and max(-int(leaf.min()), int(leaf.max())) >= 2**31 + (leaf.dtype.kind == "u") * 2**31
+        ):
+            raise InputError(f"{name} has integers beyond 32 bits, which JAX would cut: use smaller ones")
+        if not len(leaf):
             raise InputError(f"{name} has the shape {leaf.shape}: there is no sample in it")
         counts[name] = len(leaf)
     if len(set(counts.values())) > 1:

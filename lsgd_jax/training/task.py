@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -72,8 +73,15 @@ class Task:
         for name in ("validation", "test"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_arrays(name, getattr(self, name)))
-        if self.metrics is not None and not self.metrics:
-            raise InputError("metrics is empty: leave it out, and the loss is the metric")
+        if self.metrics is not None:
+            if not isinstance(self.metrics, Mapping) or not self.metrics:
+                raise InputError(
+                    "metrics has to name functions, as {'error': error}; without it the loss is the metric"
+                )
+            if odd := [name for name in self.metrics if not re.fullmatch(r"[\w.-]+", name)]:
+                raise InputError(
+                    f"the metric {odd[0]!r} names columns and files: use letters, digits, _, . and - alone"
+                )
 
     @functools.cached_property
     def digest(self) -> str:
@@ -172,6 +180,8 @@ def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
     if not isinstance(made, tuple | list) or len(made) != 2:
         told = type(made).__name__
         raise InputError(f"{_called(init)} gives {told}: return (params, model_state), with {{}} for no state")
+    if not any(jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in jax.tree.leaves(made[0])):
+        raise InputError(f"{_called(init)} makes no parameter of a floating dtype: nothing could be learned")
     return made[0], made[1]
 
 
@@ -192,7 +202,8 @@ def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> Non
 
     found = jax.eval_shape(of_first_worker, stream.shapes, params, model_state)
     if not isinstance(found, tuple | list) or len(found) != 2:
-        raise InputError(f"{_called(loss)} gives {type(found).__name__}: return (loss, model_state)")
+        told = "one value" if hasattr(found, "shape") else type(found).__name__
+        raise InputError(f"{_called(loss)} gives {told}: return (loss, model_state)")
     value, state = found
     if getattr(value, "shape", None) != () or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
         told = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

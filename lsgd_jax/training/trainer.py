@@ -1,17 +1,14 @@
 """The trainer for a task and a method of one's own."""
 
 import dataclasses
+import inspect
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.output import lasting_output
 from lsgd_jax.training import processes
 from lsgd_jax.training.apart import check_shares
@@ -22,12 +19,14 @@ from lsgd_jax.training.evaluation import Candidate
 from lsgd_jax.training.fields import Fields, read_fields
 from lsgd_jax.training.files import write_json
 from lsgd_jax.training.loop import Way, go
-from lsgd_jax.training.numerics import check_jax, fixed_numerics, run_key
+from lsgd_jax.training.method_checks import check_method, follows_factor
+from lsgd_jax.training.numerics import check_jax, fixed_numerics
+from lsgd_jax.training.paths import expanded
 from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.run import MethodOf, make_run
 from lsgd_jax.training.schedules import CONSTANT, Schedule
 from lsgd_jax.training.stopping import StopRequest
-from lsgd_jax.training.task import Task, open_task
+from lsgd_jax.training.task import Task, check_model, open_task
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import shortest_period
 from lsgd_jax.training.workdir import check_workdir
@@ -98,8 +97,20 @@ class Trainer:
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
             raise InputError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
-        if not isinstance(self.method, DistributedOptimizer) and not callable(self.method):
-            raise InputError(f"method is {type(self.method).__name__}: use lsgd(...), say, or a function of a Topology")
+        if not isinstance(self.method, DistributedOptimizer):
+            if not callable(self.method):
+                told = type(self.method).__name__
+                raise InputError(f"method is {told}: use lsgd(...), say, or a function of a Topology")
+            if "base" in inspect.signature(self.method).parameters:
+                name = getattr(self.method, "__name__", "the method")
+                raise InputError(f"method is a factory: call it with a base optimizer, as {name}(optax.sgd(0.1))")
+        if not isinstance(self.topology, Topology | None):
+            raise InputError(f"topology is {type(self.topology).__name__}: use Topology(groups, workers)")
+        if not isinstance(self.schedule, Schedule):
+            told = type(self.schedule).__name__
+            raise InputError(f"schedule is {told}: use Schedule(...), or give the base optimizer an optax schedule")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed must be an integer, got {self.seed!r}")
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -132,8 +143,8 @@ class Trainer:
             communication will start one again.
           DiskFullError: if the disk of the workdir is full.
         """
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, got {steps}")
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"steps must be an integer of at least 1, got {steps!r}")
         if resume and self.workdir is None:
             raise InputError("resume needs to know the run: give the Trainer its workdir")
         check_jax()
@@ -141,7 +152,7 @@ class Trainer:
         plan, settings = self._plan(steps), self._settings(steps, topology)
         processes.check_same(settings | {"resume": resume, "elastic": elastic})
         processes.together(lambda: self._check(plan, topology))
-        workdir = None if self.workdir is None else pathlib.Path(self.workdir)
+        workdir = None if self.workdir is None else expanded(self.workdir)
         conditions = agreed_conditions(self.task)
         if workdir is not None:
             processes.together(lambda: _check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
@@ -212,6 +223,10 @@ class Trainer:
         method = self._method_of(topology)
         if not isinstance(method, DistributedOptimizer):
             raise InputError(f"method makes {type(method).__name__} of a topology: return a DistributedOptimizer")
+        check_model(self.task.init)
+        check_method(method, self.task.init)
+        if self.schedule.kind == "plateau" and self.task.evaluate is None and self.task.validation is None:
+            raise InputError("schedule is 'plateau', which looks at validation data: give the task some")
         if self.schedule != CONSTANT and not follows_factor(method, self.task.init):
             raise InputError(
                 f"schedule is {self.schedule.kind!r}, but the base optimizer does not follow it: end it with "
@@ -243,22 +258,6 @@ def default_topology() -> Topology:
     """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
     devices, groups = processes.devices(), len(set(processes.hosts()))
     return Topology(groups, max(len(devices) // groups, 1) if len(devices) > 1 else ON_ONE_DEVICE, devices)
-
-
-def follows_factor(method: DistributedOptimizer, init: Callable[[jax.Array], tuple[Any, Any]]) -> bool:
-    """Whether a method's updates depend on the factor of the learning rate; nothing is computed."""
-
-    def step(rate: jax.Array, params: Any) -> Any:
-        def of_worker(params: Any) -> Any:
-            state = method.init(params, Axes())
-            return method.update(params, state, params, value=jnp.zeros([]), rate_factor=rate)[0]
-
-        return jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP)(params)
-
-    shapes = jax.eval_shape(lambda: jax.tree.map(lambda x: x[None, None], init(run_key(0))[0]))
-    traced = jax.make_jaxpr(step)(jax.ShapeDtypeStruct((), jnp.float32), shapes).jaxpr
-    rate = traced.invars[0]
-    return any(rate is variable for equation in traced.eqns for variable in equation.invars)
 
 
 def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *, resume: bool, elastic: bool) -> None:
