@@ -250,7 +250,9 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_line_and_left_alone(
     shutil.rmtree(workdir / "checkpoints" / "16")
     (workdir / "checkpoints" / "24" / DIGESTS).unlink()
     (workdir / "checkpoints" / "24" / "standing").rename(workdir / "checkpoints" / "24" / "progress")
-    with pytest.raises(InputError, match="checkpoint of step 24 was written by another version") as refused:
+    with pytest.raises(
+        InputError, match="checkpoint of step 24 is of another model, base optimizer or method"
+    ) as refused:
         train(Config(str(workdir), **RUN), resume=True)
     assert "\n" not in str(refused.value)
     assert (workdir / "checkpoints" / "24" / "progress").exists()
