@@ -188,6 +188,7 @@ def _copy(number: int, source: IO[str], target: IO[str], said: deque[tuple[int, 
 
 
 def free_port() -> int:
+    """A port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

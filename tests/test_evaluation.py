@@ -13,7 +13,7 @@ from flax import nnx
 from lsgd_jax import Axes, Topology, data_parallel, lsgd
 from lsgd_jax.optimizers.window import Window
 from lsgd_jax.training import evaluation
-from lsgd_jax.training.classification import classification_metrics
+from lsgd_jax.training.classification import classification_figures
 from lsgd_jax.training.datasets import Images
 from lsgd_jax.training.evaluation import (
     Candidates,
@@ -70,7 +70,7 @@ def expected_figures(model: Any, split: Images) -> tuple[float, float]:
     return float(loss), float((logits.argmax(1) != split.labels).mean())
 
 
-evaluate = make_evaluate(classification_metrics(linear(), RAW))
+evaluate = make_evaluate(classification_figures(linear(), RAW))
 
 
 def figures(model: Any, split: Images, devices: int) -> dict[str, float]:

@@ -183,7 +183,8 @@ def test_the_trainers_schedule_acts_or_is_refused() -> None:
     assert dropped.metrics[-1]["train_loss"] != constant.metrics[-1]["train_loss"]
     with pytest.raises(InputError, match="schedule is 'drop', but the base optimizer does not follow it"):
         trainer(schedule=Schedule("drop", (4,))).fit(8)
-    assert [follows_factor(method, init) for method in (follows, METHOD, easgd(optax.adam(0.1)))] == [
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    assert [follows_factor(method, params) for method in (follows, METHOD, easgd(optax.adam(0.1)))] == [
         True,
         False,
         False,

@@ -5,6 +5,7 @@ of a mean of parameters are no mean of moments; here they are measured, in one p
 training data, as in the paper's experiments.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,14 @@ from flax import nnx
 from jax import lax
 
 from lsgd_jax.training.models.functional import FunctionalModel, params_and_state
+from lsgd_jax.training.numerics import run_key
+from lsgd_jax.training.processes import put
+from lsgd_jax.training.task import Candidate, Renew
+from lsgd_jax.training.topology import Topology
+
+# Training samples that they are measured on. Each moment is that of all pixels of a channel, so ten thousand images
+# leave it an error far below that of a trained model.
+STATISTICS_SAMPLES = 10_000
 
 
 class Moments(NamedTuple):
@@ -103,6 +112,31 @@ def measured(
         # The same as avg (v + μ²) − mean², without its cancellation.
         layer.var[...] = (moments.var + jnp.square(moments.mean - mean)).mean(0)
     return module
+
+
+def measured_again(
+    read: Callable[[], Any], state_of: Callable[[Any, Any, Any, jax.Array], Any]
+) -> Callable[[Topology, int], Renew]:
+    """Makes a task's `renew`: a center's state is measured on training data, the same ones each time.
+
+    Args:
+      read: gives them, NumPy arrays with the leading axes [batches, batch]; called once, if at all.
+      state_of: `(params, model_state, batches, key) -> model_state`.
+    """
+
+    def on(topology: Topology, seed: int) -> Renew:
+        @functools.cache
+        def batches() -> Any:
+            return jax.tree.map(lambda x: put(x, topology.replicated), read())
+
+        @jax.jit
+        def renew(center: Candidate, batches: Any) -> Candidate:
+            params, model_state = center
+            return params, state_of(params, model_state, batches, run_key(seed))
+
+        return lambda center: renew(center, batches())
+
+    return on
 
 
 def batch_norms(module: nnx.Module) -> list[nnx.BatchNorm]:

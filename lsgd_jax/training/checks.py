@@ -1,7 +1,6 @@
 """What can be wrong with a run, seen before it begins."""
 
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
@@ -16,7 +15,7 @@ from lsgd_jax.training.numerics import check_jax
 from lsgd_jax.training.saved import read_config
 from lsgd_jax.training.tasks import AnySource, find_source, kind_of
 from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.workdir import check_workdir
+from lsgd_jax.training.workdir import check_shared_workdir, check_workdir
 from lsgd_jax.training.writable import make_writable
 
 
@@ -73,10 +72,7 @@ def check_settings(
     """
     check_jax()
     check_alone(config)
-    if processes.is_main():
-        check_workdir(workdir, resume=resume)
-    elif not os.path.isdir(workdir):  # the main process has made it
-        raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
+    check_shared_workdir(workdir, resume=resume)
     if resume:
         check_resumable(read_config(workdir), config, elastic=elastic)
     check_asynchronous(config, make_method(config), resume=resume)

@@ -10,27 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsgd_jax.training.batch_statistics import has_batch_statistics, reestimate
+from lsgd_jax.training.batch_statistics import STATISTICS_SAMPLES, has_batch_statistics, measured_again, reestimate
 from lsgd_jax.training.config import Config
 from lsgd_jax.training.datasets import ImageSource, Source, load_dataset
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.evaluation import Candidate, SampleMetric, evaluate_splits
+from lsgd_jax.training.evaluation import SampleFigures, evaluate_splits
 from lsgd_jax.training.images import Batch, Preprocessing, augment, augmented, preprocess
 from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.local_steps import Loss
 from lsgd_jax.training.metric import Metric
 from lsgd_jax.training.models import MODELS, Dtype, FunctionalModel, check_model, make_model
 from lsgd_jax.training.models.language import LANGUAGE_MODELS
-from lsgd_jax.training.numerics import run_key
-from lsgd_jax.training.processes import put
 from lsgd_jax.training.sampling import shard_size
 from lsgd_jax.training.sources import from_arrays
 from lsgd_jax.training.task import Renew, Task
 from lsgd_jax.training.topology import Topology
 
-# Training images that batch statistics are measured on, and how many at a time. Each moment is that of all pixels of
-# a channel, so ten thousand images leave it an error far below that of a trained model.
-STATISTICS_SAMPLES, STATISTICS_BATCH = 10_000, 250
+# Of the images that batch statistics are measured on, how many at a time.
+STATISTICS_BATCH = 250
 ERROR = Metric("error", "error", "%", scale=100.0, digits=2, worst=1.0)
 
 
@@ -39,7 +36,7 @@ def make_task(config: Config, source: Source) -> Task:
     dataset = load_dataset(source, seed=config.seed)
     model, how = model_of(config, source), dataset.preprocessing
     splits = {"validation": dataset.validation, "test": dataset.test}
-    metrics = classification_metrics(model, how)
+    figures = classification_figures(model, how)
     return Task(
         init=model.init,
         loss=classification_loss(model_of(config, source, config.compute_dtype)),
@@ -49,7 +46,7 @@ def make_task(config: Config, source: Source) -> Task:
         name=source.name,
         unit="images",
         metric=ERROR,
-        evaluate=lambda topology: evaluate_splits(metrics, splits, topology),
+        evaluate=lambda topology: evaluate_splits(figures, splits, topology),
         renew=make_renew(model, lambda count: dataset.train.images[:count], functools.partial(augment, how=how)),
         description=describe(config, source, how),
     )
@@ -65,23 +62,17 @@ def describe(config: Config, source: ImageSource, how: Preprocessing) -> dict[st
     }
 
 
-def classification_metrics(model: FunctionalModel, how: Preprocessing) -> dict[str, SampleMetric]:
+def classification_figures(model: FunctionalModel, how: Preprocessing) -> SampleFigures:
     """The cross-entropy in nats, and whether the prediction is wrong, of raw images and labels."""
 
-    def logits_of(params: Any, model_state: Any, raw: Any) -> jax.Array:
-        return model.apply(params, model_state, preprocess(raw.images, how), None)[0]
-
-    def loss(params: Any, model_state: Any, raw: Any) -> jax.Array:
-        logits = logits_of(params, model_state, raw)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, raw.labels)
-
-    def error(params: Any, model_state: Any, raw: Any) -> jax.Array:
-        logits = logits_of(params, model_state, raw)
+    def figures(params: Any, model_state: Any, raw: Any) -> dict[str, jax.Array]:
+        logits, _ = model.apply(params, model_state, preprocess(raw.images, how), None)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, raw.labels)
         # A model that is not finite is wrong everywhere, whatever argmax makes of NaN.
         right = (logits.argmax(-1) == raw.labels) & jnp.isfinite(logits).all(-1)
-        return (~right).astype(jnp.float32)
+        return {"loss": losses, "error": (~right).astype(jnp.float32)}
 
-    return {"loss": loss, "error": error}
+    return figures
 
 
 def classification_loss(model: FunctionalModel) -> Loss:
@@ -148,22 +139,16 @@ def make_renew(
     if not has_batch_statistics(model):
         return None
 
-    def on(topology: Topology, seed: int) -> Renew:
-        @functools.cache
-        def batches() -> jax.Array:
-            images = read(STATISTICS_SAMPLES)
-            size = min(STATISTICS_BATCH, len(images))
-            images = images[: len(images) // size * size]
-            return put(images.reshape(-1, size, *images.shape[1:]), topology.replicated)
+    def batches() -> np.ndarray:
+        images = read(STATISTICS_SAMPLES)
+        size = min(STATISTICS_BATCH, len(images))
+        images = images[: len(images) // size * size]
+        return images.reshape(-1, size, *images.shape[1:])
 
-        @jax.jit
-        def renew(center: Candidate, batches: jax.Array) -> Candidate:
-            params, model_state = center
-            return params, reestimate(model, params, model_state, batches, run_key(seed), inputs)
+    def state_of(params: Any, model_state: Any, batches: Any, key: jax.Array) -> Any:
+        return reestimate(model, params, model_state, batches, key, inputs)
 
-        return lambda center: renew(center, batches())
-
-    return on
+    return measured_again(batches, state_of)
 
 
 KIND = Kind(ERROR, batch_size_of, lambda config, source: model_of(config, source).init, make_task)

@@ -11,7 +11,7 @@ from lsgd_jax.training.files import is_there, write_json
 from lsgd_jax.training.numerics import matmul_precision
 
 FILE = "conditions.json"
-TODO = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
+REMEDY = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
 
 
 class Data(Protocol):
@@ -88,10 +88,10 @@ def check_data(workdir: pathlib.Path, source: Data, text_file: str | None = None
     """
     before, whose = read_conditions(workdir), f"the run in {workdir} began with"
     if before is not None:
-        _check_same_data(conditions_of(source), before, whose, TODO)
+        _check_same_data(conditions_of(source), before, whose, REMEDY)
         return None
     if text_file is not None and text_file != source.name:
-        raise _other_data(source.name, whose, repr(text_file), TODO)
+        raise _other_data(source.name, whose, repr(text_file), REMEDY)
     return f"what data {whose} is not known (it has no {FILE}, as of older versions): going on with {source.name!r}"
 
 

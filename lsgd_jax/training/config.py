@@ -7,6 +7,7 @@ from typing import Any
 
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.paths import why_not_local
+from lsgd_jax.training.plan import usual_checkpoint_period, usual_evaluation_period
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
 FREE_AT_RESUME = frozenset(
@@ -111,12 +112,12 @@ class Config:
     @property
     def evaluation_period(self) -> int:
         """Local steps between two evaluations: by default a twentieth of the run."""
-        return self.eval_every or max(1, math.ceil(self.steps / 20))
+        return self.eval_every or usual_evaluation_period(self.steps)
 
     @property
     def checkpoint_period(self) -> int:
         """Local steps between two checkpoints: by default a fifth of the run."""
-        return self.checkpoint_every or max(1, math.ceil(self.steps / 5))
+        return self.checkpoint_every or usual_checkpoint_period(self.steps)
 
     @property
     def asynchronous_flag(self) -> str | None:

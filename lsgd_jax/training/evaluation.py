@@ -24,6 +24,8 @@ Candidate = tuple[Any, Any]
 """(params, model_state) of a model to evaluate."""
 SampleMetric = Callable[[Any, Any, Any], jax.Array]
 """`(params, model_state, batch) -> float[batch]`, a figure of each sample."""
+SampleFigures = Callable[[Any, Any, Any], dict[str, jax.Array]]
+"""`(params, model_state, batch) -> {name: float[batch]}`, several from one pass."""
 Evaluate = Callable[[Candidate, str], dict[str, float]]
 """`(candidate, prefix) -> figures`, with names like `validation_loss`, after the prefix."""
 
@@ -99,21 +101,14 @@ def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = 
     return EvaluationSet(jax.tree.map(batched, split), batched(np.ones(count, np.float32)))
 
 
-def make_evaluate(metrics: Mapping[str, SampleMetric]) -> Callable[[Candidate, EvaluationSet], dict[str, jax.Array]]:
-    """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each metric."""
+def make_evaluate(figures: SampleFigures) -> Callable[[Candidate, EvaluationSet], dict[str, jax.Array]]:
+    """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each over all samples."""
 
     @jax.jit
     def evaluate(candidate: Candidate, split: EvaluationSet) -> dict[str, jax.Array]:
         def of_batch(batch: EvaluationSet) -> dict[str, jax.Array]:
-            real = batch.weights > 0
-            of_samples = {name: metric(*candidate, batch.samples) for name, metric in metrics.items()}
-            for name, values in of_samples.items():
-                if values.shape != real.shape:
-                    raise ValueError(
-                        f"the metric {name!r} has the shape {values.shape} for a batch of {len(real)} samples: "
-                        "give a figure of each"
-                    )
-            return {name: jnp.where(real, values, 0).sum() for name, values in of_samples.items()}
+            of_samples = figures(*candidate, batch.samples)
+            return {name: jnp.where(batch.weights > 0, values, 0).sum() for name, values in of_samples.items()}
 
         sums = lax.map(of_batch, split)
         count = split.weights.sum()
@@ -122,20 +117,20 @@ def make_evaluate(metrics: Mapping[str, SampleMetric]) -> Callable[[Candidate, E
     return evaluate
 
 
-def evaluate_splits(metrics: Mapping[str, SampleMetric], splits: Mapping[str, Any], topology: Topology) -> Evaluate:
-    """Makes `(candidate, prefix) -> figures`, the mean of each metric over each split.
+def evaluate_splits(figures: SampleFigures, splits: Mapping[str, Any], topology: Topology) -> Evaluate:
+    """Makes `(candidate, prefix) -> figures`, the mean of each over each split.
 
     Args:
-      metrics: by name.
+      figures: of the samples of a batch.
       splits: by name, pytrees of arrays.
       topology: the devices.
     """
-    evaluate = make_evaluate(metrics)
+    evaluate = make_evaluate(figures)
     on_devices = {name: put_evaluation_set(split, topology) for name, split in splits.items()}
 
     def all_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
-        figures = {name: evaluate(candidate, split) for name, split in on_devices.items()}
-        return {f"{prefix}{name}_{key}": float(x) for name, split in figures.items() for key, x in split.items()}
+        means = {name: evaluate(candidate, split) for name, split in on_devices.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, split in means.items() for key, x in split.items()}
 
     return all_splits
 

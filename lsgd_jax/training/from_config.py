@@ -14,7 +14,7 @@ from lsgd_jax.training.own_code import is_own
 from lsgd_jax.training.plan import Plan
 from lsgd_jax.training.run import Run, make_run
 from lsgd_jax.training.schedules import SCHEDULES, Schedule
-from lsgd_jax.training.task import open_task
+from lsgd_jax.training.task import check_model, open_task
 from lsgd_jax.training.tasks import AnySource, kind_of
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import shortest_period
@@ -27,15 +27,15 @@ def build_run(config: Config, source: AnySource) -> Run:
     """Reads the data and makes all functions; neither trains nor writes anything."""
     topology = Topology(config.groups, config.workers, processes.devices())
     plan, task = plan_of(config), kind_of(source).task(config, source)
-    opened = open_task(task, topology, seed=plan.seed, steps=plan.steps)
     if is_own(config.algorithm):
-        method = method_of(config, topology)
-        check_method(method, opened.init)
-        if not follows_factor(method, opened.init):
+        method, (params, _) = method_of(config, topology), check_model(task.init)
+        check_method(method, params)
+        if not follows_factor(method, params):
             raise InputError(
                 f"--algorithm={config.algorithm}: its update does not follow --learning_rate: "
                 "pass **extra on to that of the base optimizer"
             )
+    opened = open_task(task, topology, seed=plan.seed, steps=plan.steps)
     return make_run(plan, opened, lambda topology: method_of(config, topology), topology)
 
 

@@ -12,7 +12,7 @@ from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.evaluation import Candidate, Evaluate
 from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.local_steps import Loss
-from lsgd_jax.training.metric import Metric
+from lsgd_jax.training.metric import SPLITS, Metric
 from lsgd_jax.training.models import Dtype, FunctionalModel
 from lsgd_jax.training.models.language import LANGUAGE_MODELS, check_language_model, make_language_model
 from lsgd_jax.training.perplexity import make_evaluate_text, put_evaluation_text
@@ -134,7 +134,7 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 def _make_evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> Evaluate:
     evaluate = make_evaluate_text(model)
-    splits = {name: put_evaluation_text(getattr(texts, name), length, topology) for name in ("validation", "test")}
+    splits = {name: put_evaluation_text(getattr(texts, name), length, topology) for name in SPLITS}
 
     def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
         params, _ = candidate

@@ -1,6 +1,5 @@
 """What can be wrong with a method of a user's, seen before anything is compiled."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,15 +8,17 @@ import jax.numpy as jnp
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.numerics import run_key
 
-Init = Callable[[jax.Array], tuple[Any, Any]]
 # Names that no method knows: it has to use those that it is given.
 ELSEWHERE = Axes(group=("a_group",), worker=("a_worker",))
 
 
-def check_method(method: DistributedOptimizer, init: Init) -> None:
+def check_method(method: DistributedOptimizer, params: Any) -> None:
     """Refuses a method that names axes itself, or changes what workers hold; nothing is computed.
+
+    Args:
+      method: the method.
+      params: the shapes of one worker's parameters.
 
     Raises:
       InputError: telling what.
@@ -36,7 +37,7 @@ def check_method(method: DistributedOptimizer, init: Init) -> None:
         workers = jax.vmap(of_worker, axis_name=ELSEWHERE.worker[0])
         return jax.vmap(workers, axis_name=ELSEWHERE.group[0])(params)
 
-    params = _of_two_by_two(init)
+    params = _of_two_by_two(params)
     try:
         state, updated, outcomes, center = jax.eval_shape(of_all, params)
     except NameError as error:
@@ -54,8 +55,8 @@ def check_method(method: DistributedOptimizer, init: Init) -> None:
             raise InputError(f"the method's {what}: keep shapes and dtypes, {_told(expected)}, not {_told(found)}")
 
 
-def follows_factor(method: DistributedOptimizer, init: Init) -> bool:
-    """Whether a method's updates depend on the factor of the learning rate; nothing is computed."""
+def follows_factor(method: DistributedOptimizer, params: Any) -> bool:
+    """Whether its updates of parameters of those shapes depend on the learning rate's factor; nothing is computed."""
 
     def step(rate: jax.Array, params: Any) -> Any:
         def of_worker(params: Any) -> Any:
@@ -64,14 +65,13 @@ def follows_factor(method: DistributedOptimizer, init: Init) -> bool:
 
         return jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP)(params)
 
-    traced = jax.make_jaxpr(step)(jax.ShapeDtypeStruct((), jnp.float32), _of_two_by_two(init)).jaxpr
+    traced = jax.make_jaxpr(step)(jax.ShapeDtypeStruct((), jnp.float32), _of_two_by_two(params)).jaxpr
     rate = traced.invars[0]
     return any(rate is variable for equation in traced.eqns for variable in equation.invars)
 
 
-def _of_two_by_two(init: Init) -> Any:
+def _of_two_by_two(params: Any) -> Any:
     """The shapes of the parameters of 2 × 2 workers."""
-    params = jax.eval_shape(lambda: init(run_key(0))[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 2, *x.shape), x.dtype), params)
 
 

@@ -1,6 +1,5 @@
 """A task from a Flax NNX module."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,14 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lsgd_jax.training.batch_statistics import batch_norms, measured
-from lsgd_jax.training.classification import STATISTICS_SAMPLES
-from lsgd_jax.training.evaluation import Candidate, SampleMetric
+from lsgd_jax.training.batch_statistics import STATISTICS_SAMPLES, batch_norms, measured, measured_again
+from lsgd_jax.training.evaluation import SampleMetric
 from lsgd_jax.training.numerics import run_key
-from lsgd_jax.training.processes import put
 from lsgd_jax.training.sources import TrainingData
-from lsgd_jax.training.task import Renew, Task
-from lsgd_jax.training.topology import Topology
+from lsgd_jax.training.task import Task, sample_loss
 
 ModuleMetric = Callable[[Any, Any], jax.Array]
 """`(module, batch) -> float[batch]`, a figure of each sample."""
@@ -61,43 +57,24 @@ def nnx_task(
         value = loss(module, batch, nnx.Rngs(loss_key))
         return value, _split(module)[1]
 
+    def eval_loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return loss(module_of("eval", params, model_state, key), batch, nnx.Rngs(key)), model_state
+
     def metric_of(metric: ModuleMetric) -> SampleMetric:
         return lambda params, model_state, batch: metric(module_of("eval", params, model_state, run_key(0)), batch)
 
-    def sample_loss(module: Any, batch: Any) -> jax.Array:
-        graph, state = nnx.split(module)
+    def state_of(params: Any, model_state: Any, batches: Any, key: jax.Array) -> Any:
+        def forward(module: Any, batch: Any, key: jax.Array) -> None:
+            augment_key, loss_key = jax.random.split(key)
+            loss(module, batch if augment is None else augment(batch, augment_key), nnx.Rngs(loss_key))
 
-        def of_sample(sample: Any) -> jax.Array:
-            alone = jax.tree.map(lambda x: x[None], sample)
-            return loss(nnx.merge(graph, state), alone, nnx.Rngs(run_key(0)))
+        return _split(measured(lambda: module_of("train", params, model_state, key), forward, batches, key))[1]
 
-        return jax.vmap(of_sample)(batch)
-
-    def renew(topology: Topology, seed: int) -> Renew:
-        some, augment = train.some, train.augment
-        if some is None or not batch_norms(template):
-            return lambda center: center
-
-        @functools.cache
-        def batches() -> Any:
-            return jax.tree.map(lambda x: put(x, topology.replicated), some(STATISTICS_SAMPLES))
-
-        @jax.jit
-        def measure(center: Candidate, batches: Any) -> Candidate:
-            params, model_state = center
-
-            def forward(module: Any, batch: Any, key: jax.Array) -> None:
-                augment_key, loss_key = jax.random.split(key)
-                loss(module, batch if augment is None else augment(batch, augment_key), nnx.Rngs(loss_key))
-
-            module = measured(
-                lambda: module_of("train", params, model_state, run_key(seed)), forward, batches, run_key(seed)
-            )
-            return params, _split(module)[1]
-
-        return lambda center: measure(center, batches())
-
-    own = {name: metric_of(metric) for name, metric in (metrics or {"loss": sample_loss}).items()}
+    own = {name: metric_of(metric) for name, metric in metrics.items()} if metrics else {"loss": sample_loss(eval_loss)}
+    some, augment = train.some, train.augment
+    renew = None
+    if some is not None and batch_norms(template):
+        renew = measured_again(lambda: some(STATISTICS_SAMPLES), state_of)
     return Task(init, loss_of, train=train, metrics=own, renew=renew, **more)
 
 

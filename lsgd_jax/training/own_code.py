@@ -5,12 +5,12 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from lsgd_jax.training.errors import InputError
+from lsgd_jax.training.paths import expanded
 from lsgd_jax.training.task import Task
 
 
@@ -84,7 +84,7 @@ def arguments_of(function: Callable[..., Any], text: str | None, flag: str) -> d
 
 
 def _of_file(flag: str, path: str) -> Any:
-    file = pathlib.Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise InputError(f"--{flag}: there is no file {path}")
     folder = str(file.parent.absolute())

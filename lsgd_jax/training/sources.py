@@ -91,10 +91,7 @@ def from_arrays(
     """
     arrays = check_arrays("tree", tree)
     count = count_of(arrays)
-    if sampling not in SAMPLINGS:
-        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    check_drawing(batch_size, sampling)
 
     def open_arrays(topology: Topology, seed: int, steps: int) -> Stream:
         del steps
@@ -166,8 +163,7 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
 
     if not isinstance(dataset, grain.MapDataset):
         raise InputError(f"dataset is {type(dataset).__name__}, which has no random access: use a grain.MapDataset")
-    if sampling not in SAMPLINGS:
-        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+    check_drawing(batch_size, sampling)
     count = len(dataset)
     if count >= ENDLESS:
         raise InputError("dataset has no end: leave .repeat() out, epochs are made here")
@@ -176,7 +172,8 @@ def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", proces
         own = count if sampling == "iid" else shard_size(count, topology.size)
         check_batch_size(batch_size, own, sampling)
         batch_of = OfGrain(dataset, sampling, count, batch_size, topology.size, seed)
-        return from_function(batch_of, processes=processes).open(topology, seed, steps)
+        example = check_arrays("a minibatch of dataset", batch_of(0, 0))
+        return streamed(batch_of, example, processes=processes).open(topology, seed, steps)
 
     first = OfGrain(dataset, "iid", count, batch_size, workers=1, seed=0)
     return TrainingData(batch_size, open_stream, some=functools.partial(_first, first), in_step=True)
@@ -216,6 +213,18 @@ def block_batches(length: int, transform: Augment | None = None) -> Batches:
         return batch if transform is None else transform(batch, key)
 
     return Batches(plan=plan, draw=draw, per_worker=True)
+
+
+def check_drawing(batch_size: int, sampling: str) -> None:
+    """Refuses an unknown sampling, or a batch without samples.
+
+    Raises:
+      InputError: naming it.
+    """
+    if sampling not in SAMPLINGS:
+        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def check_batch_size(batch_size: int, samples: int, sampling: str) -> None:

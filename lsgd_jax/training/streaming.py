@@ -9,8 +9,8 @@ from lsgd_jax.training.background import Background
 from lsgd_jax.training.classification import (
     ERROR,
     batch_size_of,
+    classification_figures,
     classification_loss,
-    classification_metrics,
     describe,
     make_renew,
     model_of,
@@ -23,6 +23,7 @@ from lsgd_jax.training.feed import OfRanks
 from lsgd_jax.training.images import Batch, Preprocessing, preprocess
 from lsgd_jax.training.kind import Kind
 from lsgd_jax.training.loader import EvaluationBatches, Minibatches, stream
+from lsgd_jax.training.metric import SPLITS
 from lsgd_jax.training.models import FunctionalModel
 from lsgd_jax.training.sources import BLOCK_BYTES, streamed
 from lsgd_jax.training.streamed import StreamedSource
@@ -96,7 +97,7 @@ def _make_evaluate_splits(
     how: Preprocessing,
     topology: Topology,
 ) -> Evaluate:
-    evaluate = make_evaluate(classification_metrics(model, how))
+    evaluate = make_evaluate(classification_figures(model, how))
     batch_size = min(BATCH_SIZE, max(source.held_out, len(source.test)))
     batches = EvaluationBatches(source, batch_size, config.seed)
     splits = np.array(batches.splits())
@@ -110,7 +111,7 @@ def _make_evaluate_splits(
                 figures.append(evaluate(candidate, put_evaluation_set(batch, topology, batch_size)))
                 jax.block_until_ready(figures[-2:][0])  # few batches are on the devices at a time
         means = {}
-        for split in ("validation", "test"):
+        for split in SPLITS:
             of_split = np.flatnonzero(splits == split)
             weights = [counts[i] for i in of_split]
             for name in figures[0]:

@@ -6,7 +6,7 @@ from typing import Any
 from lsgd_jax.training.classification import ERROR
 from lsgd_jax.training.fields import Fields, check_file
 from lsgd_jax.training.files import is_there, read_json
-from lsgd_jax.training.metric import Metric
+from lsgd_jax.training.metric import SPLITS, Metric
 from lsgd_jax.training.provenance import PACKAGES
 from lsgd_jax.training.records import ROW
 from lsgd_jax.training.tasks import METRICS, metric_named
@@ -54,9 +54,7 @@ def finished(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
 
 def _fields(metric: Metric) -> Fields:
     """What those who read a summary use: the last row of metrics.jsonl, the settings, and figures of each worker."""
-    of_workers = dict.fromkeys(
-        (f"worker_{split}_{metric.name}" for split in ("validation", "test")), list[float | None]
-    )
+    of_workers = dict.fromkeys((f"worker_{name}" for name in metric.columns_of("", SPLITS)), list[float | None])
     figures = dict.fromkeys(metric.columns, float | None)
     kinds = ROW | figures | ALWAYS | LATER | of_workers
     # A task of a user's may have no test data, say.

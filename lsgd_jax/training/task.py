@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.evaluation import Candidate, Evaluate, SampleMetric, evaluate_splits
+from lsgd_jax.training.evaluation import Candidate, Evaluate, SampleFigures, SampleMetric, evaluate_splits
 from lsgd_jax.training.local_steps import Batches, Loss
 from lsgd_jax.training.metric import SPLITS, Metric, plain_metric
 from lsgd_jax.training.numerics import run_key
@@ -52,7 +52,7 @@ class Task:
       InputError: naming what cannot be.
     """
 
-    init: Callable[[jax.Array], tuple[Any, Any]]
+    init: Init
     loss: Loss
     _: dataclasses.KW_ONLY
     train: TrainingData
@@ -70,7 +70,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.train, TrainingData):
             raise InputError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
-        for name in ("validation", "test"):
+        for name in SPLITS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_arrays(name, getattr(self, name)))
         if self.metrics is not None:
@@ -111,7 +111,7 @@ class OpenTask(NamedTuple):
       splits: those of "validation" and "test" that are evaluated.
     """
 
-    init: Callable[[jax.Array], tuple[Any, Any]]
+    init: Init
     loss: Loss
     batches: Batches
     feed: Callable[[int, int], Any]
@@ -158,7 +158,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         batches=stream.batches,
         feed=stream.feed,
         longest_call=stream.longest_call,
-        evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(metrics, splits, topology),
+        evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(figures_of(metrics), splits, topology),
         renew=task.renew(topology, seed) if task.renew else lambda center: center,
         description=task.description or {"kind": "own", "model": task.name},
         metric=metric_of(task),
@@ -168,6 +168,11 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         close=stream.close,
         splits=SPLITS if task.evaluate else tuple(splits),
     )
+
+
+def figures_of(metrics: Mapping[str, SampleMetric]) -> SampleFigures:
+    """All metrics of a batch."""
+    return lambda *of: {name: metric(*of) for name, metric in metrics.items()}
 
 
 def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,14 +21,14 @@ from lsgd_jax.training.loop import Way, go
 from lsgd_jax.training.method_checks import check_method, follows_factor
 from lsgd_jax.training.numerics import check_jax, fixed_numerics
 from lsgd_jax.training.paths import expanded
-from lsgd_jax.training.plan import Plan
+from lsgd_jax.training.plan import Plan, usual_checkpoint_period, usual_evaluation_period
 from lsgd_jax.training.run import MethodOf, make_run
 from lsgd_jax.training.schedules import CONSTANT, Schedule
 from lsgd_jax.training.stopping import StopRequest
 from lsgd_jax.training.task import Task, check_model, open_task
 from lsgd_jax.training.topology import Topology
 from lsgd_jax.training.train_step import shortest_period
-from lsgd_jax.training.workdir import check_workdir
+from lsgd_jax.training.workdir import check_shared_workdir
 from lsgd_jax.training.writable import make_writable
 
 # Workers on a single device, unless a topology is given.
@@ -109,11 +108,11 @@ class Trainer:
         if not isinstance(self.schedule, Schedule):
             told = type(self.schedule).__name__
             raise InputError(f"schedule is {told}: use Schedule(...), or give the base optimizer an optax schedule")
-        if not isinstance(self.seed, int):
-            raise InputError(f"seed must be an integer, got {self.seed!r}")
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed must be an integer, got {self.seed!r}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
 
@@ -182,8 +181,8 @@ class Trainer:
         return Plan(
             steps=steps,
             seed=self.seed,
-            evaluation_period=self.eval_every or max(1, math.ceil(steps / 20)),
-            checkpoint_period=self.checkpoint_every or max(1, math.ceil(steps / 5)),
+            evaluation_period=self.eval_every or usual_evaluation_period(steps),
+            checkpoint_period=self.checkpoint_every or usual_checkpoint_period(steps),
             schedule=self.schedule,
             same_init=self.same_init,
             speeds=None if self.worker_speeds is None else tuple(self.worker_speeds),
@@ -223,11 +222,11 @@ class Trainer:
         method = self._method_of(topology)
         if not isinstance(method, DistributedOptimizer):
             raise InputError(f"method makes {type(method).__name__} of a topology: return a DistributedOptimizer")
-        check_model(self.task.init)
-        check_method(method, self.task.init)
+        params, _ = check_model(self.task.init)
+        check_method(method, params)
         if self.schedule.kind == "plateau" and self.task.evaluate is None and self.task.validation is None:
             raise InputError("schedule is 'plateau', which looks at validation data: give the task some")
-        if self.schedule != CONSTANT and not follows_factor(method, self.task.init):
+        if self.schedule != CONSTANT and not follows_factor(method, params):
             raise InputError(
                 f"schedule is {self.schedule.kind!r}, but the base optimizer does not follow it: end it with "
                 "optax.chain(..., follow_factor()), or give it an optax schedule and leave schedule out"
@@ -266,8 +265,7 @@ def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
-    if processes.is_main():
-        check_workdir(workdir, resume=resume)
+    check_shared_workdir(workdir, resume=resume)
     if not resume:
         if processes.is_main():
             make_writable(workdir)

@@ -1,7 +1,9 @@
 """A run's folder, and whose it is."""
 
+import os
 import pathlib
 
+from lsgd_jax.training import processes
 from lsgd_jax.training.errors import InputError
 from lsgd_jax.training.files import PARTIAL, is_there
 from lsgd_jax.training.writable import PROBE
@@ -19,6 +21,18 @@ def check_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
     if not resume and is_used(workdir):
         todo = "add --resume to go on with it, or name another" if started else "name a new or empty folder"
         raise InputError(f"--workdir={workdir} is already used: {todo}")
+
+
+def check_shared_workdir(workdir: pathlib.Path, *, resume: bool) -> None:
+    """`check_workdir`, in the main process; other processes look whether it is there, as that one leaves it.
+
+    Raises:
+      InputError: what is wrong and what to do.
+    """
+    if processes.is_main():
+        check_workdir(workdir, resume=resume)
+    elif not os.path.isdir(workdir):
+        raise InputError(f"--workdir={workdir} is not there: name a folder that all processes share")
 
 
 def is_started(workdir: pathlib.Path) -> bool:
