@@ -59,14 +59,14 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     from workload import CROP, PREPROCESSING, base_optimizer, random_images
 
     import lsgd_jax
-    from lsgd_jax.training.apart import Apart, Programs, compile_programs, make_programs
-    from lsgd_jax.training.classification import classification_loss
-    from lsgd_jax.training.images import augmented
-    from lsgd_jax.training.models import make_model
-    from lsgd_jax.training.processes import put
-    from lsgd_jax.training.sampling import make_batches
-    from lsgd_jax.training.state import init_state, state_shardings
-    from lsgd_jax.training.tickets import ServiceMeeting
+    from lsgd_jax.cluster.asynchronous import Apart, Programs, compile_programs, make_programs
+    from lsgd_jax.cluster.processes import put
+    from lsgd_jax.cluster.tickets import ServiceMeeting
+    from lsgd_jax.data.images import augmented
+    from lsgd_jax.data.sampling import make_batches
+    from lsgd_jax.engine.state import init_state, state_shardings
+    from lsgd_jax.models import make_model
+    from lsgd_jax.tasks.classification import classification_loss
 
     class InStep(ServiceMeeting):
         """A round in which each process has tickets of its own."""

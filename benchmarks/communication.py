@@ -113,7 +113,7 @@ def _alternatives(mesh: Any, size: int) -> tuple[dict[str, Callable[[], Any]], d
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from lsgd_jax.collectives.traffic import collectives_of
+    from lsgd_jax.accounting.traffic import collectives_of
 
     n, split = mesh.size, PartitionSpec(AXIS)
 

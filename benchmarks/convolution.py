@@ -2,7 +2,7 @@
 
 XLA's own convolution with JAX's gradients, with gradients in the layout that is fast on CPU (direct), patches and
 one matrix product, patches built again for the gradient, a band matrix, and Winograd's filtering; in turn in one run.
-The line of each shape says what `lsgd_jax.training.convolution` chooses.
+The line of each shape says what `lsgd_jax.models.convolution` chooses.
 
     python benchmarks/convolution.py --shapes="cnn7 1,cnn7 2"
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 
 from measure import in_turn, print_table, writable, write_results
 
-from lsgd_jax.training.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd
+from lsgd_jax.models.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODELS = 2

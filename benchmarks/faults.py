@@ -161,8 +161,8 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
 
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax would warn that it only reads
 
-    from lsgd_jax.training.records import read_leaders, read_metrics
-    from lsgd_jax.training.reload import reload_run
+    from lsgd_jax.config.reload import reload_run
+    from lsgd_jax.trainer.records import read_leaders, read_metrics
 
     states = [reload_run(workdir).state for workdir in (one, other)]
     states = [state._replace(keys=jax.random.key_data(state.keys)) for state in states]

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from lsgd_jax.members import launch
-from lsgd_jax.training.joining import connect
+from lsgd_jax.cluster.joining import connect
+from lsgd_jax.cluster.members import launch
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:

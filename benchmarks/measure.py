@@ -48,8 +48,8 @@ def provenance() -> dict[str, Any]:
     import jax
     import jaxlib
 
-    from lsgd_jax.training.config import usable_cores
-    from lsgd_jax.training.provenance import commit
+    from lsgd_jax.config.config import usable_cores
+    from lsgd_jax.trainer.provenance import commit
 
     return {
         # Without where things lie on this machine.
@@ -66,7 +66,7 @@ def provenance() -> dict[str, Any]:
 
 def write_results(path: pathlib.Path, results: Any) -> None:
     """Writes JSON, with its `provenance`."""
-    from lsgd_jax.training.files import write_whole
+    from lsgd_jax.files.files import write_whole
 
     write_whole(path, json.dumps({**provenance(), "results": results}, indent=1) + "\n")
 

@@ -100,7 +100,7 @@ def compare(seconds: dict[int, list[float]]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from lsgd_jax import ledger
-    from lsgd_jax.training.network import Measurement, fit_link, link_seconds
+    from lsgd_jax.accounting.network import Measurement, fit_link, link_seconds
 
     measured = {}
     for megabytes, each in seconds.items():

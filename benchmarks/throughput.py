@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 from measure import in_turn, print_table, writable, write_results
 from workload import BATCH_SIZE, Runner, bare_gradients, train_step
 
-from lsgd_jax.training.models import MODELS
+from lsgd_jax.models import MODELS
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from torch import nn
 
 
 class Cnn7(nn.Module):
-    """The paper's 7-layer CNN, as in `lsgd_jax.training.models`."""
+    """The paper's 7-layer CNN, as in `lsgd_jax.models`."""
 
     def __init__(self) -> None:
         super().__init__()

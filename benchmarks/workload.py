@@ -10,15 +10,15 @@ import numpy as np
 import optax
 
 import lsgd_jax
-from lsgd_jax.training.classification import classification_loss
-from lsgd_jax.training.datasets import Images
-from lsgd_jax.training.images import Batch, Preprocessing, augmented
-from lsgd_jax.training.models import make_model
-from lsgd_jax.training.precision import compiler_options
-from lsgd_jax.training.sampling import make_batches, put_on_devices
-from lsgd_jax.training.state import TrainState, init_state
-from lsgd_jax.training.topology import Lanes, Topology
-from lsgd_jax.training.train_step import LONGEST_CALL, make_train_step
+from lsgd_jax.data.datasets import Images
+from lsgd_jax.data.images import Batch, Preprocessing, augmented
+from lsgd_jax.data.sampling import make_batches, put_on_devices
+from lsgd_jax.engine.compiler import compiler_options
+from lsgd_jax.engine.state import TrainState, init_state
+from lsgd_jax.engine.topology import Lanes, Topology
+from lsgd_jax.engine.train_step import LONGEST_CALL, make_train_step
+from lsgd_jax.models import make_model
+from lsgd_jax.tasks.classification import classification_loss
 
 BATCH_SIZE = 128
 CROP = 28

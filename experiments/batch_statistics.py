@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     if FLAGS.run is None:
         return refuse(argv, "--run is missing: name the folder of a run")
 
-    from lsgd_jax.training.files import write_json
-    from lsgd_jax.training.writable import make_writable
+    from lsgd_jax.files.files import write_json
+    from lsgd_jax.files.writable import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))
@@ -60,19 +60,21 @@ def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     Raises:
       InputError: if there is no such run or checkpoint, or its model has no batch norm.
     """
-    from lsgd_jax.training.batch_statistics import has_batch_statistics
-    from lsgd_jax.training.classification import model_of
-    from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.evaluation import make_candidates
-    from lsgd_jax.training.numerics import fixed_numerics
-    from lsgd_jax.training.reload import reload_run
-    from lsgd_jax.training.task import Task
-    from lsgd_jax.training.tasks import find_source
-    from lsgd_jax.training.text import TextSource
+    from lsgd_jax.config.kinds import find_source
+    from lsgd_jax.config.reload import reload_run
+    from lsgd_jax.data.text import TextSource
+    from lsgd_jax.engine.numerics import fixed_numerics
+    from lsgd_jax.errors import InputError
+    from lsgd_jax.models import make_model
+    from lsgd_jax.tasks.batch_statistics import has_batch_statistics
+    from lsgd_jax.tasks.task import Task
+    from lsgd_jax.trainer.candidates import make_candidates
 
     config, run, state, step = reload_run(folder, data_dir)
     source = find_source(config)
-    if isinstance(source, Task | TextSource) or not has_batch_statistics(model_of(config, source)):
+    if isinstance(source, Task | TextSource) or not has_batch_statistics(
+        make_model(config.model_name, source.input_shape, source.classes)
+    ):
         raise InputError(f"--run: {config.model_name} has no batch norm: name a run of vgg16, resnet20 or resnet50")
     with fixed_numerics():
         averaged = make_candidates(run.method, run.topology)(state).center

@@ -59,6 +59,6 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes rows as CSV, floats with 8 digits."""
-    from lsgd_jax.training import files
+    from lsgd_jax.files import files
 
     files.write_csv(path, columns, rows, digits=8)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from absl import flags
 from environment import set_for_this_program, why_jax_cannot_start
 
-from lsgd_jax.output import lasting_output
-from lsgd_jax.training.errors import ExitCode, ToldError
-from lsgd_jax.training.paths import expanded, why_not_local
-from lsgd_jax.training.stopping import StopRequest, ended_by_signals
+from lsgd_jax.cluster.stopping import StopRequest, ended_by_signals
+from lsgd_jax.errors import ExitCode, ToldError
+from lsgd_jax.files.output import lasting_output
+from lsgd_jax.files.paths import expanded, why_not_local
 
 
 class Flag(NamedTuple):

@@ -27,7 +27,7 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
-from lsgd_jax.training.writable import make_writable
+from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/communication_efficiency", "folder for the figure, the CSV file and claims.json"),
@@ -47,7 +47,7 @@ class Model(NamedTuple):
     parameters: int
 
 
-# As in lsgd_jax/training/models/, for 10 classes; ResNet-50 for 1,000.
+# As in lsgd_jax/models/, for 10 classes; ResNet-50 for 1,000.
 MODELS = {
     "cnn7": Model("cnn7", 351_946),
     "resnet20": Model("ResNet-20", 269_722),

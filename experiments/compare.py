@@ -23,8 +23,8 @@ from compilation_cache import use_compilation_cache
 from palette import STYLES
 from settings import GROUPS, PROCESS_FLAGS, given_settings
 
-from lsgd_jax.training.errors import ExitCode
-from lsgd_jax.training.stopping import StopRequest
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.errors import ExitCode
 
 PLAN = (
     Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
@@ -68,9 +68,9 @@ def main(argv: list[str], stop: StopRequest) -> int:
     from comparison.plan import make_plan
     from comparison.running import StoppedError, compare, forecast
 
-    from lsgd_jax.training.errors import on_full_disk
-    from lsgd_jax.training.lock import locked
-    from lsgd_jax.training.writable import make_writable
+    from lsgd_jax.errors import on_full_disk
+    from lsgd_jax.files.lock import locked
+    from lsgd_jax.files.writable import make_writable
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir))

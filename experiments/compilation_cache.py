@@ -33,10 +33,10 @@ def use_compilation_cache(wanted: bool) -> None:
 
 def _own_folder() -> str | None:
     """In the user's cache; a line tells if that cannot be, and None is returned."""
-    from lsgd_jax.training.errors import InputError
-    from lsgd_jax.training.paths import expanded
-    from lsgd_jax.training.processes import say
-    from lsgd_jax.training.writable import make_writable
+    from lsgd_jax.cluster.processes import say
+    from lsgd_jax.errors import InputError
+    from lsgd_jax.files.paths import expanded
+    from lsgd_jax.files.writable import make_writable
 
     try:
         folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lsgd_jax"

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 
-from lsgd_jax.output import make_output_last
-from lsgd_jax.training.errors import InputError, first_line
+from lsgd_jax.errors import InputError, first_line
+from lsgd_jax.files.output import make_output_last
 
 # Figures go to files, and look the same everywhere; what a user's file says may not work here.
 FIGURES = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
@@ -38,7 +38,7 @@ def why_jax_cannot_start(error: Exception) -> str | None:
     if "jax" not in sys.modules:  # it has not got so far, or no further
         told = f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
         return told if isinstance(error, ValueError) else None
-    from lsgd_jax.training.processes import devices
+    from lsgd_jax.cluster.processes import devices
 
     try:
         devices()

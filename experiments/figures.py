@@ -20,8 +20,8 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import GREY, in_order, line_of
 
 if TYPE_CHECKING:
-    from lsgd_jax.training.metric import Metric
-    from lsgd_jax.training.records import LeaderRow
+    from lsgd_jax.tasks.metric import Metric
+    from lsgd_jax.trainer.records import LeaderRow
 
 TABLE = (
     Flag("runs", "paths", [], "folders of finished runs, or of folders of them"),
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
             argv, "--runs has runs with --worker_speeds, whose time is simulated, and others: draw them apart"
         )
 
-    from lsgd_jax.training.tasks import metric_named  # only now: a mistyped flag is told without waiting for it
+    from lsgd_jax.config.kinds import metric_named  # only now: a mistyped flag is told without waiting for it
 
     metric = metric_named(names[0])
     workdir = pathlib.Path(str(FLAGS.workdir))
@@ -127,10 +127,10 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     Raises:
       InputError: if one cannot be read.
     """
-    from lsgd_jax.training.records import read_leaders, read_metrics
-    from lsgd_jax.training.saved import read_config
-    from lsgd_jax.training.summary import read_summary
-    from lsgd_jax.training.tasks import metric_named
+    from lsgd_jax.config.kinds import metric_named
+    from lsgd_jax.config.saved import read_config
+    from lsgd_jax.config.summary import read_summary
+    from lsgd_jax.trainer.records import read_leaders, read_metrics
 
     runs = []
     for path in sorted(folder.rglob("summary.json")):
@@ -186,7 +186,7 @@ def curve(line: Line, model: str, split: str, metric: "Metric") -> list[Point]:
 
 def write(path: pathlib.Path, points: Sequence[Point]) -> None:
     """Writes the points as CSV."""
-    from lsgd_jax.training.files import write_csv
+    from lsgd_jax.files.files import write_csv
 
     write_csv(path, Point._fields, points)
 

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         if arguments[name] < least:
             return refuse(argv, f"--{name}={arguments[name]}: must be at least {least}")
 
-    from lsgd_jax.training.writable import make_writable
+    from lsgd_jax.files.writable import make_writable
 
     logging.set_verbosity(logging.ERROR)  # libraries' warnings would stand between our lines
     workdir = pathlib.Path(str(FLAGS.workdir))
@@ -92,8 +92,8 @@ def survey(folder: pathlib.Path, *, worker: int | None, points: int, batches: in
     """
     import jax
 
-    from lsgd_jax.training.numerics import fixed_numerics
-    from lsgd_jax.training.reload import reload_run
+    from lsgd_jax.config.reload import reload_run
+    from lsgd_jax.engine.numerics import fixed_numerics
 
     config, run, state, step = reload_run(folder, data_dir)
     state = jax.device_get(state._replace(keys=jax.random.key_data(state.keys)))
@@ -107,8 +107,8 @@ def _three_models(state: Any, groups: int, workers: int, worker: int | None) -> 
     """(names, parameters) of the global leader, the local leader and the worker; and the worker's rank."""
     import jax
 
+    from lsgd_jax.errors import InputError
     from lsgd_jax.optimizers.window import window_mean
-    from lsgd_jax.training.errors import InputError
 
     size = groups * workers
     params = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), state.params)
@@ -146,7 +146,7 @@ def _loss_on_minibatches(run: Any, state: Any, rank: int, batches: int) -> Any:
     import jax.numpy as jnp
     from jax import lax
 
-    from lsgd_jax.training.numerics import wrap_keys
+    from lsgd_jax.engine.numerics import wrap_keys
 
     plan, draw, per_worker = run.task.batches
     data, step = run.task.feed(int(state.step), 0), jnp.asarray(state.step)
@@ -174,7 +174,7 @@ def _over_plane(loss: Any, names: list[str], models: list[Any], points: int, ste
     """Orthonormal axes from the first model: to the second, and from there to the third."""
     from jax.flatten_util import ravel_pytree
 
-    from lsgd_jax.training.errors import InputError
+    from lsgd_jax.errors import InputError
 
     flat, unravel = zip(*[ravel_pytree(model) for model in models], strict=True)
     origin, second, third = (np.asarray(vector, np.float64) for vector in flat)
@@ -206,7 +206,7 @@ def _over_plane(loss: Any, names: list[str], models: list[Any], points: int, ste
 
 def write(path: pathlib.Path, landscape: Landscape) -> None:
     """Writes the grid as CSV: x, y, loss."""
-    from lsgd_jax.training.files import write_csv
+    from lsgd_jax.files.files import write_csv
 
     lines = zip(landscape.ys, landscape.losses, strict=True)
     rows = ((float(x), float(y), float(loss)) for y, line in lines for x, loss in zip(landscape.xs, line, strict=True))

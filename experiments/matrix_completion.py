@@ -26,7 +26,7 @@ from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, m
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, dppf, easgd, independent, local_sgd, lsgd
-from lsgd_jax.training.writable import make_writable
+from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),

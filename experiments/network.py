@@ -39,7 +39,7 @@ class Model(NamedTuple):
 MODELS = {
     "cnn7": Model(
         "cnn7, CIFAR-10", 351_946, 128, 100 * 50_000, 0.003,
-        "the paper's net, as in lsgd_jax/training/models.py; 100 epochs; 12.4 GFLOP a step, at an assumed 4 TFLOP/s",
+        "the paper's net, as in lsgd_jax/models.py; 100 epochs; 12.4 GFLOP a step, at an assumed 4 TFLOP/s",
     ),
     "resnet50": Model(
         "ResNet-50, ImageNet", 25_557_032, 128, 90 * 1_281_167, 0.05,
@@ -117,9 +117,9 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
     import jax.numpy as jnp
 
     from lsgd_jax import ledger
-    from lsgd_jax.training.config import Config
-    from lsgd_jax.training.methods import METHODS, make_method
-    from lsgd_jax.training.network import NETWORKS, run_seconds
+    from lsgd_jax.accounting.network import NETWORKS, run_seconds
+    from lsgd_jax.config.config import Config
+    from lsgd_jax.config.methods import METHODS, make_method
 
     rows = []
     for name, model in MODELS.items():
@@ -143,7 +143,7 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
 
 def write(path: pathlib.Path, rows: list[Row]) -> None:
     """Writes the rows as CSV."""
-    from lsgd_jax.training.files import write_csv
+    from lsgd_jax.files.files import write_csv
 
     write_csv(path, Row._fields, rows, digits=6)
 

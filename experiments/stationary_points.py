@@ -27,7 +27,7 @@ from command_line import Flag, command, define, describe, described, parse, refu
 from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
 
-from lsgd_jax.training.writable import make_writable
+from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),

@@ -26,7 +26,7 @@ from descent import descend
 from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
-from lsgd_jax.training.writable import make_writable
+from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),

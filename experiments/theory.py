@@ -24,8 +24,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 from claims import Claim, table
 from command_line import Flag, define, describe, described, parse, refuse, stoppable
 
-from lsgd_jax.training.errors import ExitCode
-from lsgd_jax.training.stopping import StopRequest
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.errors import ExitCode
 
 EXPERIMENTS = {
     "matrix_completion": True,
@@ -83,10 +83,10 @@ def main(argv: list[str], stop: StopRequest) -> int:
     seed: Any = FLAGS.seed
     if seed < 0:
         return refuse(argv, f"--seed={seed}: must be at least 0")
-    from lsgd_jax.training.files import write_whole
-    from lsgd_jax.training.processes import devices
-    from lsgd_jax.training.provenance import provenance
-    from lsgd_jax.training.writable import make_writable
+    from lsgd_jax.cluster.processes import devices
+    from lsgd_jax.files.files import write_whole
+    from lsgd_jax.files.writable import make_writable
+    from lsgd_jax.trainer.provenance import provenance
 
     workdir = pathlib.Path(str(FLAGS.workdir))
     devices()  # without any each experiment would fail, after the results of the last time had been removed

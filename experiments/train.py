@@ -29,8 +29,8 @@ from command_line import define, describe, described, parse, refuse, stoppable
 from compilation_cache import use_compilation_cache
 from settings import GROUPS, given_settings
 
-from lsgd_jax.training.errors import ExitCode
-from lsgd_jax.training.stopping import StopRequest
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.errors import ExitCode
 
 FLAGS = flags.FLAGS
 LONGEST_WAIT = 10**6  # seconds
@@ -68,7 +68,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
             return refuse(argv, f"--{name}={seconds}: must be more than 0 and at most {LONGEST_WAIT:,}")
 
     # Only now: a mistyped flag is told without waiting for these.
-    from lsgd_jax.training import joining
+    from lsgd_jax.cluster import joining
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     return joining.guard(lambda: run(argv[0], stop), FLAGS.heartbeat_timeout)
@@ -76,7 +76,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
 
 def run(program: str, stop: StopRequest) -> int:
     """What each process does; returns its exit code."""
-    from lsgd_jax.training import joining, processes
+    from lsgd_jax.cluster import joining, processes
 
     joining.connect(
         FLAGS.coordinator_address,
@@ -87,9 +87,9 @@ def run(program: str, stop: StopRequest) -> int:
     )
     stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
-    from lsgd_jax.training.checks import load_config
-    from lsgd_jax.training.train import train
-    from lsgd_jax.training.workdir import is_started
+    from lsgd_jax.config.checks import load_config
+    from lsgd_jax.config.train import train
+    from lsgd_jax.trainer.workdir import is_started
 
     given = given_settings(FLAGS)
     workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
@@ -112,8 +112,8 @@ def run(program: str, stop: StopRequest) -> int:
 def table(summary: dict[str, Any], workdir: str) -> str:
     """The table at the end of a run."""
 
-    from lsgd_jax.training.metric import SPLITS
-    from lsgd_jax.training.tasks import metric_named
+    from lsgd_jax.config.kinds import metric_named
+    from lsgd_jax.tasks.metric import SPLITS
 
     metric = metric_named(summary.get("metric", "error"))
 
@@ -155,7 +155,7 @@ def table(summary: dict[str, Any], workdir: str) -> str:
 
 def _default_workdir() -> str:
     """A name of its own for each run, also for those that a scheduler starts all at once."""
-    from lsgd_jax.training.files import file_name
+    from lsgd_jax.files.files import file_name
 
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     data = pathlib.Path(FLAGS.text_file).stem if FLAGS.text_file else FLAGS.dataset.replace("/", "-")

@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
         except ImportError as error:
             raise ImportError(f"{name} needs the extra 'train': pip install 'lsgd_jax[train]'") from error
         return getattr(of_trainer, name)
-    if name in __all__ or name in ("collectives", "optimizers", "training"):
+    if name in __all__ or name in ("collectives", "optimizers", "engine", "accounting"):
         import lsgd_jax.public as public
 
         return getattr(public, name) if name in __all__ else sys.modules[f"{__name__}.{name}"]

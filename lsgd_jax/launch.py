@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from absl import flags as absl_flags
 
-from lsgd_jax import gpus
-from lsgd_jax.members import Members, forwarding_signals, launch
-from lsgd_jax.output import lasting_output
-from lsgd_jax.training.errors import ExitCode, InputError
-from lsgd_jax.training.paths import expanded
-from lsgd_jax.training.stopping import SIGNALS
+from lsgd_jax.cluster import gpus
+from lsgd_jax.cluster.members import Members, forwarding_signals, launch
+from lsgd_jax.cluster.stopping import SIGNALS
+from lsgd_jax.errors import ExitCode, InputError
+from lsgd_jax.files.output import lasting_output
+from lsgd_jax.files.paths import expanded
 
 # A signal has ended the process, or it has ended by itself as the signal wanted.
 SIGNAL_CODES = tuple(128 + number for number in SIGNALS)

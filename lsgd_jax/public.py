@@ -27,8 +27,8 @@ from lsgd_jax.optimizers.leader_pull import leader_pull as leader_pull
 from lsgd_jax.optimizers.local_sgd import local_sgd as local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd as lsgd
 from lsgd_jax.optimizers.periodic import periodic as periodic
-from lsgd_jax.training.ledger import Ledger as Ledger, ledger as ledger
-from lsgd_jax.training.local_steps import Batches as Batches
-from lsgd_jax.training.state import TrainState as TrainState, init_state as init_state
-from lsgd_jax.training.topology import Topology as Topology
-from lsgd_jax.training.train_step import make_train_step as make_train_step
+from lsgd_jax.accounting.ledger import Ledger as Ledger, ledger as ledger
+from lsgd_jax.engine.local_steps import Batches as Batches
+from lsgd_jax.engine.state import TrainState as TrainState, init_state as init_state
+from lsgd_jax.engine.topology import Topology as Topology
+from lsgd_jax.engine.train_step import make_train_step as make_train_step

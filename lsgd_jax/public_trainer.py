@@ -2,13 +2,13 @@
 
 # ruff: noqa: I001
 # `a as a` is what strict type checkers take for public.
-from lsgd_jax.training.saved_models import load_center as load_center, load_model as load_model
-from lsgd_jax.training.nnx_task import nnx_task as nnx_task
-from lsgd_jax.training.schedules import Schedule as Schedule, follow_factor as follow_factor
-from lsgd_jax.training.sources import (
+from lsgd_jax.trainer.saved_models import load_center as load_center, load_model as load_model
+from lsgd_jax.tasks.nnx_task import nnx_task as nnx_task
+from lsgd_jax.engine.schedules import Schedule as Schedule, follow_factor as follow_factor
+from lsgd_jax.data.sources import (
     from_arrays as from_arrays,
     from_function as from_function,
     from_grain as from_grain,
 )
-from lsgd_jax.training.task import Task as Task
-from lsgd_jax.training.trainer import Result as Result, Trainer as Trainer
+from lsgd_jax.tasks.task import Task as Task
+from lsgd_jax.trainer.trainer import Result as Result, Trainer as Trainer

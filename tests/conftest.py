@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,3 +20,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # xdist's processes inherit it
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10.1 calls it an error to use such a program
+
+
+@pytest.fixture
+def fresh_flags() -> Iterator[None]:
+    """Puts the flags of the command lines back after the test: absl's are global."""
+    from absl.testing import flagsaver
+
+    with flagsaver.flagsaver():
+        yield

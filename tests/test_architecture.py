@@ -54,34 +54,33 @@ def importing(files: Iterator[Path], *packages: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_layer_1_imports_nothing_of_the_layers_above() -> None:
-    files = list((LIBRARY / "collectives").glob("*.py"))
-    assert len(files) > 4
-    found = importing(iter(files), "lsgd_jax")
-    assert [module for _, module in found if not module.startswith("lsgd_jax.collectives")] == []
+# Each room may import those before it, and itself.
+ROOMS = (
+    "errors", "files", "collectives", "optimizers", "engine", "accounting", "cluster", "data", "models", "tasks",
+    "trainer", "config",
+)  # fmt: skip
 
 
-def test_layer_2_does_not_import_layer_3() -> None:
-    files = list((LIBRARY / "optimizers").rglob("*.py"))
-    assert len(files) > 4
-    assert importing(iter(files), "lsgd_jax.training") == []
-    allowed = ("lsgd_jax.collectives", "lsgd_jax.optimizers")
-    assert [found for found in importing(iter(files), "lsgd_jax") if not found[1].startswith(allowed)] == []
+def test_every_folder_is_a_room() -> None:
+    assert {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"} < {*ROOMS}
 
 
-# Where flags become objects.
-OF_FLAGS = {
-    "checks.py", "classification.py", "config.py", "from_config.py", "kind.py", "language.py", "methods.py",
-    "reload.py", "saved.py", "streaming.py", "tasks.py", "train.py", "summary.py",
-}  # fmt: skip
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_those_below_it(room: str) -> None:
+    files = [*(LIBRARY / room).rglob("*.py"), *LIBRARY.glob(f"{room}.py")]
+    assert files
+    above = ROOMS[ROOMS.index(room) + 1 :]
+    assert importing(iter(files), *(f"lsgd_jax.{name}" for name in above)) == []
 
 
-def test_what_trains_knows_no_flags() -> None:
-    files = [path for path in (LIBRARY / "training").rglob("*.py") if path.name not in OF_FLAGS]
-    assert len(files) > 50
-    flags = ("config", "from_config", "methods", "checks", "tasks", "train", "saved")
-    found = importing(iter(files), *(f"lsgd_jax.training.{name}" for name in flags))
-    assert found == []
+@pytest.mark.parametrize("room", ["collectives", "optimizers"])
+def test_layers_1_and_2_import_nothing_but_themselves(room: str) -> None:
+    found = importing((LIBRARY / room).glob("*.py"), "lsgd_jax")
+    assert [name for _, name in found if not name.startswith(("lsgd_jax.collectives", f"lsgd_jax.{room}"))] == []
+
+
+def test_the_engine_knows_no_files_and_no_processes() -> None:
+    assert importing((LIBRARY / "engine").glob("*.py"), "lsgd_jax.files", "lsgd_jax.cluster") == []
 
 
 def test_the_library_imports_nothing_that_stands_on_it() -> None:
@@ -122,7 +121,7 @@ def test_layers_1_and_2_work_without_the_extras() -> None:
 def test_the_launcher_and_what_hears_signals_start_without_jax() -> None:
     """They cannot wait for it; and it would leave variables to the processes that are launched."""
     program = (
-        "import sys, lsgd_jax.launch, lsgd_jax.training.stopping; print({'jax', 'numpy'} & {*sys.modules}); "
+        "import sys, lsgd_jax.launch, lsgd_jax.cluster.stopping; print({'jax', 'numpy'} & {*sys.modules}); "
         "print(lsgd_jax.optimizers.lsgd.lsgd is lsgd_jax.lsgd)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)

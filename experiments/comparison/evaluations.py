@@ -11,14 +11,14 @@ import jax
 
 from comparison.trials import Outcome, Trial
 from lsgd_jax import ledger
-from lsgd_jax.training.classification import ERROR
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.ledger import Ledger
-from lsgd_jax.training.methods import make_method
-from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.network import Network, run_seconds
-from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.tasks import find_source, kind_of
+from lsgd_jax.accounting.ledger import Ledger
+from lsgd_jax.accounting.network import Network, run_seconds
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.kinds import find_source, kind_of
+from lsgd_jax.config.methods import make_method
+from lsgd_jax.engine.numerics import fixed_numerics
+from lsgd_jax.tasks.classification import ERROR
+from lsgd_jax.tasks.metric import Metric
 
 
 class Errors(NamedTuple):

@@ -12,7 +12,7 @@ from palette import line_of
 
 from comparison.evaluations import Evaluation
 from comparison.tables import Method, time_unit
-from lsgd_jax.training.metric import Metric
+from lsgd_jax.tasks.metric import Metric
 
 Styles = dict[str, dict[str, Any]]
 """How each method is drawn, the same in all figures of a comparison."""

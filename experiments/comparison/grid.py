@@ -10,14 +10,14 @@ from settings import GROUPS, PROCESS_FLAGS
 
 from comparison.evaluations import final_validation_error
 from comparison.trials import Outcome, Setting, Trial
-from lsgd_jax.training.classification import ERROR
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import file_name
-from lsgd_jax.training.from_config import schedule_of
-from lsgd_jax.training.methods import METHODS, make_method
-from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.own_code import is_own
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.from_config import schedule_of
+from lsgd_jax.config.methods import METHODS, make_method
+from lsgd_jax.config.own_code import is_own
+from lsgd_jax.errors import InputError
+from lsgd_jax.files.files import file_name
+from lsgd_jax.tasks.classification import ERROR
+from lsgd_jax.tasks.metric import Metric
 
 
 def _switch(text: str) -> bool:

@@ -9,22 +9,22 @@ from comparison.evaluations import make_cost
 from comparison.grid import make_trial, read_variations, settings_of
 from comparison.schedule import evaluation_periods
 from comparison.trials import Setting, Trial, finished
-from lsgd_jax.training import processes
-from lsgd_jax.training.checks import check_alone, check_jax
-from lsgd_jax.training.conditions import check_data, check_precision
-from lsgd_jax.training.config import Config, check_config
-from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.fingerprint import once
-from lsgd_jax.training.from_config import schedule_of
-from lsgd_jax.training.methods import METHODS
-from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.network import NETWORKS
-from lsgd_jax.training.own_code import is_own
-from lsgd_jax.training.saved import read_config
-from lsgd_jax.training.streamed import StreamedSource
-from lsgd_jax.training.task import Task
-from lsgd_jax.training.tasks import AnySource, find_source, kind_of
-from lsgd_jax.training.workdir import is_started, is_used
+from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.cluster import processes
+from lsgd_jax.config.checks import check_alone, check_jax
+from lsgd_jax.config.config import Config, check_config
+from lsgd_jax.config.from_config import schedule_of
+from lsgd_jax.config.kinds import AnySource, find_source, kind_of
+from lsgd_jax.config.methods import METHODS
+from lsgd_jax.config.own_code import is_own
+from lsgd_jax.config.saved import read_config
+from lsgd_jax.data.fingerprint import once
+from lsgd_jax.data.streamed import StreamedSource
+from lsgd_jax.errors import InputError
+from lsgd_jax.tasks.metric import Metric
+from lsgd_jax.tasks.task import Task
+from lsgd_jax.trainer.conditions import check_data, check_precision
+from lsgd_jax.trainer.workdir import is_started, is_used
 
 LEAST_TEST_SEEDS = 3
 # Where a run lives, how its data got there and when it is looked at says nothing about what it computes.
@@ -41,7 +41,7 @@ class Plan:
       settings: each method's settings in the grid.
       search_seeds: of the runs by which settings are chosen.
       test_seeds: of the runs that are reported.
-      network: a name in `lsgd_jax.training.network.NETWORKS`, for predicted times.
+      network: a name in `lsgd_jax.accounting.network.NETWORKS`, for predicted times.
       compute_seconds: of a local step of a worker, for predicted times; None: as measured.
     """
 
@@ -110,7 +110,7 @@ def make_plan(
       vary: what `read_variations` reads.
       search_seeds: whole numbers.
       test_seeds: whole numbers, none of them in the search.
-      network: a name in `lsgd_jax.training.network.NETWORKS`.
+      network: a name in `lsgd_jax.accounting.network.NETWORKS`.
       compute_seconds: of a local step, or None.
 
     Raises:

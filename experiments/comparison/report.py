@@ -29,11 +29,11 @@ from comparison.tables import (
     time_unit,
 )
 from comparison.trials import Outcome, Trial
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.files import write_csv, write_whole
-from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.network import NETWORKS
-from lsgd_jax.training.provenance import PACKAGES
+from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.config.config import Config
+from lsgd_jax.files.files import write_csv, write_whole
+from lsgd_jax.tasks.metric import Metric
+from lsgd_jax.trainer.provenance import PACKAGES
 
 # What a report may have, besides the runs.
 FILES = ("report.md", "runs.csv", "curves.csv", "curves.png", "learning_rate.png", "period.png")
@@ -56,7 +56,7 @@ def write_report(
       workdir: the folder for it.
       outcomes: what came of the runs so far, at least one.
       chosen: each method's setting, for those whose search is over; None if all its settings diverged.
-      network: one of `lsgd_jax.training.network.NETWORKS`, for predicted times.
+      network: one of `lsgd_jax.accounting.network.NETWORKS`, for predicted times.
       compute_seconds: of one local step of one worker.
       commands: the command lines that made the comparison.
 

@@ -14,17 +14,17 @@ from comparison.grid import choose
 from comparison.plan import Plan
 from comparison.report import FILES, write_report
 from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import AllWorkersLostError
-from lsgd_jax.training.files import write_json
-from lsgd_jax.training.from_config import build_run
-from lsgd_jax.training.numerics import fixed_numerics
-from lsgd_jax.training.stopping import StopRequest
-from lsgd_jax.training.tasks import AnySource, kind_of
-from lsgd_jax.training.topology import Topology
-from lsgd_jax.training.train import train
-from lsgd_jax.training.workdir import is_started
-from lsgd_jax.training.writable import check_replaceable
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.from_config import build_run
+from lsgd_jax.config.kinds import AnySource, kind_of
+from lsgd_jax.config.train import train
+from lsgd_jax.engine.numerics import fixed_numerics
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.errors import AllWorkersLostError
+from lsgd_jax.files.files import write_json
+from lsgd_jax.files.writable import check_replaceable
+from lsgd_jax.trainer.workdir import is_started
 
 
 class StoppedError(Exception):

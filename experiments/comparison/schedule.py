@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from comparison.budgets import most
 from comparison.evaluations import Cost
 from comparison.trials import Setting, Trial
-from lsgd_jax.training.config import Config
+from lsgd_jax.config.config import Config
 
 DENSEST = 4  # times as many evaluations as asked for, at most
 

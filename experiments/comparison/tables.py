@@ -10,7 +10,7 @@ from comparison.budgets import most
 from comparison.evaluations import Evaluation, Run, Spread, spread
 from comparison.significance import not_apart
 from comparison.trials import Setting
-from lsgd_jax.training.metric import Metric
+from lsgd_jax.tasks.metric import Metric
 
 NO_DIFFERENCE = "no difference to"
 

@@ -3,12 +3,12 @@
 import pathlib
 from typing import Any, NamedTuple
 
-from lsgd_jax.training.config import Config
-from lsgd_jax.training.errors import InputError
-from lsgd_jax.training.files import is_there
-from lsgd_jax.training.metric import Metric
-from lsgd_jax.training.records import read_metrics
-from lsgd_jax.training.summary import read_summary
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.summary import read_summary
+from lsgd_jax.errors import InputError
+from lsgd_jax.files.files import is_there
+from lsgd_jax.tasks.metric import Metric
+from lsgd_jax.trainer.records import read_metrics
 
 # Why a run ended without a summary. It is finished: more of it would diverge again.
 DIVERGED = "diverged.json"

@@ -1,0 +1,139 @@
+"""How long communication takes: latency and bandwidth of links, and a ledger.
+
+The alpha-beta model (Hockney, 1994): a collective takes ``messages * latency +
+bytes / bandwidth``, where messages and bytes are those that one worker sends. A
+group is a node. A ring over several nodes goes through the workers of one node
+after those of another, so that one worker of a node sends to the next node and
+has its network card for itself; all links work at the same time, and the slowest
+sets the pace. A permutation is taken to be one between neighbours of such a ring.
+Rings side by side over the same nodes share the card evenly. Communication and
+computation do not overlap, and no worker waits for a slow one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lsgd_jax.accounting.ledger import Ledger
+from lsgd_jax.accounting.traffic import Collective
+from lsgd_jax.collectives import GROUP
+
+
+class Link(NamedTuple):
+    """A link between two workers or two nodes, in each direction.
+
+    Attributes:
+      latency: seconds that a message takes, however short it is.
+      bandwidth: bytes in a second.
+    """
+
+    latency: float
+    bandwidth: float
+
+
+class Network(NamedTuple):
+    """What connects workers.
+
+    Attributes:
+      inside: the link of each worker to the others of its node.
+      between: the link of a whole node to the other nodes.
+    """
+
+    inside: Link
+    between: Link
+
+
+class Measurement(NamedTuple):
+    """A measured communication: what one worker sent in it, and how long it took.
+
+    Attributes:
+      messages: their number.
+      bytes: of all messages together.
+      seconds: wall-clock.
+    """
+
+    messages: float
+    bytes: float
+    seconds: float
+
+
+PCIE_4 = Link(latency=10e-6, bandwidth=25e9)
+NVLINK_4 = Link(latency=5e-6, bandwidth=450e9)
+
+# Nominal rates, and round figures for what a message costs in software: to compare by order of magnitude.
+# `fit_link` has the figures of a network at hand.
+NETWORKS = {
+    "100 Mb/s internet": Network(PCIE_4, Link(latency=50e-3, bandwidth=100e6 / 8)),
+    "1 Gb/s Ethernet": Network(PCIE_4, Link(latency=100e-6, bandwidth=1e9 / 8)),
+    "10 Gb/s Ethernet": Network(PCIE_4, Link(latency=50e-6, bandwidth=10e9 / 8)),
+    "400 Gb/s InfiniBand": Network(NVLINK_4, Link(latency=5e-6, bandwidth=400e9 / 8)),
+}
+
+
+def link_seconds(link: Link, messages: float, sent: float) -> float:
+    """Seconds in which one worker sends so many messages, of so many bytes together, one after the other."""
+    return messages * link.latency + sent / link.bandwidth
+
+
+def collective_seconds(collective: Collective, sends: Ledger, network: Network) -> float:
+    """Seconds of a collective: inside each node, or at the pace of the network between nodes."""
+    if GROUP not in collective.axes or sends.groups == 1:
+        return link_seconds(network.inside, collective.messages, collective.sent)
+    return link_seconds(network.between, collective.messages, collective.sent * sends.rings(collective))
+
+
+def communication_seconds(sends: Ledger, network: Network) -> float:
+    """Seconds of communication in each local step, on average over a long run."""
+    return sum(
+        collective_seconds(collective, sends, network) / entry.period
+        for entry in sends.entries
+        for collective in entry.collectives
+    )
+
+
+def run_seconds(sends: Ledger, network: Network, *, compute_seconds: float, steps: float) -> float:
+    """Wall-clock of a run, with communications at their average rate even where it is shorter than a period.
+
+    Args:
+      sends: the ledger of the method.
+      network: what connects the workers.
+      compute_seconds: of one local step, without communication.
+      steps: local steps of each worker.
+
+    Returns:
+      Seconds. Evaluation and checkpoints are not in it.
+    """
+    return steps * (compute_seconds + communication_seconds(sends, network))
+
+
+def fit_link(measurements: Sequence[Measurement]) -> Link:
+    """The latency and the bandwidth that explain measured times best.
+
+    Least squares of relative errors; neither figure can be negative, so one that would
+    be is zero: no latency, or no limit to the bandwidth.
+
+    Args:
+      measurements: at least two, of different mean sizes of a message.
+
+    Returns:
+      The `Link`.
+
+    Raises:
+      ValueError: if the measurements do not tell latency and bandwidth apart, or
+        a time or a number of messages or bytes is not positive.
+    """
+    table = np.array(measurements, dtype=np.float64).reshape(-1, 3)
+    if not (np.isfinite(table) & (table > 0)).all():
+        raise ValueError("messages, bytes and seconds must be positive and finite: leave out what was not measured")
+    columns = table[:, :2] / table[:, 2:]  # the sum of both, times latency and seconds a byte, shall be 1
+    scale = np.linalg.norm(columns, axis=0)
+    if np.linalg.matrix_rank(columns / scale, tol=1e-6) < 2:
+        raise ValueError("latency and bandwidth cannot be told apart: measure at least two sizes of a message")
+    ones = np.ones(len(columns))
+    latency, per_byte = np.linalg.lstsq(columns / scale, ones)[0] / scale
+    if latency < 0:
+        latency, per_byte = 0.0, columns[:, 1].sum() / scale[1] ** 2
+    elif per_byte < 0:
+        latency, per_byte = columns[:, 0].sum() / scale[0] ** 2, 0.0
+    return Link(float(latency), float(1 / per_byte) if per_byte > 0 else float("inf"))

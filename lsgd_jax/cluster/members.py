@@ -1,0 +1,194 @@
+"""Processes of this machine that run the same command together, and what ends them."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
+
+from lsgd_jax.cluster import proxies
+from lsgd_jax.cluster.stopping import LAUNCHER, heard_signals
+from lsgd_jax.errors import ExitCode
+
+# When a process has failed the others have so long to tell why they fail too; then they are killed.
+GRACE_SECONDS = 1.0
+POLL_SECONDS = 0.05
+# What Gloo prints about processes that talk to each other.
+NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
+
+
+class Failure(NamedTuple):
+    """The process that failed first.
+
+    Attributes:
+      code: its exit code; 128 and the signal's number if one killed it.
+      told: a line.
+      killed: the numbers of all that a signal had killed by then; not those that aborted since they missed another.
+    """
+
+    code: int
+    told: str
+    killed: tuple[int, ...] = ()
+
+
+class Members(NamedTuple):
+    """What goes on.
+
+    Attributes:
+      started: the processes.
+      heard: the signals that have come, in their order.
+    """
+
+    started: list[subprocess.Popen]
+    heard: list[int]
+
+
+def launch(
+    command: Sequence[str],
+    processes: int,
+    environments: Sequence[Mapping[str, str]] | None = None,
+    timeout: float | None = None,
+    members: Members | None = None,
+) -> Failure | None:
+    """Starts a command as processes that find each other over loopback, and waits until all have ended.
+
+    What they print comes out here: of process 0 as it is, of the others after their number, and
+    once if several say the same. No process is left over, however this ends; should this process
+    be killed, they notice and stop by themselves.
+
+    Args:
+      command: gets --coordinator_address, --num_processes and --process_id appended, for
+        `lsgd_jax.cluster.joining.connect`.
+      processes: how many.
+      environments: what each has in its environment besides what this process has.
+      timeout: seconds that they may take; any number by default.
+      members: gets the processes, where signals are heard already.
+
+    Returns:
+      The first failure, or None.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    copies: list[threading.Thread] = []
+    said: deque[tuple[int, str]] = deque(maxlen=100)
+    common = {"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **proxies.past_loopback(os.environ)}
+    with contextlib.ExitStack() as held:
+        started, heard = held.enter_context(forwarding_signals()) if members is None else members
+        started.clear()
+        pipe = os.pipe()  # nothing is written: they see its end when this process is gone
+        held.callback(_end, started, copies, pipe)
+        for number in range(processes):
+            flags = (f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}")
+            own = environments[number] if environments else {}
+            process = subprocess.Popen(
+                [*command, *flags],
+                env=common | {LAUNCHER: str(pipe[0])} | dict(own),
+                pass_fds=pipe[:1],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                # A terminal stays one for process 0, which draws the progress bar.
+                stderr=None if number == 0 and sys.stderr.isatty() else subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # they hear Ctrl-C from here, once
+            )
+            started.append(process)
+            if heard:  # perhaps before it could be passed on to this one
+                process.terminate()
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                if source is not None:
+                    copies.append(threading.Thread(target=_copy, args=(number, source, target, said)))
+                    copies[-1].start()
+        return _wait(started, timeout)
+
+
+def _end(started: Sequence[subprocess.Popen], copies: Sequence[threading.Thread], pipe: Sequence[int]) -> None:
+    """Leaves nothing over of what has been started."""
+    for process in reversed(started):  # the coordinator last: without it the others end with long errors
+        process.kill()
+        process.wait()
+    for copy in copies:
+        copy.join()
+    for end in pipe:
+        os.close(end)
+
+
+def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure | None:
+    """Returns when all have ended, or some time after one has failed."""
+    end = None if timeout is None else time.monotonic() + timeout
+    asked = False
+    ended = (None, ExitCode.DONE, ExitCode.STOPPED)  # or not yet
+    while all(process.poll() in ended for process in started):
+        codes = [process.returncode for process in started]
+        if None not in codes:
+            return Failure(max(codes), "the run was stopped before its end") if any(codes) else None
+        if ExitCode.STOPPED in codes and not asked:  # the others may be waiting for it
+            asked = True
+            for process in started:
+                process.terminate()
+        if end is not None and time.monotonic() > end:
+            return Failure(124, f"the processes have not ended within {timeout:g} s")
+        time.sleep(POLL_SECONDS)
+    # Those that abort have missed another.
+    failed = [
+        (process.returncode == -signal.SIGABRT, i)
+        for i, process in enumerate(started)
+        if process.returncode not in ended
+    ]
+    killed = tuple(i for aborted, i in failed if not aborted and started[i].returncode < 0)
+    number = min(failed)[1]
+    code, pid = started[number].returncode, started[number].pid
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    end = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in started) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    if any(process.returncode == ExitCode.STOPPED for process in started):  # the others have missed it
+        code = ExitCode.STOPPED
+    return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}", killed)
+
+
+@contextlib.contextmanager
+def forwarding_signals() -> Iterator[Members]:
+    """Asks the processes to save and stop at the first signal, and kills them at a second Ctrl-C."""
+    members = Members([], [])
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        first = not members.heard  # asked before another signal may come in between
+        members.heard.append(number)
+        for process in members.started:
+            if members.heard.count(signal.SIGINT) > 1:
+                process.kill()
+            elif first:
+                process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    before = {number: signal.signal(number, handle) for number in heard_signals()}
+    try:
+        yield members
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _copy(number: int, source: IO[str], target: IO[str], said: deque[tuple[int, str]]) -> None:
+    """Passes lines on, until the process and all that it has started have closed their end."""
+    for line in source:
+        elsewhere = any(line == other and number != by for by, other in tuple(said))
+        said.append((number, line))
+        if not NOISE.match(line) and (not elsewhere or line.isspace()):
+            with contextlib.suppress(OSError):  # a full disk, say: a pipe that nobody reads would hold the process up
+                target.write(f"[{number}] {line}" if number else line)
+                target.flush()
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,281 @@
+"""Several processes that train together: who they are, what they agree on, and their arrays.
+
+Each process runs the same program on its own devices (`jax.distributed`). The first is the main
+process, which writes files and speaks to people. In a single process all of this does nothing.
+`lsgd_jax.cluster.joining` is how they meet and part.
+"""
+
+import functools
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.errors import InputError, ToldError, agreed_error, disk_full, first_line, is_disk_full
+
+T = TypeVar("T")
+
+POLL_MILLISECONDS = 500
+# What all keys of ours begin with, in the store of the coordination service.
+KEYS = "lsgd_jax"
+
+
+def alone() -> bool:
+    """Whether this is the only process."""
+    return client() is None
+
+
+def number() -> int:
+    """Which process this is, from 0 on."""
+    return _distributed().process_id
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _distributed().num_processes
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks to people."""
+    return number() == 0
+
+
+def client() -> Any:
+    """What speaks to the coordination service; None in a single process."""
+    return _distributed().client
+
+
+def introduce() -> None:
+    """Tells the others where this process runs."""
+    client().key_value_set(f"{KEYS}/host/{number()}", socket.gethostname())
+
+
+def say(line: str) -> None:
+    """Prints a line, in one process."""
+    if is_main():
+        print(line, flush=True)
+
+
+def hosts() -> list[str]:
+    """The name of each process's machine."""
+    return [socket.gethostname()] if alone() else [get(f"{KEYS}/host/{i}") for i in range(count())]
+
+
+def devices() -> list[jax.Device]:
+    """The devices of all processes, those of one machine side by side: groups follow from their order.
+
+    Raises:
+      InputError: if JAX finds none of the kind that it is told to use.
+    """
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        choices = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")
+        chosen = "".join(f" for {name}={os.environ[name]}" for name in choices if name in os.environ)
+        why = f" ({first_line(error)})" if str(error) else ""
+        raise InputError(f"JAX finds no device{chosen}{why}: unset that, or install what it needs") from error
+    names = hosts()
+    return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
+
+
+def default_shape(given: Mapping[str, Any]) -> dict[str, int]:
+    """Groups and workers of a run of several processes, where they are not given: a group for each machine.
+
+    Args:
+      given: settings, of which `groups` and `workers` count.
+    """
+    if alone():
+        return {}
+    groups = given.get("groups") or len(set(hosts()))
+    return {"groups": groups, "workers": given.get("workers") or max(1, jax.device_count() // groups)}
+
+
+def idle(topology: Topology) -> set[int]:
+    """The processes that a topology leaves without workers."""
+    return set(range(count())) - {device.process_index for device in topology.mesh.devices.flat}
+
+
+def check_all_work(topology: Topology) -> None:
+    """Refuses a topology that leaves a process without workers.
+
+    Raises:
+      InputError: naming the flags.
+    """
+    without = idle(topology)
+    if without:
+        raise InputError(
+            f"--groups={topology.groups} --workers={topology.workers} leave process {min(without)} without workers: "
+            f"choose numbers that {jax.device_count()} devices divide, or leave both out"
+        )
+
+
+def warm_up(topology: Topology) -> None:
+    """Lets the processes along each axis of the mesh connect now, when all are here.
+
+    At their first collective they would have 30 s to come, which Gloo fixes. Later ones wait.
+    """
+    if alone():
+        return
+
+    def sums(x: jax.Array) -> list[jax.Array]:
+        return [lax.psum(x, names) for names in (GROUP, WORKER, (GROUP, WORKER))]
+
+    split = topology.per_worker.spec
+    numbers = put(np.zeros(topology.shape, np.float32), topology.per_worker)
+    compiled = jax.jit(topology.over_devices(sums, in_specs=split, out_specs=split)).lower(numbers).compile()
+    exchange("warm_up", None)
+    jax.block_until_ready(compiled(numbers))
+
+
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that all processes have, on the devices; each process puts its own shards."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def whole(tree: Any, topology: Topology) -> Any:
+    """Arrays of the workers, as every process can read them."""
+    return tree if alone() else _replicate(topology.replicated)(tree)
+
+
+def agreed(stop: StopRequest, topology: Topology) -> Callable[[], bool]:
+    """Makes the function that tells, once a round, whether any process has been asked to stop.
+
+    It gives the same answer in all processes, of which each has to call it. Among several the
+    answer is that of the call before, so that no device waits for the host.
+    """
+    if alone():
+        return lambda: bool(stop)
+    answers: list[Any] = [False]
+
+    def ask() -> bool:
+        asked = put(np.full(topology.shape, bool(stop)), topology.per_worker)
+        answers.append(_any(topology.replicated)(asked))
+        return bool(answers.pop(0))
+
+    return ask
+
+
+def get(key: str) -> str:
+    """A value, once it is there. Between polls Ctrl-C is heard; if its process dies, JAX ends this one."""
+    while True:
+        try:
+            return client().blocking_key_value_get(key, POLL_MILLISECONDS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def exchange(name: str, value: Any) -> list[Any]:
+    """What each process says, in their order. All have to call it.
+
+    Args:
+      name: of what is exchanged.
+      value: what this process says, as JSON has it.
+    """
+    if alone():
+        return [value]
+    turn = client().key_value_increment(f"{KEYS}/turn/{name}/{number()}", 1)
+    client().key_value_set(f"{KEYS}/{name}/{turn}/{number()}", json.dumps(value))
+    return [json.loads(get(f"{KEYS}/{name}/{turn}/{i}")) for i in range(count())]
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """What a function gives in the main process, in which alone it is called. All have to call this.
+
+    Args:
+      function: its result goes to other processes as JSON.
+
+    Raises:
+      ToldError: in all processes, if the function raises one.
+    """
+    if alone():
+        return function()
+    result, failure = _attempt(function if is_main() else _nothing)
+    _raise_together(failure)
+    given = exchange("from_main", result if is_main() else None)[0]
+    return result if is_main() else given
+
+
+def together(check: Callable[[], T]) -> T:
+    """What a function gives: called first in the main process, then in the others. All have to call this.
+
+    Raises:
+      ToldError: in all processes, if the function raises one in any.
+    """
+    if alone():
+        return check()
+    result, failure = _attempt(check if is_main() else _nothing)
+    _raise_together(failure)
+    if not is_main():
+        result, failure = _attempt(check)
+    _raise_together(failure)
+    return result
+
+
+def check_same(settings: Mapping[str, Any]) -> None:
+    """Refuses settings that are not those of the main process.
+
+    Raises:
+      InputError: in all processes, naming the first that differs.
+    """
+    if alone():
+        return
+    ours = {name: json.dumps(value) for name, value in settings.items()}  # as text NaN is NaN
+    of_main = exchange("settings", ours)[0]
+
+    def compare() -> None:
+        for name, value in of_main.items():
+            if ours[name] != value:
+                raise InputError(f"--{name}={ours[name]}, but {value} in process 0: give all processes the same flags")
+
+    together(compare)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _attempt(function: Callable[[], T]) -> tuple[Any, tuple[int, str] | None]:
+    """What a function gives, or the exit code and the message of what it raises."""
+    try:
+        return function(), None
+    except ToldError as error:
+        return None, (error.exit_code, str(error))
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        told = disk_full(error, "the run")
+        return None, (told.exit_code, str(told))
+
+
+def _raise_together(failure: tuple[int, str] | None) -> None:
+    for i, found in enumerate(exchange("errors", failure)):
+        if found is not None:
+            code, told = found
+            raise agreed_error(code, told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
+
+
+@functools.cache
+def _replicate(sharding: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+@functools.cache
+def _any(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda asked: asked.any(), out_shardings=sharding)
+
+
+def _distributed() -> Any:
+    """What JAX knows of the processes; it has no public name, but Orbax relies on it too."""
+    from jax._src import distributed
+
+    return distributed.global_state

@@ -1,0 +1,108 @@
+"""Code of a user's that flags name: FILE.py:NAME, or package.module:NAME."""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lsgd_jax.errors import InputError
+from lsgd_jax.files.paths import expanded
+from lsgd_jax.tasks.task import Task
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is one of a user's code."""
+    return ":" in name
+
+
+@functools.cache
+def load_function(flag: str, text: str) -> Callable[..., Any]:
+    """The function that a flag names. What fails inside the user's code keeps its traceback.
+
+    Args:
+      flag: its name.
+      text: FILE.py:NAME, or package.module:NAME.
+
+    Raises:
+      InputError: if there is none.
+    """
+    where, _, name = text.rpartition(":")
+    if not where or not name:
+        raise InputError(f"--{flag}={text}: must be FILE.py:NAME or package.module:NAME")
+    module = _of_file(flag, where) if where.endswith(".py") else _of_package(flag, where)
+    if not hasattr(module, name):
+        raise InputError(f"--{flag}={text}: {where} has no {name}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise InputError(f"--{flag}={text}: {name} is {type(function).__name__}, and cannot be called")
+    return function
+
+
+@functools.cache
+def load_task(text: str) -> Task:
+    """The task that the function of --task makes.
+
+    Raises:
+      InputError: if there is no such function, or it makes none.
+    """
+    task = load_function("task", text)()
+    if not isinstance(task, Task):
+        raise InputError(f"--task={text}: it gives {type(task).__name__}: return a lsgd_jax.Task")
+    return task
+
+
+def arguments_of(function: Callable[..., Any], text: str | None, flag: str) -> dict[str, Any]:
+    """The arguments of --method_args for a function that takes the base optimizer first.
+
+    Args:
+      function: whose arguments they are.
+      text: as "pull=0.5,period=8"; numbers, True, False and None as in Python, other values are text.
+      flag: which names the function, for messages.
+
+    Raises:
+      InputError: if it is no such list, or the function does not take them.
+    """
+    arguments = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--method_args={text}: must be name=value, separated by commas")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    try:
+        inspect.signature(function).bind(None, **arguments)
+    except TypeError as error:
+        told = f"--method_args={text}" if text else flag
+        raise InputError(f"{told}: {getattr(function, '__name__', function)}(base, …): {error}") from error
+    return arguments
+
+
+def _of_file(flag: str, path: str) -> Any:
+    file = expanded(path)
+    if not file.is_file():
+        raise InputError(f"--{flag}: there is no file {path}")
+    folder = str(file.parent.absolute())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # for what it imports
+    spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _of_package(flag: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            raise InputError(f"--{flag}: there is no module {name}") from error
+        raise

@@ -1,0 +1,86 @@
+"""A run from its settings to its results."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from lsgd_jax.cluster import processes
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.config.checks import check_settings
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.from_config import build_run, fit_devices, keep_batch_size, plan_of
+from lsgd_jax.config.kinds import AnySource
+from lsgd_jax.config.saved import read_config
+from lsgd_jax.config.summary import finished
+from lsgd_jax.engine.numerics import fixed_numerics
+from lsgd_jax.files.files import write_json
+from lsgd_jax.files.output import lasting_output
+from lsgd_jax.trainer.conditions import agreed_conditions, write_conditions
+from lsgd_jax.trainer.loop import Way, go
+
+
+@lasting_output()
+@fixed_numerics()
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    elastic: bool = False,
+    profile_dir: str | None = None,
+    source: AnySource | None = None,
+    stop: StopRequest | None = None,
+    figures: bool = True,
+) -> dict[str, Any] | None:
+    """Trains as the settings say, and leaves the results in `config.workdir`.
+
+    Args:
+      config: the settings.
+      resume: whether to go on with the run that is in that workdir.
+      elastic: whether that may be with another number of workers: that of the settings or, where
+        this leaves a process without any, one that does not.
+      profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
+      source: the data set of the settings, where the caller has found it already.
+      stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
+      figures: whether to draw them, at the end.
+
+    Returns:
+      The summary that is also in summary.json; None if the run was stopped before its end,
+      by a signal or by `stop`, and is ready to be resumed.
+
+    Raises:
+      InputError: if the settings cannot work; nothing has been changed then.
+      AllWorkersLostError: if no worker has finite parameters left, and no
+        communication will start one again.
+      DiskFullError: if the disk of the workdir is full.
+    """
+    workdir = pathlib.Path(config.workdir)
+    processes.check_same({**dataclasses.asdict(config), "resume": resume, "elastic": elastic})
+    if elastic:
+        config = processes.together(lambda: fit_devices(config))
+    source = processes.together(
+        lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
+    )
+    conditions = agreed_conditions(source)
+    if elastic:
+        config = processes.together(lambda: keep_batch_size(config, read_config(workdir), source))
+    if resume and (summary := processes.from_main(lambda: finished(workdir, config.steps))):
+        processes.say(
+            f"the run in {workdir} is already finished, at step {summary['step']}; a larger --steps trains on"
+        )
+        return summary
+
+    def keep_settings() -> None:
+        write_json(workdir / "config.json", dataclasses.asdict(config))
+        write_conditions(workdir, conditions)
+
+    way = Way(
+        workdir,
+        {"algorithm": config.algorithm, "dataset": config.data_name},
+        keep_settings,
+        plan_before=lambda: plan_of(Config(**read_config(workdir))),
+        resume=resume,
+        profile_dir=profile_dir,
+        stop=stop,
+        figures=figures,
+    )
+    return go(lambda: build_run(config, source), plan_of(config), way).summary

@@ -1,0 +1,126 @@
+"""Labelled images as a prepared set stores them: encoded, and read by number."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsgd_jax.data.prepared import data_source, filled_splits
+from lsgd_jax.errors import InputError, first_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The examples of a split, in the order of its files, read at random and from any process.
+
+    Attributes:
+      dataset: the data set's name.
+      split: the split's name.
+      examples: TFDS's data source, which leaves images encoded.
+    """
+
+    dataset: str
+    split: str
+    examples: Any
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+        """(encoded image, label) of each.
+
+        Raises:
+          InputError: if a file is missing, cut off or damaged.
+        """
+        try:
+            return [(example["image"], int(example["label"])) for example in self.examples.__getitems__(list(indices))]
+        except Exception as error:  # array_record has no class of its own for what it raises
+            raise InputError(
+                f"cannot read the {self.split} split of {self.dataset!r} ({first_line(error)}): prepare the set again"
+            ) from error
+
+    def sample(self, count: int) -> list[np.ndarray]:
+        """The number of examples, and `count` of them at even distances, encoded, with their labels."""
+        indices = np.linspace(0, len(self) - 1, count, dtype=int).tolist()
+        examples = [(np.frombuffer(image, np.uint8), np.asarray(label)) for image, label in self.read(indices)]
+        return [np.asarray(len(self)), *(array for example in examples for array in example)]
+
+    def decode(
+        self, indices: Sequence[int], shape: tuple[int, int, int], classes: int, pixels: Callable[[bytes], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels: uint8[len(indices), height, width, channels] and int32[len(indices)].
+
+        Args:
+          indices: which examples.
+          shape: (height, width, channels) of each image.
+          classes: labels are below that number.
+          pixels: from an encoded image to its pixels.
+
+        Raises:
+          InputError: if one cannot be read or decoded, has another shape, or no such label; it is named.
+        """
+        images = np.empty((len(indices), *shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for place, (index, (encoded, label)) in enumerate(zip(indices, self.read(indices), strict=True)):
+            check_labels(self.dataset, self.split, [label], classes, first=index)
+            try:
+                decoded = pixels(encoded)
+                if decoded.shape != shape:  # NumPy would repeat a single pixel
+                    raise ValueError(f"it is {'×'.join(map(str, decoded.shape))}, not {'×'.join(map(str, shape))}")
+            except Exception as error:  # what Pillow raises has no common class; memory may be short, too
+                raise InputError(
+                    f"cannot decode image {index} of the {self.split} split of {self.dataset!r} "
+                    f"({first_line(error)}): prepare the set again"
+                ) from error
+            images[place], labels[place] = decoded, label
+        return images, labels
+
+
+def check_labels(dataset: str, split: str, labels: Sequence[int] | np.ndarray, classes: int, *, first: int = 0) -> None:
+    """Refuses labels that are no classes: -1 would be learned as the last one.
+
+    Args:
+      dataset: the data set's name.
+      split: the split's name.
+      labels: those of images side by side.
+      classes: their number.
+      first: the number of the first image.
+
+    Raises:
+      InputError: naming the first that is wrong.
+    """
+    wrong = np.flatnonzero((np.asarray(labels) < 0) | (np.asarray(labels) >= classes))
+    if wrong.size:
+        raise InputError(
+            f"image {first + wrong[0]} of the {split} split of {dataset!r} has the label {labels[wrong[0]]}, "
+            f"which is none of the classes 0 to {classes - 1}: prepare the set again without it"
+        )
+
+
+def open_split(builder: Any, split: str) -> Records:
+    """A split of a prepared set, of which the first and the last example can be read.
+
+    Raises:
+      InputError: if they cannot.
+    """
+    import tensorflow_datasets as tfds
+
+    examples = data_source(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = Records(builder.name, split, examples)
+    records.read([0, len(records) - 1])
+    return records
+
+
+def open_test(builder: Any) -> Records:
+    """The split to report on: "test", but for sets whose test images have no labels, as ImageNet's.
+
+    Raises:
+      InputError: if neither it nor "validation" has labels.
+    """
+    for split in ("test", "validation"):
+        if split in filled_splits(builder):
+            records = open_split(builder, split)
+            if records.read([0])[0][1] >= 0:
+                return records
+    raise InputError(f"the test images of {builder.name!r} have no labels: choose another set")

@@ -1,0 +1,282 @@
+"""Where the minibatches of a task come from: arrays on the devices, or a function on the host."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgd_jax.data.feed import BatchOf, Feed
+from lsgd_jax.data.fingerprint import digest_of
+from lsgd_jax.data.sampling import SAMPLINGS, Augment, count_of, drawn, make_batches, put_on_devices, shard_size
+from lsgd_jax.engine.local_steps import Batches
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.engine.train_step import LONGEST_CALL
+from lsgd_jax.errors import InputError
+
+# Of a dataset that repeats for ever.
+ENDLESS = 2**60
+# Of the minibatches of all workers that are on the devices at a time.
+BLOCK_BYTES = 2**29
+
+
+class Stream(NamedTuple):
+    """Minibatches of a run.
+
+    Attributes:
+      batches: how they are drawn.
+      feed: `(step, steps) -> data`, what they are drawn from in a call of the train step.
+      longest_call: local steps in a call, at most; None if the data set no bound.
+      close: ends what `feed` has started.
+      shapes: of `data`: a pytree of `jax.ShapeDtypeStruct`.
+    """
+
+    batches: Batches
+    feed: Callable[[int, int], Any]
+    shapes: Any
+    longest_call: int | None = None
+    close: Callable[[], None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Where the minibatches of each worker come from.
+
+    Attributes:
+      batch_size: samples in a worker's minibatch.
+      open: `(topology, seed, steps) -> Stream`. Raises ValueError if there is too little for so many workers.
+      digest: tells whether the data are the same as they were; None where only their name does.
+      some: `count -> batches`, a pytree of arrays [batches, batch, ...], about so many samples and at least a
+        minibatch: the same ones each time, for what has to be measured again.
+      augment: what becomes of one of these before the loss sees it, if anything.
+      in_step: whether minibatches come to all workers step by step, so that none may be ahead of others.
+    """
+
+    batch_size: int
+    open: Callable[[Topology, int, int], Stream]
+    digest: Callable[[], str] | None = None
+    some: Callable[[int], Any] | None = None
+    augment: Augment | None = None
+    in_step: bool = False
+
+
+def standing(batches: Batches, data: Any) -> Stream:
+    """Minibatches of data that are on the devices."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    return Stream(batches, lambda step, steps: data, shapes)
+
+
+def from_arrays(
+    tree: Any,
+    batch_size: int,
+    *,
+    sampling: str = "shard",
+    augment: Augment | None = None,
+) -> TrainingData:
+    """Minibatches of arrays that live on the devices.
+
+    Args:
+      tree: a pytree of arrays; an entry of their leading axes is a sample.
+      batch_size: samples in a worker's minibatch.
+      sampling: "shard", each worker its own samples, in a new order each epoch (what does not fill
+        a batch is left out of that epoch); "reshuffle", a shard that is dealt anew each epoch; or
+        "iid", any samples at random. For the latter two each device holds all of them.
+      augment: `(batch, key) -> batch`, on the devices; by default nothing.
+
+    Raises:
+      InputError: if the arrays are none, differ in length or hold objects, or the sampling is unknown.
+    """
+    arrays = check_arrays("tree", tree)
+    count = count_of(arrays)
+    check_drawing(batch_size, sampling)
+
+    def open_arrays(topology: Topology, seed: int, steps: int) -> Stream:
+        del steps
+        own = count if sampling == "iid" else shard_size(count, topology.size)
+        check_batch_size(batch_size, own, sampling)
+        data = put_on_devices(arrays, topology, sampling, seed)
+        return standing(make_batches(sampling, own, batch_size, augment), data)
+
+    def some(samples: int) -> Any:
+        batches = max(1, min(samples, count) // batch_size)
+        return jax.tree.map(lambda x: x[: batches * batch_size].reshape(batches, batch_size, *x.shape[1:]), arrays)
+
+    return TrainingData(batch_size, open_arrays, lambda: digest_of(lambda: arrays), some, augment)
+
+
+def from_function(
+    batch_of: BatchOf,
+    *,
+    transform: Augment | None = None,
+    processes: int = 0,
+) -> TrainingData:
+    """Minibatches that a function makes on the host, ahead of the devices.
+
+    Args:
+      batch_of: `(worker, step) -> batch`, a pytree of arrays whose shapes and dtypes are always the
+        same; a function of the two alone, so that a run resumes at the exact batch.
+      transform: `(batch, key) -> batch`, on the devices; by default nothing.
+      processes: that call it, which then has to be picklable; 0 for a thread of this one.
+
+    Raises:
+      InputError: if it gives no arrays, or their leading axes differ.
+    """
+    example, again = (check_arrays("what batch_of(0, 0) gives", batch_of(0, 0)) for _ in range(2))
+    if jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), example, again)).count(True):
+        raise InputError("batch_of(0, 0) gives other values the second time: make it a function of its arguments alone")
+    return streamed(batch_of, example, transform=transform, processes=processes)
+
+
+def streamed(batch_of: BatchOf, example: Any, *, transform: Augment | None = None, processes: int = 0) -> TrainingData:
+    """`from_function`, where the shapes of minibatches are known: those of an example, a pytree of arrays."""
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(example))
+
+    def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
+        del seed
+        length = block_length(nbytes, topology)
+        feed = Feed(batch_of, example, topology, length=length, steps=steps, processes=processes)
+        shape = (*topology.shape, length)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
+        return Stream(block_batches(length, transform), feed, shapes, length, feed.close)
+
+    some = functools.partial(_first, batch_of)
+    return TrainingData(count_of(example), open_stream, some=some, augment=transform, in_step=True)
+
+
+def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", processes: int = 0) -> TrainingData:
+    """Minibatches of a Grain `MapDataset` whose elements are samples, streamed from the host.
+
+    Args:
+      dataset: of finite length, with elements that are pytrees of arrays or numbers. It needs no
+        shuffling, sharding nor batching of its own.
+      batch_size: samples in a worker's minibatch.
+      sampling: as in `from_arrays`.
+      processes: that read it; 0 for a thread of this one.
+
+    Raises:
+      InputError: if it is no such dataset.
+    """
+    import grain
+
+    if not isinstance(dataset, grain.MapDataset):
+        raise InputError(f"dataset is {type(dataset).__name__}, which has no random access: use a grain.MapDataset")
+    check_drawing(batch_size, sampling)
+    count = len(dataset)
+    if count >= ENDLESS:
+        raise InputError("dataset has no end: leave .repeat() out, epochs are made here")
+
+    def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
+        own = count if sampling == "iid" else shard_size(count, topology.size)
+        check_batch_size(batch_size, own, sampling)
+        batch_of = OfGrain(dataset, sampling, count, batch_size, topology.size, seed)
+        example = check_arrays("a minibatch of dataset", batch_of(0, 0))
+        return streamed(batch_of, example, processes=processes).open(topology, seed, steps)
+
+    first = OfGrain(dataset, "iid", count, batch_size, workers=1, seed=0)
+    return TrainingData(batch_size, open_stream, some=functools.partial(_first, first), in_step=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfGrain:
+    """What each worker draws from a Grain dataset at each step."""
+
+    dataset: Any
+    sampling: str
+    count: int
+    batch_size: int
+    workers: int
+    seed: int
+
+    def __call__(self, rank: int, step: int) -> Any:
+        """A minibatch."""
+        places = drawn(self.sampling, self.count, self.batch_size, self.workers, self.seed, rank, step)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *[self.dataset[place] for place in places])
+
+
+def block_length(nbytes: int, topology: Topology) -> int:
+    """Steps whose minibatches, of so many bytes for each worker, take BLOCK_BYTES or less; at least one."""
+    return max(1, min(LONGEST_CALL, BLOCK_BYTES // max(1, topology.size * nbytes)))
+
+
+def block_batches(length: int, transform: Augment | None = None) -> Batches:
+    """Minibatches from blocks of `length` steps, which begin at multiples of it."""
+
+    def plan(key: jax.Array, first_step: jax.Array, steps: int) -> jax.Array:
+        del key  # all is drawn on the host
+        return (first_step + jnp.arange(steps)) % length
+
+    def draw(block: Any, place: jax.Array, key: jax.Array) -> Any:
+        batch = jax.tree.map(lambda x: x[place], block)
+        return batch if transform is None else transform(batch, key)
+
+    return Batches(plan=plan, draw=draw, per_worker=True)
+
+
+def check_drawing(batch_size: int, sampling: str) -> None:
+    """Refuses an unknown sampling, or a batch without samples.
+
+    Raises:
+      InputError: naming it.
+    """
+    if sampling not in SAMPLINGS:
+        raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def check_batch_size(batch_size: int, samples: int, sampling: str) -> None:
+    """Refuses a batch that is larger than what it is drawn from.
+
+    Raises:
+      InputError: telling both.
+    """
+    if batch_size > samples:
+        where = "the training set" if sampling == "iid" else "a worker's shard"
+        raise InputError(
+            f"batch_size={batch_size} does not fit into {where} of {samples} samples: "
+            "use a smaller batch or fewer workers, or sampling='iid'"
+        )
+
+
+def check_arrays(what: str, tree: Any) -> Any:
+    """The arrays of a pytree, as NumPy has them.
+
+    Raises:
+      InputError: if there are none, one has no samples or holds objects, or their numbers of samples differ.
+    """
+    arrays = jax.tree.map(np.asarray, tree)
+    named = jax.tree_util.tree_flatten_with_path(arrays)[0]
+    if not named:
+        raise InputError(f"{what} holds no arrays")
+    counts = {}
+    for path, leaf in named:
+        name = f"{what}{jax.tree_util.keystr(path)}"
+        if leaf.dtype.kind not in "biufcV" or leaf.dtype.hasobject:
+            raise InputError(f"{name} is an array of {leaf.dtype}: use numbers")
+        if not leaf.ndim:
+            raise InputError(
+                f"{name} is a single number: samples are entries of arrays (lists are taken apart: use np.array)"
+            )
+        if (
+            leaf.dtype.kind in "iu"
+            and leaf.size
+            and max(-int(leaf.min()), int(leaf.max())) >= 2**31 + (leaf.dtype.kind == "u") * 2**31
+        ):
+            raise InputError(f"{name} has integers beyond 32 bits, which JAX would cut: use smaller ones")
+        if not len(leaf):
+            raise InputError(f"{name} has the shape {leaf.shape}: there is no sample in it")
+        counts[name] = len(leaf)
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"the arrays differ in their number of samples: {told}")
+    return arrays
+
+
+def _first(batch_of: BatchOf, samples: int) -> Any:
+    """The first minibatches of worker 0, of about so many samples and at least one."""
+    made = [batch_of(0, 0)]
+    made += [batch_of(0, step) for step in range(1, samples // count_of(made[0]))]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)

@@ -1,0 +1,187 @@
+"""A round: local steps on every worker, then the communication that is due."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lsgd_jax.collectives import GROUP, WORKER, Leader
+from lsgd_jax.engine.communication import WorkerState, communicate
+from lsgd_jax.engine.local_steps import Batches, Loss, make_local_steps
+from lsgd_jax.engine.schedules import Factor, constant
+from lsgd_jax.engine.state import TrainState, state_specs
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.window import window_mean
+
+# Steps in one call, at most: what they are to draw is planned ahead, and the host hears of them after.
+LONGEST_CALL = 64
+
+
+class Election(NamedTuple):
+    """What one kind of communication did in a round; leaves [groups, workers].
+
+    Attributes:
+      due: bool, whether it took place.
+      leader: who was elected, or None for a method without leaders.
+      restarted: bool, whether the worker was lost and started again from another.
+    """
+
+    due: jax.Array
+    leader: Leader | None
+    restarted: jax.Array
+
+
+class RoundReport(NamedTuple):
+    """What happened in a round; leaves [groups, workers].
+
+    Attributes:
+      score: float, the mean of each worker's last losses, at the end of the local steps.
+      lost: bool, whether any parameter was not finite at the end of the local steps.
+      elections: by level, "local" and "global".
+    """
+
+    score: jax.Array
+    lost: jax.Array
+    elections: dict[str, Election]
+
+
+def make_train_step(
+    optimizer: DistributedOptimizer,
+    topology: Topology,
+    loss: Loss,
+    batches: Batches,
+    *,
+    rate_factor: Factor = constant,
+    longest_call: int | None = None,
+    compiler_options: dict[str, Any] | None = None,
+) -> jax.stages.Wrapped:
+    """Makes the function that trains all workers for up to a round, in one call.
+
+    A call ends at `call_end`, where a communication may be due, or earlier if it is
+    told to. Where calls are cut changes nothing of the trajectory, and they all run
+    the same compiled program.
+
+    A worker whose parameters are not finite starts again at the next communication
+    that has something to start from (a valid leader, a mean, a center): see
+    `lsgd_jax.engine.communication`.
+
+    Args:
+      optimizer: the method.
+      topology: where the workers live.
+      loss: the loss of one worker on one minibatch.
+      batches: where minibatches come from.
+      rate_factor: the factor on the learning rate over steps. The method's base optimizer
+        must end with `lsgd_jax.engine.schedules.follow_factor`, which applies it.
+      longest_call: local steps in one call, at most; None for LONGEST_CALL.
+      compiler_options: for `jax.jit`.
+
+    Returns:
+      `train_step(state, data, steps) -> (state, report)`, jitted. It consumes
+      `state` (its buffers are donated) and takes at most `steps` local steps.
+
+    Raises:
+      ValueError: if a global period is no multiple of the local one.
+    """
+    period = shortest_period(optimizer, topology.groups)
+    longest = min(period, longest_call or LONGEST_CALL)
+    take_steps = make_take_steps(optimizer, topology, loss, batches, longest, rate_factor)
+    end_call = make_end_call(optimizer, topology)
+
+    def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
+        to_communication = period - state.step % period
+        to_boundary = longest if longest_call is None else longest_call - state.step % longest_call
+        steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
+        return end_call(take_steps(state, steps, state.step + steps, data))
+
+    per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
+    mapped = topology.over_devices(
+        one_round,
+        in_specs=(state_specs(), batches.specs, same),
+        out_specs=(state_specs(), per_worker),
+    )
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
+
+
+def make_take_steps(
+    optimizer: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int, rate_factor: Factor
+) -> Callable[[TrainState, jax.Array, jax.Array, Any], TrainState]:
+    """Makes `(state, steps, end, data) -> state`, the local steps of a call on a device, which communicate nothing.
+
+    `steps` is how many to take, `longest` at most: int32[], or int32[groups, workers] where
+    workers differ; `end` is the step, int32[], that all have come to then. The learning rate
+    follows that shared count: by their own, fast workers would be past the end of a
+    schedule while slow ones have hardly begun. Inside a call it goes on with a worker's
+    steps, up to the last before `end`.
+    """
+    local_steps = make_local_steps(optimizer, topology, loss, batches, longest)
+
+    def take_steps(state: TrainState, steps: jax.Array, end: jax.Array, data: Any) -> TrainState:
+        def factor(i: jax.Array) -> jax.Array:
+            return state.learning_rate * rate_factor(jnp.minimum(state.step + i, end - 1)) * state.plateau.scale
+
+        workers = local_steps(_workers(state), state.keys, state.own_steps, steps, factor, data)
+        return state._replace(**workers._asdict(), step=end, own_steps=state.own_steps + steps)
+
+    return take_steps
+
+
+def make_end_call(
+    optimizer: DistributedOptimizer, topology: Topology
+) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
+    """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due."""
+    communications = schedule(optimizer, topology.groups)
+
+    def end_call(state: TrainState) -> tuple[TrainState, RoundReport]:
+        scores = topology.over_lanes(window_mean)(state.losses)
+        lost = ~topology.over_lanes(all_finite)(state.params)
+        elections = {}
+        for communication in communications:
+            state, elections[communication.level] = _communicate_if_due(communication, optimizer, topology, state)
+        return state, RoundReport(scores, lost, elections)
+
+    return end_call
+
+
+def call_end(optimizer: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
+    """The step at which a call of the train step that begins at `step` ends by itself."""
+    period = shortest_period(optimizer, groups)
+    to_boundary = LONGEST_CALL if longest_call is None else longest_call - step % longest_call
+    return step + min(to_boundary, period - step % period)
+
+
+def shortest_period(optimizer: DistributedOptimizer, groups: int) -> int:
+    """Local steps between two communications of any kind; a call's length where there are none."""
+    return min((c.period for c in schedule(optimizer, groups)), default=LONGEST_CALL)
+
+
+def _communicate_if_due(
+    communication: Communication, optimizer: DistributedOptimizer, topology: Topology, state: TrainState
+) -> tuple[TrainState, Election]:
+    """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
+    names = topology.axes.names(communication.axes)
+
+    def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
+        def worker(state: WorkerState) -> Any:
+            after, leader, restarted = communicate(communication, optimizer, names, state)
+            return after, (leader, restarted)
+
+        after, news = topology.over_lanes(worker)(_workers(state))
+        news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
+        return state._replace(**after._asdict()), news
+
+    def nothing(state: TrainState) -> tuple[TrainState, Any]:
+        _, news = jax.eval_shape(communicate_all, state)
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
+
+    due = state.step % communication.period == 0
+    state, (leader, restarted) = lax.cond(due, communicate_all, nothing, state)
+    return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
+
+
+def _workers(state: TrainState) -> WorkerState:
+    return WorkerState(state.params, state.model_state, state.opt_state, state.losses)

@@ -1,0 +1,92 @@
+"""Language models, in Flax NNX: which come next, of the tokens of a vocabulary.
+
+`model(tokens)` evaluates; `model(tokens, rngs=rngs)` trains, with dropout drawn from
+the stream `dropout`. Tokens are int[batch, length], logits float32[batch, length,
+vocabulary], those at a position for the token after it. What a model carries from one
+window of a text to the next is its model state: leaves [batch, ...], zeros where a
+text begins. Parameters and the last product are float32; `dtype` is that of the other
+products, which sum in float32.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lsgd_jax.errors import InputError
+from lsgd_jax.models import Dtype, FunctionalModel
+from lsgd_jax.models.lstm import Lstm
+from lsgd_jax.models.transformer import Transformer
+
+# Each names its usual width, layers and dropout, and whether it carries a state.
+LANGUAGE_MODELS: dict[str, Any] = {"lstm": Lstm, "transformer": Transformer}
+
+
+def make_language_model(
+    name: str,
+    vocabulary: int,
+    batch_size: int,
+    sequence_length: int,
+    width: int,
+    layers: int,
+    dropout: float = 0.0,
+    compute_dtype: Dtype = None,
+) -> FunctionalModel:
+    """Makes a language model.
+
+    Args:
+      name: one of `LANGUAGE_MODELS`.
+      vocabulary: how many tokens there are.
+      batch_size: rows of the model state that `init` makes; `apply` takes any.
+      sequence_length: tokens in a row, at most, for a model with positions.
+      width: units of a layer.
+      layers: how many.
+      dropout: share of units that are dropped in training.
+      compute_dtype: of matrix products; None for that of the parameters, float32.
+
+    Returns:
+      A model whose `apply` takes tokens in place of images.
+
+    Raises:
+      InputError: if there is no such model.
+    """
+    check_language_model(name)
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return LANGUAGE_MODELS[name](
+            vocabulary, batch_size, sequence_length, width, layers, dropout, compute_dtype, rngs=rngs
+        )
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        return _split(make(nnx.Rngs(key)))
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def module(params: Any, model_state: Any) -> nnx.Module:
+        return nnx.merge(graph, nnx.State(params), nnx.State(model_state))
+
+    def apply(params: Any, model_state: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        model = module(params, model_state)
+        logits = model(tokens, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return logits, _split(model)[1]
+
+    return FunctionalModel(init, apply, module)
+
+
+def check_language_model(name: str) -> None:
+    """Raises InputError if there is no such model."""
+    if name not in LANGUAGE_MODELS:
+        raise InputError(f"--model={name} is no model of text: choose one of {', '.join(sorted(LANGUAGE_MODELS))}")
+
+
+def fresh_state(model: FunctionalModel, rows: int) -> Any:
+    """The model state where so many texts begin: zeros."""
+    _, shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), shapes)
+
+
+def _split(model: nnx.Module) -> tuple[Any, Any]:
+    """(params, model_state) as plain dictionaries."""
+    params, rest = nnx.state(model, nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)

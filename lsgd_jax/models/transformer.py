@@ -1,0 +1,91 @@
+"""A small decoder of the kind of GPT-2."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+
+from lsgd_jax.models import Dtype
+
+HEAD = 64  # the width of a head, at least
+
+
+class Block(nnx.Module):
+    """Attention to what came before, then an MLP of 4 × width, each on a normalized copy of what it adds to."""
+
+    def __init__(self, width: int, layers: int, dropout: float, dtype: Dtype, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads_of(width)
+        # Each layer adds twice to the same sum.
+        onto_sum = 0.02 / (2 * layers) ** 0.5
+        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.attend = _linear(width, 3 * width, 0.02, dtype, rngs)
+        self.project = _linear(width, width, onto_sum, dtype, rngs)
+        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.expand = _linear(width, 4 * width, 0.02, dtype, rngs)
+        self.contract = _linear(4 * width, width, onto_sum, dtype, rngs)
+        self.drop = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """float32[batch, length, width] to the same."""
+        batch, length, width = x.shape
+        heads = self.attend(self.norm1(x)).reshape(batch, length, 3, self.heads, width // self.heads)
+        attended = jax.nn.dot_product_attention(*jnp.moveaxis(heads, 2, 0), is_causal=True).reshape(x.shape)
+        x = x + self.drop(self.project(attended), deterministic=rngs is None, rngs=rngs)
+        hidden = nnx.gelu(self.expand(self.norm2(x)))
+        return x + self.drop(self.contract(hidden), deterministic=rngs is None, rngs=rngs)
+
+
+class Transformer(nnx.Module):
+    """Blocks between an embedding and its transpose, with learned positions.
+
+    Layers, initial values and dropout are those of GPT-2 (Radford et al. 2019), but
+    that attention weights are not dropped, so that fused attention can be used. With
+    width 768, 12 layers, 1,024 positions and 50,257 tokens it has the 124,439,808
+    parameters of GPT-2 small.
+    """
+
+    width, layers, dropout = 256, 4, 0.1
+    carries = False
+
+    def __init__(
+        self,
+        vocabulary: int,
+        batch_size: int,
+        sequence_length: int,
+        width: int,
+        layers: int,
+        dropout: float,
+        dtype: Dtype = None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        del batch_size  # any will do
+        self.embedding = nnx.Param(normal(0.02)(rngs.params(), (vocabulary, width)))
+        self.positions = nnx.Param(normal(0.02)(rngs.params(), (sequence_length, width)))
+        self.depth = layers
+        for number in range(layers):
+            setattr(self, f"block{number + 1}", Block(width, layers, dropout, dtype, rngs=rngs))
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.drop = nnx.Dropout(dropout)
+
+    def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """float32[batch, length, vocabulary] of int[batch, length]."""
+        embedding, positions = self.embedding[...], self.positions[...]
+        length = tokens.shape[1]
+        if length > len(positions):
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the {len(positions)} positions of the model"
+            )
+        x = self.drop(embedding[tokens] + positions[:length], deterministic=rngs is None, rngs=rngs)
+        for number in range(self.depth):
+            x = getattr(self, f"block{number + 1}")(x, rngs)
+        return self.norm(x) @ embedding.T
+
+
+def heads_of(width: int) -> int:
+    """As many as divide the width and are at least `HEAD` wide; one if it is less."""
+    return max(heads for heads in range(1, max(1, width // HEAD) + 1) if width % heads == 0)
+
+
+def _linear(inputs: int, outputs: int, deviation: float, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, kernel_init=normal(deviation), dtype=dtype, rngs=rngs)

@@ -1,0 +1,87 @@
+"""What the evaluated models get right: the center, the leader, and each worker."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lsgd_jax.cluster.processes import put
+from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.engine.topology import Topology
+
+BATCH_SIZE = 256
+
+Candidate = tuple[Any, Any]
+"""(params, model_state) of a model to evaluate."""
+SampleMetric = Callable[[Any, Any, Any], jax.Array]
+"""`(params, model_state, batch) -> float[batch]`, a figure of each sample."""
+SampleFigures = Callable[[Any, Any, Any], dict[str, jax.Array]]
+"""`(params, model_state, batch) -> {name: float[batch]}`, several from one pass."""
+Evaluate = Callable[[Candidate, str], dict[str, float]]
+"""`(candidate, prefix) -> figures`, with names like `validation_loss`, after the prefix."""
+
+
+class EvaluationSet(NamedTuple):
+    """A split on the devices, in batches [batches, batch, ...]; padding has weight 0."""
+
+    samples: Any
+    weights: jax.Array
+
+
+def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = None) -> EvaluationSet:
+    """Puts a split, or a part of one, where evaluation reads it, each batch spread over all devices.
+
+    Args:
+      split: a pytree of arrays, of at least one sample.
+      topology: the devices.
+      batch_size: samples in a batch, before it is filled up to a multiple of the devices; by
+        default BATCH_SIZE, or all if they are fewer.
+    """
+    devices, count = topology.mesh.size, len(jax.tree.leaves(split)[0])
+    size = -(-(batch_size or min(BATCH_SIZE, count)) // devices) * devices
+    batches = -(-count // size)
+    spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
+
+    def batched(array: np.ndarray) -> jax.Array:
+        padding = [(0, batches * size - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return put(np.pad(array, padding).reshape(batches, size, *array.shape[1:]), spread)
+
+    return EvaluationSet(jax.tree.map(batched, split), batched(np.ones(count, np.float32)))
+
+
+def make_evaluate(figures: SampleFigures) -> Callable[[Candidate, EvaluationSet], dict[str, jax.Array]]:
+    """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each over all samples."""
+
+    @jax.jit
+    def evaluate(candidate: Candidate, split: EvaluationSet) -> dict[str, jax.Array]:
+        def of_batch(batch: EvaluationSet) -> dict[str, jax.Array]:
+            of_samples = figures(*candidate, batch.samples)
+            return {name: jnp.where(batch.weights > 0, values, 0).sum() for name, values in of_samples.items()}
+
+        sums = lax.map(of_batch, split)
+        count = split.weights.sum()
+        return {name: of_batches.sum() / count for name, of_batches in sums.items()}
+
+    return evaluate
+
+
+def evaluate_splits(figures: SampleFigures, splits: Mapping[str, Any], topology: Topology) -> Evaluate:
+    """Makes `(candidate, prefix) -> figures`, the mean of each over each split.
+
+    Args:
+      figures: of the samples of a batch.
+      splits: by name, pytrees of arrays.
+      topology: the devices.
+    """
+    evaluate = make_evaluate(figures)
+    on_devices = {name: put_evaluation_set(split, topology) for name, split in splits.items()}
+
+    def all_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
+        means = {name: evaluate(candidate, split) for name, split in on_devices.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, split in means.items() for key, x in split.items()}
+
+    return all_splits

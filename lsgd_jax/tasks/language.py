@@ -1,0 +1,132 @@
+"""Predicting the next byte of a text that fits in memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lsgd_jax.data.sampling import shard_size
+from lsgd_jax.data.sources import Stream, TrainingData, standing
+from lsgd_jax.data.text import BYTES, Texts, TextSource
+from lsgd_jax.data.text_batches import TextBatch, make_text_batches, put_text_on_devices, windows_in
+from lsgd_jax.engine.local_steps import Loss
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.errors import InputError
+from lsgd_jax.models import Dtype, FunctionalModel
+from lsgd_jax.models.language import LANGUAGE_MODELS, make_language_model
+from lsgd_jax.tasks.evaluation import Candidate, Evaluate
+from lsgd_jax.tasks.metric import SPLITS, Metric
+from lsgd_jax.tasks.perplexity import make_evaluate_text, put_evaluation_text
+from lsgd_jax.tasks.task import Task
+
+# Guessing costs 8 bits: what is worse than that is no better than diverged.
+BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", "", scale=1.0, digits=3, worst=8.0)
+
+
+def language_modelling(
+    source: TextSource,
+    batch_size: int,
+    *,
+    model: str,
+    sequence_length: int,
+    width: int,
+    layers: int,
+    dropout: float = 0.0,
+    sampling: str = "shard",
+    compute_dtype: Dtype = None,
+) -> Task:
+    """Predicting the next byte of a text that fits in memory, which is read now.
+
+    Args:
+      source: the text.
+      batch_size: windows in a worker's minibatch.
+      model: its name, one of `lsgd_jax.models.language.LANGUAGE_MODELS`.
+      sequence_length: tokens of a window.
+      width: units of a layer.
+      layers: how many.
+      dropout: share of units that are dropped while training.
+      sampling: "shard", each worker its own part of the text; "reshuffle", windows dealt anew each
+        epoch; or "iid", any at random.
+      compute_dtype: of products while training; None for float32.
+
+    Raises:
+      InputError: if the text cannot be read, or is too short.
+    """
+    texts = source.read()
+    sizes: dict[str, Any] = {"sequence_length": sequence_length, "width": width, "layers": layers, "dropout": dropout}
+    network = make_language_model(model, BYTES, batch_size, **sizes)
+
+    def open_text(topology: Topology, seed: int, steps: int) -> Stream:
+        del steps
+        size = bytes_of_worker(len(texts.train), sampling, topology.size)
+        check_windows(size, sampling, batch_size, sequence_length)
+        carries = LANGUAGE_MODELS[model].carries
+        batches = make_text_batches(sampling, size, batch_size, sequence_length, carries=carries)
+        return standing(batches, put_text_on_devices(texts.train, topology, sampling, seed))
+
+    return Task(
+        init=network.init,
+        loss=language_loss(make_language_model(model, BYTES, batch_size, **sizes, compute_dtype=compute_dtype)),
+        train=TrainingData(batch_size, open_text),
+        name=source.name,
+        unit="tokens",
+        units_per_sample=sequence_length,
+        metric=BITS_PER_BYTE,
+        evaluate=lambda topology: _make_evaluate_splits(network, texts, sequence_length, topology),
+        # What is carried belongs to one worker's place in its text: evaluations start without.
+        renew=lambda topology, seed: lambda center: (center[0], {}),
+        description={"kind": "text", "model": model, "vocabulary": BYTES, **sizes},
+    )
+
+
+def bytes_of_worker(train_bytes: int, sampling: str, workers: int) -> int:
+    """Bytes that a worker draws from."""
+    return train_bytes if sampling == "iid" else shard_size(train_bytes, workers)
+
+
+def check_windows(size: int, sampling: str, batch_size: int, length: int) -> None:
+    """Refuses a batch that does not fit into the text that it is drawn from.
+
+    Args:
+      size: bytes of that text.
+      sampling: with "iid" windows may overlap.
+      batch_size: windows in a minibatch.
+      length: tokens of a window.
+
+    Raises:
+      InputError: telling all three.
+    """
+    if windows_in(size, length) < (1 if sampling == "iid" else batch_size):
+        where = "the training text" if sampling == "iid" else "a worker's shard"
+        raise InputError(
+            f"--batch_size={batch_size} of --sequence_length={length} does not fit into {where} of "
+            f"{size:,} bytes: use a smaller batch, shorter sequences or fewer workers, or --sampling=iid"
+        )
+
+
+def language_loss(model: FunctionalModel) -> Loss:
+    """The mean cross-entropy of the next byte over a minibatch, in nats.
+
+    What the model carries goes on until its rows begin again. A worker that was lost
+    and starts again has the leader's until then.
+    """
+
+    def loss(params: Any, model_state: Any, batch: TextBatch, key: jax.Array) -> tuple[jax.Array, Any]:
+        model_state = jax.tree.map(lambda x: jnp.where(batch.begins, 0, x), model_state)
+        logits, model_state = model.apply(params, model_state, batch.tokens[:, :-1], key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:]).mean(), model_state
+
+    return loss
+
+
+def _make_evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> Evaluate:
+    evaluate = make_evaluate_text(model)
+    splits = {name: put_evaluation_text(getattr(texts, name), length, topology) for name in SPLITS}
+
+    def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
+        params, _ = candidate
+        figures = {name: evaluate(params, text) for name, text in splits.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, text in figures.items() for key, x in text.items()}
+
+    return evaluate_splits

@@ -1,0 +1,330 @@
+"""A run from its beginning, or a checkpoint, to its results."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from lsgd_jax.cluster import processes
+from lsgd_jax.cluster.stopping import StopRequest, stop_on_signals
+from lsgd_jax.engine.schedules import see
+from lsgd_jax.engine.state import TrainState, state_shardings
+from lsgd_jax.errors import InputError, on_full_disk
+from lsgd_jax.files.files import write_json
+from lsgd_jax.files.lock import locked
+from lsgd_jax.files.writable import check_parts
+from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.trainer import elastic
+from lsgd_jax.trainer.candidates import Candidates
+from lsgd_jax.trainer.checkpoints import Checkpoints, NoCheckpoints, Standing
+from lsgd_jax.trainer.figures import draw_figures
+from lsgd_jax.trainer.plan import Plan, what_changes
+from lsgd_jax.trainer.profile import Profile
+from lsgd_jax.trainer.progress import Progress
+from lsgd_jax.trainer.provenance import provenance
+from lsgd_jax.trainer.records import Records, Unwritten, open_records, read_leaders, read_metrics, set_aside
+from lsgd_jax.trainer.reports import RoundLog
+from lsgd_jax.trainer.run import Run
+from lsgd_jax.trainer.saved_models import save_model
+
+
+class Position(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      state: all workers.
+      step: local steps of each worker.
+      seconds: wall-clock of training, without compilation, evaluation and checkpoints.
+      train_loss: the workers' mean training loss over their last minibatches.
+      sent_otherwise: bytes that have been communicated beyond what the run's ledger says, since
+        the run has had another number of workers before.
+      resettled: whether the checkpoint was of other groups and workers.
+    """
+
+    state: TrainState
+    step: int
+    seconds: float
+    train_loss: float
+    sent_otherwise: int = 0
+    resettled: bool = False
+
+
+class Way(NamedTuple):
+    """How a run is gone through, and what it leaves.
+
+    Attributes:
+      workdir: the folder of its files; None to leave none.
+      labels: what the summary says besides: the algorithm, the data set.
+      keep_settings: writes down, in the main process, what it takes to resume.
+      plan_before: reads the plan that was written down last.
+      resume: whether it goes on from its newest checkpoint.
+      profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
+      stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
+      figures: whether to draw them, at the end.
+    """
+
+    workdir: pathlib.Path | None
+    labels: Mapping[str, Any]
+    keep_settings: Callable[[], None]
+    plan_before: Callable[[], Plan]
+    resume: bool = False
+    profile_dir: str | None = None
+    stop: StopRequest | None = None
+    figures: bool = True
+
+
+class Ended(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+      summary: of a run that is finished; None of one that was stopped, and can be resumed.
+      metrics: the rows of metrics.jsonl.
+      candidates: gathers the models at its end.
+      best: "center" or "leader", which did better at the last evaluation.
+    """
+
+    summary: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    candidates: Callable[[], Candidates]
+    best: str
+
+
+def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
+    """Trains, after all has been checked, and leaves the results in a folder that is this run's.
+
+    Args:
+      build: makes the run, once the folder is this process's own.
+      plan: what it does.
+      way: how to go through it.
+
+    Raises:
+      NotYetError: if another process trains in that folder.
+      InputError: if what is in it cannot be read or written; nothing has been changed then.
+      AllWorkersLostError: if no worker has finite parameters left, and no
+        communication will start one again.
+      DiskFullError: if the disk of the workdir is full.
+    """
+    workdir = way.workdir
+    if workdir is None:
+        return _go(build, plan, way)
+    with contextlib.ExitStack() as held:
+        processes.from_main(lambda: held.enter_context(locked(workdir)))
+        processes.from_main(lambda: check_parts(workdir))
+        held.enter_context(on_full_disk(workdir))
+        return _go(build, plan, way)
+
+
+def _go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
+    """What `go` does once the folder is this process's own."""
+    computed_with = provenance()  # now: the code may change while the run goes on
+    run, workdir = build(), way.workdir
+    processes.warm_up(run.topology)
+
+    if not way.resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
+        processes.from_main(way.keep_settings)
+    kept = NoCheckpoints() if workdir is None else Checkpoints(workdir)
+    with contextlib.closing(run.task), contextlib.closing(kept) as checkpoints:
+        start = _start(plan, run, checkpoints)
+        if workdir is not None:
+            changes = processes.from_main(lambda: what_changes(way.plan_before(), plan, start.step))
+            if start.step == 0:
+                processes.from_main(lambda: set_aside(workdir))
+            processes.from_main(way.keep_settings)
+            if way.resume:
+                processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
+                if changes:
+                    processes.say(f"note: {changes}")
+        opened = Unwritten() if workdir is None else open_records(workdir, start.step, run.task.columns)
+        with contextlib.closing(opened) as records:
+            end = _advance(plan, run, start, records, checkpoints, way)
+        saved = checkpoints.latest_step() or 0
+    candidates = functools.cache(lambda: run.candidates(end.state))
+    rows = records.rows if isinstance(records, Unwritten) else []
+    metrics = rows if workdir is None else processes.from_main(lambda: read_metrics(workdir, run.task.columns))
+    best = run.task.metric.best(metrics[-1]) if metrics else "center"
+    if end.step < plan.steps:
+        where = "with a checkpoint" if saved == end.step else f"all workers lost: to go on from step {saved}"
+        where = "without a checkpoint" if workdir is None else where
+        processes.say(f"stopped at step {end.step} of {plan.steps}, {where if end.step else 'before the first'}")
+        return Ended(None, metrics, candidates, best)
+    return Ended(_finish(plan, run, end, candidates(), metrics, computed_with, way), metrics, candidates, best)
+
+
+def _start(plan: Plan, run: Run, checkpoints: Checkpoints) -> Position:
+    """Where the newest checkpoint is, or the beginning."""
+    step = processes.from_main(checkpoints.latest_step)
+    if step is None:
+        return Position(run.init_state(), 0, 0.0, math.nan)
+    if step > plan.steps:
+        raise InputError(f"--steps={plan.steps}: the run has a checkpoint at step {step} already, so use at least that")
+    saved = checkpoints.standing(step)
+    resettled = saved.shape != run.topology.shape
+    if resettled:
+        state = elastic.restore(run, checkpoints, step, saved.shape)
+    else:
+        shapes = run.state_shapes(run.topology.shape)
+        state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+    sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
+    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resettled)
+
+
+def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: Checkpoints, way: Way) -> Position:
+    """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
+    state, step, seconds = at.state, at.step, at.seconds
+    if step == plan.steps:  # stopped there by a signal, or killed before the summary
+        if records.last_evaluation != step or at.resettled:
+            records.add_metrics(_metrics(run, at))
+        return at
+    units_per_step = run.topology.size * run.task.units_per_batch
+
+    with (
+        contextlib.ExitStack() as closed,
+        stop_on_signals() if way.stop is None else contextlib.nullcontext(way.stop) as stop,
+        Progress(step, plan.steps, run.task.unit, units_per_step, silent=not processes.is_main()) as progress,
+    ):
+        stop.awaited = True
+        if any(processes.exchange("stop", bool(stop))):
+            return at
+        groups, workers = run.topology.shape
+        processes.say(f"compiling {run.task.description['model']} for {groups} × {workers} workers")
+        with progress.paused():
+            advance = run.rounds.compile(state, step)
+        profile = closed.enter_context(contextlib.closing(Profile(way.profile_dir if processes.is_main() else None)))
+        log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
+        asked_to_stop = processes.agreed(stop, run.topology)
+        started, stopping = time.monotonic(), False
+        while step < plan.steps and not stopping:
+            begin, step = step, run.rounds.end(step)
+            state, report, pace = advance(state, begin, step)
+            log.add(step, report, pace)
+            profile.called(state)
+
+            stopping = asked_to_stop()
+            evaluating = _passed(plan.evaluation_period, begin, step) or step == plan.steps
+            saving = _passed(plan.checkpoint_period, begin, step) or step == plan.steps or stopping
+            if not (evaluating or saving):
+                continue
+            log.catch_up()
+            jax.block_until_ready(state)
+            seconds += time.monotonic() - started
+            with progress.paused():
+                at = at._replace(state=state, step=step, seconds=seconds, train_loss=log.train_loss)
+                if step == plan.steps and log.all_lost and not all_finite(run.candidates(state).center):
+                    log.give_up(step)  # no communication comes any more
+                if evaluating:
+                    metrics = _metrics(run, at)
+                    records.add_metrics(metrics)
+                    if plan.schedule.kind == "plateau":
+                        state = _lower_rate_on_plateau(state, metrics, plan.schedule.patience, run, progress)
+                        at = at._replace(state=state)
+                if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
+                    records.flush()  # first: no checkpoint is newer than the records
+                    checkpoints.save(step, state, _standing(run, at))
+            started = time.monotonic()
+    return at
+
+
+def _lower_rate_on_plateau(
+    state: TrainState, metrics: dict[str, Any], patience: int, run: Run, progress: Progress
+) -> TrainState:
+    """The state after an evaluation, of the better of center and leader."""
+    figure = "loss" if "validation_loss" in metrics else run.task.metric.name
+    figures = (metrics[f"{model}validation_{figure}"] for model in ("", "leader_"))
+    best = min((value for value in figures if math.isfinite(value)), default=math.inf)
+    plateau = jax.device_put(see(state.plateau, best, patience), run.topology.replicated)
+    if plateau.scale < state.plateau.scale:
+        progress.tell(
+            f"step {int(state.step)}: validation {figure} saturates, learning rate × {float(plateau.scale):g}"
+        )
+    return state._replace(plateau=plateau)
+
+
+def _standing(run: Run, at: Position) -> Standing:
+    """What a checkpoint keeps besides the state."""
+    return Standing(run.topology.shape, at.seconds, at.train_loss, _sent(run, at))
+
+
+def _sent(run: Run, at: Position) -> int:
+    """Bytes that all workers together have sent, since the start."""
+    return run.ledger.bytes_sent(at.step) + at.sent_otherwise
+
+
+def _passed(period: int, begin: int, end: int) -> bool:
+    """Whether a call came to, or went over, a multiple of the period."""
+    return end // period > begin // period
+
+
+def _metrics(run: Run, at: Position) -> dict[str, Any]:
+    """A row of metrics.jsonl: figures of the center, but for the workers' train_loss and the leader's figures."""
+    candidates = run.candidates(at.state)
+    return {
+        "step": at.step,
+        "seconds": round(at.seconds, 3),
+        "groups": run.topology.groups,
+        "workers": run.topology.workers,
+        **run.rounds.metrics(at.step),
+        "bytes_communicated": _sent(run, at),
+        "train_loss": at.train_loss,
+        **run.task.evaluate(candidates.center, ""),
+        **run.task.evaluate(candidates.leader, "leader_"),
+        "leader": int(candidates.leader_rank),
+    }
+
+
+def _finish(
+    plan: Plan,
+    run: Run,
+    end: Position,
+    candidates: Candidates,
+    metrics: list[dict[str, Any]],
+    computed_with: dict[str, Any],
+    way: Way,
+) -> dict[str, Any]:
+    """Saves the center, the figures and, last of all, the summary, with the metric of every worker."""
+    workdir, metric = way.workdir, run.task.metric
+    (params, model_state), (of_leader, leader_state) = candidates.center, candidates.leader
+    if workdir is not None:
+        save_model(workdir, "center", params, model_state, run.task.description)
+        # What a center does not keep is a worker's place in its data.
+        save_model(workdir, "leader", of_leader, leader_state if model_state else {}, run.task.description)
+    evaluated = run.evaluate_workers(end.state)
+    of_workers = {
+        f"worker_{figure}": [of_worker[figure] for of_worker in evaluated]
+        for figure in metric.columns_of("", run.task.splits)
+    }
+    summary = {
+        **metrics[-1],
+        **way.labels,
+        "model": run.task.description["model"],
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "groups": run.topology.groups,
+        "workers": run.topology.workers,
+        "processes": jax.process_count(),
+        "batch_size": run.task.batch_size,
+        "unit": run.task.unit,
+        "units_per_batch": run.task.units_per_batch,
+        "metric": metric.name,
+        "best": metric.best(metrics[-1]),
+        "seed": plan.seed,
+        "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
+        **computed_with,
+        **of_workers,
+        "figures": [],
+    }
+    if workdir is None:
+        return summary
+
+    def write_summary() -> dict[str, Any]:
+        drawn: list[pathlib.Path] = []
+        if way.figures:
+            drawn = draw_figures(workdir / "figures", metrics, read_leaders(workdir), run.topology.size, metric)
+        summary["figures"] = [str(path.relative_to(workdir)) for path in drawn]
+        write_json(workdir / "summary.json", summary)
+        return summary
+
+    return processes.from_main(write_summary)

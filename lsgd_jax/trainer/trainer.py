@@ -1,0 +1,282 @@
+"""The trainer for a task and a method of one's own."""
+
+import dataclasses
+import inspect
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lsgd_jax.cluster import processes
+from lsgd_jax.cluster.asynchronous import check_shares
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.engine.method_checks import check_method, follows_factor
+from lsgd_jax.engine.numerics import check_jax, fixed_numerics
+from lsgd_jax.engine.schedules import CONSTANT, Schedule
+from lsgd_jax.engine.simulated_speeds import check_rounds
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.engine.train_step import shortest_period
+from lsgd_jax.errors import InputError
+from lsgd_jax.files.fields import Fields, read_fields
+from lsgd_jax.files.files import write_json
+from lsgd_jax.files.output import lasting_output
+from lsgd_jax.files.paths import expanded
+from lsgd_jax.files.writable import make_writable
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.tasks.evaluation import Candidate
+from lsgd_jax.tasks.task import Task, check_model, open_task
+from lsgd_jax.trainer.conditions import agreed_conditions, check_data, check_precision, write_conditions
+from lsgd_jax.trainer.loop import Way, go
+from lsgd_jax.trainer.plan import Plan, usual_checkpoint_period, usual_evaluation_period
+from lsgd_jax.trainer.run import MethodOf, make_run
+from lsgd_jax.trainer.workdir import check_shared_workdir
+
+# Workers on a single device, unless a topology is given.
+ON_ONE_DEVICE = 4
+# What may differ when a run goes on.
+FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
+SHAPE = frozenset({"groups", "workers"})
+
+
+class Result(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+      center: (params, model_state) of the center: the mean of all workers, or what the method has in its place.
+      leader: of the worker with the lowest score at the end.
+      best: the one of the two with the better first metric on validation data; the center without any.
+      metrics: the rows of metrics.jsonl, one an evaluation.
+      summary: what summary.json has; None of a run that was stopped, and can be resumed.
+    """
+
+    center: Candidate
+    leader: Candidate
+    best: Candidate
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains a task with a method, on any number of workers, in one process or several.
+
+    Attributes:
+      task: what is learned.
+      method: the distributed optimizer; or a function that makes it for a `Topology`, where that
+        depends on the number of workers or groups.
+      topology: where the workers live. By default a group for each machine and a worker for each
+        device, and four workers on a single one.
+      workdir: the folder of the run's files; None to leave none.
+      seed: the run is a function of it (and of the task and the method).
+      eval_every: local steps between two evaluations; a twentieth of the run by default.
+      checkpoint_every: local steps between two checkpoints; a fifth of the run by default.
+      schedule: how the learning rate changes. The base optimizer then has to end with `follow_factor`; one
+        with an optax schedule of its own needs none.
+      same_init: whether all workers start from the same parameters.
+      worker_speeds: simulated, of each worker in steps a second, in the order of ranks; None for workers in step.
+      asynchronous: whether each of several processes steps at its own pace.
+
+    Raises:
+      InputError: naming what cannot be.
+    """
+
+    task: Task
+    method: DistributedOptimizer | MethodOf
+    topology: Topology | None = None
+    _: dataclasses.KW_ONLY
+    workdir: str | os.PathLike[str] | None = None
+    seed: int = 0
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    schedule: Schedule = CONSTANT
+    same_init: bool = True
+    worker_speeds: Sequence[float] | None = None
+    asynchronous: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise InputError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
+        if not isinstance(self.method, DistributedOptimizer):
+            if not callable(self.method):
+                told = type(self.method).__name__
+                raise InputError(f"method is {told}: use lsgd(...), say, or a function of a Topology")
+            if "base" in inspect.signature(self.method).parameters:
+                name = getattr(self.method, "__name__", "the method")
+                raise InputError(f"method is a factory: call it with a base optimizer, as {name}(optax.sgd(0.1))")
+        if not isinstance(self.topology, Topology | None):
+            raise InputError(f"topology is {type(self.topology).__name__}: use Topology(groups, workers)")
+        if not isinstance(self.schedule, Schedule):
+            told = type(self.schedule).__name__
+            raise InputError(f"schedule is {told}: use Schedule(...), or give the base optimizer an optax schedule")
+        for name in ("eval_every", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed must be an integer, got {self.seed!r}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
+
+    @lasting_output()
+    @fixed_numerics()
+    def fit(
+        self,
+        steps: int,
+        *,
+        resume: bool = False,
+        elastic: bool = False,
+        stop: StopRequest | None = None,
+        figures: bool = True,
+    ) -> Result:
+        """Trains, and leaves the results in the workdir. Ctrl-C and SIGTERM stop it after a round, with a checkpoint.
+
+        Args:
+          steps: local steps of each worker.
+          resume: whether to go on with the run that is in the workdir.
+          elastic: whether that may be with another number of workers.
+          stop: whether to stop, where the caller listens to signals itself.
+          figures: whether to draw them, at the end.
+
+        Raises:
+          InputError: if something cannot be, in one line that says what to do; nothing has been changed then.
+          AllWorkersLostError: if no worker has finite parameters left, and no
+            communication will start one again.
+          DiskFullError: if the disk of the workdir is full.
+        """
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"steps must be an integer of at least 1, got {steps!r}")
+        if resume and self.workdir is None:
+            raise InputError("resume needs to know the run: give the Trainer its workdir")
+        check_jax()
+        topology = self.topology or default_topology()
+        plan, settings = self._plan(steps), self._settings(steps, topology)
+        processes.check_same(settings | {"resume": resume, "elastic": elastic})
+        processes.together(lambda: self._check(plan, topology))
+        workdir = None if self.workdir is None else expanded(self.workdir)
+        conditions = agreed_conditions(self.task)
+        if workdir is not None:
+            processes.together(lambda: _check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
+
+        def keep_settings() -> None:
+            if workdir is not None:
+                write_json(workdir / "config.json", settings)
+                write_conditions(workdir, conditions)
+
+        def build() -> Any:
+            opened = open_task(self.task, topology, seed=self.seed, steps=steps)
+            return make_run(plan, opened, self._method_of, topology)
+
+        labels = {"algorithm": "own", "dataset": self.task.name}
+        way = Way(workdir, labels, keep_settings, lambda: plan, resume=resume, stop=stop, figures=figures)
+        ended = go(build, plan, way)
+        candidates = ended.candidates()
+        return Result(
+            center=candidates.center,
+            leader=candidates.leader,
+            best=getattr(candidates, ended.best),
+            metrics=ended.metrics,
+            summary=ended.summary,
+        )
+
+    def _plan(self, steps: int) -> Plan:
+        return Plan(
+            steps=steps,
+            seed=self.seed,
+            evaluation_period=self.eval_every or usual_evaluation_period(steps),
+            checkpoint_period=self.checkpoint_every or usual_checkpoint_period(steps),
+            schedule=self.schedule,
+            same_init=self.same_init,
+            speeds=None if self.worker_speeds is None else tuple(self.worker_speeds),
+            asynchronous=self.asynchronous,
+        )
+
+    def _settings(self, steps: int, topology: Topology) -> dict[str, Any]:
+        """What a run has to have in common with what it goes on from, as JSON has it."""
+        return {
+            "task": self.task.name,
+            "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
+            "batch_size": self.task.train.batch_size,
+            "groups": topology.groups,
+            "workers": topology.workers,
+            "steps": steps,
+            "seed": self.seed,
+            "eval_every": self.eval_every,
+            "checkpoint_every": self.checkpoint_every,
+            "schedule": self.schedule.kind,
+            "drop_at": list(self.schedule.drop_at),
+            "warmup_steps": self.schedule.warmup_steps,
+            "patience": self.schedule.patience,
+            "same_init": self.same_init,
+            "worker_speeds": None if self.worker_speeds is None else list(self.worker_speeds),
+            "asynchronous": self.asynchronous,
+        }
+
+    def _method_of(self, topology: Topology) -> DistributedOptimizer:
+        return self.method if isinstance(self.method, DistributedOptimizer) else self.method(topology)
+
+    def _check(self, plan: Plan, topology: Topology) -> None:
+        """Checks what can be judged before anything is read.
+
+        Raises:
+          InputError: what is wrong and what to do, in one line.
+        """
+        method = self._method_of(topology)
+        if not isinstance(method, DistributedOptimizer):
+            raise InputError(f"method makes {type(method).__name__} of a topology: return a DistributedOptimizer")
+        params, _ = check_model(self.task.init)
+        check_method(method, params)
+        if self.schedule.kind == "plateau" and self.task.evaluate is None and self.task.validation is None:
+            raise InputError("schedule is 'plateau', which looks at validation data: give the task some")
+        if self.schedule != CONSTANT and not follows_factor(method, params):
+            raise InputError(
+                f"schedule is {self.schedule.kind!r}, but the base optimizer does not follow it: end it with "
+                "optax.chain(..., follow_factor()), or give it an optax schedule and leave schedule out"
+            )
+        processes.check_all_work(topology)
+        if plan.speeds is None and not plan.asynchronous:
+            return
+        if self.task.train.in_step:
+            raise InputError(
+                "worker_speeds and asynchronous do not go with data that come to all workers step by step: "
+                "use from_arrays"
+            )
+        try:
+            check_rounds(method, topology.groups)
+        except ValueError as error:
+            raise InputError(f"worker_speeds and asynchronous do not go with this method: {error}") from error
+        if plan.asynchronous:
+            check_shares(topology)
+        if plan.speeds is not None:
+            if len(plan.speeds) != topology.size or min(plan.speeds) <= 0:
+                raise InputError(f"worker_speeds={plan.speeds}: must be a positive number for each worker")
+            period = shortest_period(method, topology.groups)
+            if plan.steps % period:
+                raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
+
+
+def default_topology() -> Topology:
+    """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
+    devices, groups = processes.devices(), len(set(processes.hosts()))
+    return Topology(groups, max(len(devices) // groups, 1) if len(devices) > 1 else ON_ONE_DEVICE, devices)
+
+
+def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *, resume: bool, elastic: bool) -> None:
+    """Checks what a workdir has of a run before.
+
+    Raises:
+      InputError: what is wrong and what to do, in one line.
+    """
+    check_shared_workdir(workdir, resume=resume)
+    if not resume:
+        if processes.is_main():
+            make_writable(workdir)
+        return
+    fields, todo = Fields({"task": str}, others=object), "use a new workdir, or restore it"
+    saved = read_fields(workdir / "config.json", fields, todo)
+    free = FREE | (SHAPE if elastic else frozenset())
+    changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
+    if changed:
+        told = ", ".join(f"{name} was {saved.get(name)}, is {settings[name]}" for name in changed)
+        hint = ", or give elastic=True" if set(changed) <= SHAPE else ""
+        raise InputError(f"cannot resume with another run ({told}): leave that as it was, or use a new workdir{hint}")
+    check_precision(workdir)
+    check_data(workdir, task)

@@ -1,1 +1,0 @@
-"""Layer 3: training. Topology, train step, data, models, evaluation, checkpoints, metrics."""

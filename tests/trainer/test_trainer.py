@@ -1,0 +1,337 @@
+"""The trainer with tasks, data and methods of one's own."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsgd_jax import Axes, Topology, data_parallel, easgd, lsgd
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.config import from_config
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.kinds import find_source, image_task
+from lsgd_jax.config.train import train
+from lsgd_jax.data.sources import TrainingData, from_arrays, from_function, from_grain
+from lsgd_jax.engine.method_checks import follows_factor
+from lsgd_jax.engine.schedules import Schedule, follow_factor
+from lsgd_jax.errors import InputError
+from lsgd_jax.tasks.task import Task
+from lsgd_jax.trainer.saved_models import load_model
+from lsgd_jax.trainer.trainer import Result, Trainer
+
+RNG = np.random.default_rng(0)
+DATA = {"x": RNG.normal(size=(203, 7)).astype(np.float32)}
+DATA["y"] = (DATA["x"].sum(1) > 0).astype(np.int32)
+HELD_OUT = jax.tree.map(lambda x: x[:37], DATA)
+METHOD = lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.5)
+
+
+def init(key: jax.Array) -> tuple[Any, Any]:
+    first, second = jax.random.split(key)
+    return {"a": 0.5 * jax.random.normal(first, (7, 16)), "b": 0.5 * jax.random.normal(second, (16, 2))}, {}
+
+
+def logits(params: Any, batch: Any) -> jax.Array:
+    return jnp.tanh(batch["x"] @ params["a"]) @ params["b"]
+
+
+def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    del key
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), batch["y"]).mean(), model_state
+
+
+def wrong(params: Any, model_state: Any, batch: Any) -> jax.Array:
+    del model_state
+    return (logits(params, batch).argmax(-1) != batch["y"]).astype(jnp.float32)
+
+
+def task(train: TrainingData | None = None, **more: Any) -> Task:
+    given: dict[str, Any] = {"validation": HELD_OUT, "test": HELD_OUT, "metrics": {"error": wrong}} | more
+    return Task(init, loss, train=train or from_arrays(DATA, 8), **given)
+
+
+def trainer(workdir: Path | None = None, *, devices: int = 1, **more: Any) -> Trainer:
+    given: dict[str, Any] = {"task": task(), "method": METHOD, "eval_every": 8, "checkpoint_every": 8} | more
+    given.setdefault("topology", Topology(2, 4, jax.devices()[:devices]))
+    return Trainer(**given, workdir=workdir)
+
+
+def assert_same(one: Result, other: Result) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one[:3], other[:3])
+    strip = [[{**row, "seconds": 0} for row in result.metrics] for result in (one, other)]
+    assert json.dumps(strip[0]) == json.dumps(strip[1])
+
+
+def test_a_task_of_ones_own_is_learned_and_nothing_is_written_without_a_workdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = trainer().fit(96)
+    assert [row["step"] for row in result.metrics] == list(range(8, 97, 8))
+    assert result.metrics[-1]["validation_error"] < 0.3 < result.metrics[0]["validation_error"]
+    assert result.summary is not None
+    assert (result.summary["dataset"], result.summary["groups"], result.summary["metric"]) == ("task", 2, "error")
+    assert result.metrics[-1]["bytes_communicated"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_counts_each_sample_once() -> None:
+    result = trainer().fit(8)
+    params, model_state = result.center
+    assert result.metrics[-1]["test_error"] == pytest.approx(float(wrong(params, model_state, HELD_OUT).mean()))
+    better = (
+        "leader" if result.metrics[-1]["leader_validation_error"] < result.metrics[-1]["validation_error"] else "center"
+    )
+    jax.tree.map(np.testing.assert_array_equal, result.best, getattr(result, better))
+
+
+def test_without_metrics_models_are_judged_by_their_loss() -> None:
+    result = trainer(task=task(metrics=None, test=None)).fit(8)
+    expected, _ = loss(*result.center, HELD_OUT, jax.random.key(0))
+    assert result.metrics[-1]["validation_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert "test_loss" not in result.metrics[-1]
+
+
+def test_without_validation_data_there_is_the_training_loss() -> None:
+    result = trainer(task=task(validation=None, test=None)).fit(8)
+    assert math.isfinite(result.metrics[-1]["train_loss"])
+    jax.tree.map(np.testing.assert_array_equal, result.best, result.center)
+
+
+SAMPLES = grain.MapDataset.source([{"x": x, "y": y} for x, y in zip(DATA["x"], DATA["y"], strict=True)])
+
+
+def batch_of(worker: int, step: int) -> Any:
+    chosen = np.random.default_rng((worker, step)).integers(len(DATA["y"]), size=8)
+    return jax.tree.map(lambda x: x[chosen], DATA)
+
+
+SOURCES: dict[str, Callable[[], TrainingData]] = {
+    "arrays": lambda: from_arrays(DATA, 8),
+    "arrays, dealt anew": lambda: from_arrays(DATA, 8, sampling="reshuffle"),
+    "arrays, augmented": lambda: from_arrays(
+        DATA, 8, augment=lambda batch, key: batch | {"x": batch["x"] + 0.1 * jax.random.normal(key, (8, 7))}
+    ),
+    "a function": lambda: from_function(batch_of),
+    "Grain": lambda: from_grain(SAMPLES, 8),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit_from_whatever_source(tmp_path: Path, source: str) -> None:
+    whole = trainer(tmp_path / "whole", task=task(SOURCES[source]())).fit(24, figures=False)
+    parts = trainer(tmp_path / "parts", task=task(SOURCES[source]()))
+    stop = StopRequest()
+    stop.ask()
+    assert parts.fit(24, stop=stop).summary is None  # before its first round
+    parts.fit(16, resume=True, figures=False)
+    assert_same(parts.fit(24, resume=True, figures=False), whole)
+    assert whole.summary is not None
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["test_error"] == whole.summary["test_error"]
+
+
+@pytest.mark.parametrize("method", [METHOD, data_parallel(optax.sgd(0.1)), easgd(optax.adam(0.01), period=4)])
+def test_a_run_does_not_depend_on_the_devices(method: Any) -> None:
+    one, eight = (trainer(method=method, devices=devices).fit(16) for devices in (1, 8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.center, eight.center)
+
+
+def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(8, figures=False)
+    smaller = trainer(tmp_path, topology=Topology(1, 3), method=lambda topology: METHOD)
+    with pytest.raises(InputError, match=r"groups was 2, is 1, workers was 4, is 3.*elastic=True"):
+        smaller.fit(16, resume=True)
+    result = smaller.fit(16, resume=True, elastic=True, figures=False)
+    assert [row["groups"] * row["workers"] for row in result.metrics] == [8, 3]
+
+
+def test_workers_may_differ_in_speed() -> None:
+    result = trainer(worker_speeds=[1.0] * 7 + [0.5]).fit(16)
+    assert result.metrics[-1]["simulated_seconds"] > 16
+
+
+def test_the_trainer_of_flags_is_the_same(tmp_path: Path) -> None:
+    """Digits by the command line's settings, and by the objects that these stand for."""
+    config = Config(str(tmp_path), model="mlp", steps=16, groups=1, workers=2, global_period=4, eval_every=8)
+    summary = train(config, figures=False)
+    assert summary is not None
+    plan = from_config.plan_of(config)
+    objects = Trainer(
+        image_task(config, find_source(config)),
+        lsgd(optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.05, 0.9, nesterov=True)), global_period=4),
+        Topology(1, 2),
+        eval_every=plan.evaluation_period,
+    )
+    result = objects.fit(16)
+    for figure in ("validation_loss", "test_error", "leader_test_loss", "train_loss", "bytes_communicated"):
+        assert result.metrics[-1][figure] == pytest.approx(summary[figure], rel=1e-6)
+
+
+def test_the_trainers_schedule_acts_or_is_refused() -> None:
+    constant = trainer().fit(8)
+    follows = lsgd(optax.chain(optax.sgd(0.1), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
+    dropped = trainer(method=follows, schedule=Schedule("drop", (4,))).fit(8)
+    assert_same(trainer(method=follows).fit(8), constant)
+    assert dropped.metrics[-1]["train_loss"] != constant.metrics[-1]["train_loss"]
+    with pytest.raises(InputError, match="schedule is 'drop', but the base optimizer does not follow it"):
+        trainer(schedule=Schedule("drop", (4,))).fit(8)
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    assert [follows_factor(method, params) for method in (follows, METHOD, easgd(optax.adam(0.1)))] == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("which", ["center", "leader", "best"])
+def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, which: str) -> None:
+    result = trainer(tmp_path).fit(8, figures=False)
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path, which, task()), getattr(result, which))
+    with pytest.raises(InputError, match=r"of a task of your own, 'task': pass it, as task="):
+        load_model(tmp_path, which)
+    with pytest.raises(InputError, match=r"cannot load .* or of another version or task"):
+        load_model(tmp_path, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
+
+
+def test_a_plateau_looks_at_the_metric() -> None:
+    follows = lsgd(optax.chain(optax.sgd(0.0), follow_factor()), local_period=2, global_period=4)
+    assert trainer(method=follows, schedule=Schedule("plateau", patience=1)).fit(32).metrics
+
+
+def test_another_task_or_other_data_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(8, figures=False)
+    others = {
+        "task was task, is renamed": trainer(tmp_path, task=task(name="renamed")),
+        "seed was 0, is 1": trainer(tmp_path, seed=1),
+        "batch_size was 8, is 4": trainer(tmp_path, task=task(from_arrays(DATA, 4))),
+        "is not the data set": trainer(tmp_path, task=task(from_arrays(DATA | {"x": -DATA["x"]}, 8))),
+        "loss was loss, is ": trainer(tmp_path, task=Task(init, lambda *of: loss(*of), train=from_arrays(DATA, 8))),
+    }
+    for told, other in others.items():
+        with pytest.raises(InputError, match=told):
+            other.fit(16, resume=True)
+    with pytest.raises(InputError, match="already used: add"):
+        trainer(tmp_path).fit(8)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "a loss that is no scalar": (
+        lambda: trainer(task=Task(init, lambda p, s, b, k: (logits(p, b), s), train=from_arrays(DATA, 8))).fit(8),
+        r"<lambda>\(\) gives a loss of float32\[8, 2\]: a float scalar is needed",
+    ),
+    "a loss without the model state": (
+        lambda: trainer(task=Task(init, lambda p, s, b, k: logits(p, b).sum(), train=from_arrays(DATA, 8))).fit(8),
+        r"gives one value: return \(loss, model_state\)",
+    ),
+    "an init that gives no pair": (
+        lambda: trainer(task=Task(lambda key: init(key)[0], loss, train=from_arrays(DATA, 8))).fit(8),
+        r"gives dict: return \(params, model_state\)",
+    ),
+    "a metric of a wrong shape": (
+        lambda: trainer(task=task(metrics={"error": lambda *of: wrong(*of).mean()})).fit(8),
+        r"the metric 'error' gives \(\) for a batch of 3 samples",
+    ),
+    "leading axes that differ": (
+        lambda: from_arrays(DATA | {"y": DATA["y"][1:]}, 8),
+        r"tree\['x'\] 203, tree\['y'\] 202",
+    ),
+    "an empty split": (lambda: task(test={"x": np.zeros((0, 7))}), r"test\['x'\] has the shape \(0, 7\): there is no"),
+    "objects": (lambda: from_arrays({"x": np.array(["a", "b"])}, 1), r"tree\['x'\] is an array of <U1: use numbers"),
+    "no arrays": (lambda: from_arrays({}, 1), "tree holds no arrays"),
+    "a batch larger than a shard": (
+        lambda: trainer(task=task(from_arrays(DATA, 64))).fit(8),
+        "batch_size=64 does not fit into a worker's shard of 25 samples",
+    ),
+    "an unknown sampling": (lambda: from_arrays(DATA, 8, sampling="random"), "unknown sampling 'random'"),
+    "data that are no source": (lambda: Task(init, loss, train=DATA), "train is dict: use from_arrays"),  # type: ignore[arg-type]
+    "a stream of Grain's": (lambda: from_grain(SAMPLES.to_iter_dataset(), 8), "use a grain.MapDataset"),
+    "an optimizer for a method": (lambda: trainer(method=3).fit(8), "method is int: use lsgd"),
+    "a function that makes no method": (
+        lambda: trainer(method=lambda topology: optax.sgd(0.1)).fit(8),
+        "method makes GradientTransformationExtraArgs of a topology",
+    ),
+    "a factory for a method": (lambda: trainer(method=lsgd), r"call it with a base optimizer, as lsgd\(optax.sgd"),
+    "a pair for a topology": (lambda: trainer(topology=(2, 4)), "topology is tuple: use Topology"),
+    "a name for a schedule": (lambda: trainer(schedule="cosine"), "schedule is str: use Schedule"),
+    "a plateau without validation data": (
+        lambda: trainer(schedule=Schedule("plateau"), task=task(validation=None)).fit(8),
+        "which looks at validation data: give the task some",
+    ),
+    "a function for metrics": (lambda: task(metrics=wrong), "metrics has to name functions"),
+    "a path for a metric": (lambda: task(metrics={"my/error": wrong}), "the metric 'my/error' names columns and files"),
+    "parameters that are integers": (
+        lambda: trainer(task=Task(lambda key: ({"a": jnp.ones(3, int)}, {}), loss, train=from_arrays(DATA, 8))).fit(8),
+        "makes no parameter of a floating dtype",
+    ),
+    "integers beyond 32 bits": (lambda: from_arrays({"x": np.array([2**40])}, 1), "integers beyond 32 bits"),
+    "lists for arrays": (lambda: from_arrays({"x": [1, 2]}, 1), r"tree\['x'\]\[0\] is a single number"),
+    "a dataset without an end": (lambda: from_grain(SAMPLES.repeat(), 8), "dataset has no end"),
+    "a function that draws anew": (
+        lambda: from_function(lambda worker, step: {"x": np.random.default_rng().normal(size=8)}),
+        "gives other values the second time",
+    ),
+    "a method that names axes": (
+        lambda: trainer(
+            method=METHOD._replace(center=lambda params, state, axes: jax.lax.pmean(params, ("group", "worker")))
+        ).fit(8),
+        "the method names an axis itself .*: use the names that it is given",
+    ),
+    "a communication that changes shapes": (
+        lambda: trainer(
+            method=METHOD._replace(
+                communications=tuple(
+                    c._replace(apply=lambda params, *of, c=c: c.apply(params, *of)._replace(params={"a": params["a"]}))
+                    for c in METHOD.communications
+                )
+            )
+        ).fit(8),
+        "the method's a communication changes the parameters: keep shapes and dtypes",
+    ),
+    "no steps": (lambda: trainer().fit(0), "steps must be an integer of at least 1"),
+    "resuming nothing": (lambda: trainer().fit(8, resume=True), "give the Trainer its workdir"),
+    "speeds of too few": (lambda: trainer(worker_speeds=[1.0]).fit(8), "must be a positive number for each worker"),
+    "speeds with a stream": (
+        lambda: trainer(worker_speeds=[1.0] * 8, task=task(from_function(batch_of))).fit(8),
+        "data that come to all workers step by step: use from_arrays",
+    ),
+    "speeds without rounds": (
+        lambda: trainer(worker_speeds=[1.0] * 8, method=data_parallel(optax.sgd(0.1))).fit(8),
+        "do not go with this method",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), BAD.values(), ids=BAD)
+def test_what_cannot_be_is_told_in_one_line_that_names_it(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_minibatch_of_another_shape_is_told_with_its_worker_and_step() -> None:
+    source = from_function(lambda worker, step: batch_of(worker, step) if step < 3 else DATA)
+    with pytest.raises(InputError, match=r"the minibatch of worker 0 at step 3 is .*float32\[203, 7\]"):
+        trainer(task=task(source)).fit(8)
+
+
+def test_an_error_in_ones_own_code_keeps_its_traceback() -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        trainer(task=Task(init, broken, train=from_arrays(DATA, 8))).fit(8)
+
+
+def test_a_method_of_ones_own_goes_where_ours_do() -> None:
+    method = METHOD._replace(center=lambda params, state, axes: jax.tree.map(jnp.zeros_like, params))
+    assert isinstance(Axes(), tuple)
+    result = trainer(method=method).fit(8)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(result.center[0]))
