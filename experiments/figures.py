@@ -17,7 +17,9 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from command_line import Flag, command, define, describe, described, parse, refuse
-from palette import GREY, in_order, line_of
+from palette import in_order, line_of
+
+from lsgd_jax.config.methods import GREY
 
 if TYPE_CHECKING:
     from lsgd_jax.tasks.metric import Metric

@@ -17,7 +17,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 
 from command_line import Flag, command, define, describe, described, parse, refuse
 from compilation_cache import use_compilation_cache
-from palette import BLUE, ORANGE, VERMILLION
+
+from lsgd_jax.config.methods import BLUE, ORANGE, VERMILLION
 
 TABLE = (
     Flag("run", "path", None, "folder of a run with a checkpoint"),

@@ -119,7 +119,8 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
     from lsgd_jax import ledger
     from lsgd_jax.accounting.network import NETWORKS, run_seconds
     from lsgd_jax.config.config import Config
-    from lsgd_jax.config.methods import METHODS, make_method
+    from lsgd_jax.config.make_method import make_method
+    from lsgd_jax.config.methods import METHODS
 
     rows = []
     for name, model in MODELS.items():

@@ -1,35 +1,11 @@
 """How each method is drawn: the same in all figures, told apart by colour-blind readers and in grey."""
 
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-# Okabe and Ito's colours; their yellow is too light for a line on white.
-BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
-VERMILLION, PURPLE, SKY, GREY = "#D55E00", "#CC79A7", "#56B4E9", "#777777"
+from lsgd_jax.config.methods import BLACK, BLUE, GREEN, METHODS, ORANGE, PURPLE, SKY, VERMILLION, Style
 
-
-class Style(NamedTuple):
-    """A colour (one for methods of a kind), a marker and a line style of Matplotlib."""
-
-    colour: str
-    marker: str
-    line: Any
-
-
-STYLES = {
-    "lsgd": Style(BLACK, "o", "-"),
-    "easgd": Style(BLUE, "s", "-"),
-    "eamsgd": Style(BLUE, "D", "--"),
-    "downpour": Style(VERMILLION, "^", "-"),
-    "local_sgd": Style(GREEN, "v", "-"),
-    "diloco": Style(GREEN, "P", "--"),
-    "data_parallel": Style(ORANGE, "X", "-"),
-    "grawa": Style(PURPLE, "<", "-"),
-    "dppf": Style(SKY, ">", "--"),
-    "sgd": Style(GREY, "*", "-."),
-    "none": Style(GREY, "h", ":"),
-}
-
+STYLES = {name: method.style for name, method in METHODS.items()}
 
 # Of further lines of a method, whose markers are hollow.
 FURTHER = ("--", ":", "-.")

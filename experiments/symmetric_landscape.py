@@ -23,9 +23,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 from claims import Claim, conclude, share, write_csv
 from command_line import Flag, command, define, describe, described, parse, refuse
 from descent import descend
-from palette import BLACK, BLUE, GREEN, VERMILLION, line_of
+from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
+from lsgd_jax.config.methods import BLACK, BLUE, GREEN, VERMILLION
 from lsgd_jax.files.writable import make_writable
 
 TABLE = (

@@ -1,17 +1,6 @@
 """Trains an image classifier or a language model on many workers that talk rarely, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
-
-methods:
-  lsgd               now and then a pull to the worker that does best, in the group and of all (the paper)
-  easgd, eamsgd      workers and a center pull at each other; eamsgd with the momentum of its own paper
-  downpour           a center adds up what all workers add up, and they start again from it
-  local_sgd          workers become their mean, in the group and of all
-  diloco             an outer optimizer takes the workers' mean displacement for a gradient
-  grawa              a pull to the mean, in which workers with small gradients weigh more
-  dppf               a pull to the mean, and a push of constant length away from it
-  data_parallel      gradients are averaged in each step
-  sgd, none          no communication: of one worker, of many
 """
 
 import datetime
@@ -27,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 
 from command_line import define, describe, described, parse, refuse, stoppable
 from compilation_cache import use_compilation_cache
-from settings import GROUPS, given_settings
+from settings import GROUPS, given_settings, methods_help
 
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.errors import ExitCode
@@ -42,7 +31,7 @@ define(FLAGS, itertools.chain(*GROUPS.values()))
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/train.py [--flag=value ...]", "", described(__doc__), ""]
+    lines = ["usage: python experiments/train.py [--flag=value ...]", "", described(__doc__), "", *methods_help(), ""]
     for group, members in GROUPS.items():
         lines += [f"{group}:", *describe(members), ""]
     lines.append("  --flagfile=FILE            read flags from a file, one a line")

@@ -127,3 +127,10 @@ def test_the_launcher_and_what_hears_signals_start_without_jax() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert (done.stdout, done.stderr) == ("set()\nTrue\n", "")
     assert {*NAMES} <= {*dir(lsgd_jax)}
+
+
+def test_flags_and_methods_are_known_without_jax() -> None:
+    """--help cannot wait for it."""
+    program = "import sys, lsgd_jax.config.config, lsgd_jax.config.methods; print({'jax', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -15,7 +15,7 @@ from lsgd_jax.accounting.ledger import Ledger
 from lsgd_jax.accounting.network import Network, run_seconds
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, kind_of
-from lsgd_jax.config.methods import make_method
+from lsgd_jax.config.make_method import make_method
 from lsgd_jax.engine.numerics import fixed_numerics
 from lsgd_jax.tasks.classification import ERROR
 from lsgd_jax.tasks.metric import Metric

@@ -12,7 +12,8 @@ from comparison.evaluations import final_validation_error
 from comparison.trials import Outcome, Setting, Trial
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import schedule_of
-from lsgd_jax.config.methods import METHODS, make_method
+from lsgd_jax.config.make_method import make_method
+from lsgd_jax.config.methods import METHODS, users_of
 from lsgd_jax.config.own_code import is_own
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.files import file_name
@@ -109,7 +110,7 @@ def make_trial(
     changes |= {"algorithm": method, "seed": seed, **alone}
     if eval_every is not None:
         changes["eval_every"] = eval_every
-    if method != "lsgd":
+    if method not in users_of("wire_dtype"):
         changes["wire_dtype"] = None  # given for all, it is for those that use it
     if method in METHODS:
         changes["method_args"] = None  # likewise

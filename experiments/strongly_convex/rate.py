@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import optax
 from claims import Claim, write_csv
-from palette import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 from lsgd_jax import DistributedOptimizer, independent, lsgd
+from lsgd_jax.config.methods import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION
 from strongly_convex.measure import Estimate, gaps_of_workers, slope
 from strongly_convex.problems import Problem
 from strongly_convex.schedules import scheduled_lgd

@@ -9,7 +9,7 @@ from lsgd_jax.cluster.asynchronous import check_shares
 from lsgd_jax.config.config import Config, check_config, check_resumable
 from lsgd_jax.config.from_config import check_asynchronous, schedule_of
 from lsgd_jax.config.kinds import AnySource, find_source, kind_of
-from lsgd_jax.config.methods import make_method
+from lsgd_jax.config.make_method import make_method
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.engine.numerics import check_jax
 from lsgd_jax.engine.topology import Topology

@@ -1,13 +1,16 @@
 """The settings of a run, and what can be wrong with them."""
 
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
 
+from lsgd_jax.config.methods import OF_GROUPS, MethodSettings, users_of
+from lsgd_jax.config.setting import setting
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.paths import why_not_local
-from lsgd_jax.trainer.plan import usual_checkpoint_period, usual_evaluation_period
+from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
 FREE_AT_RESUME = frozenset(
@@ -15,8 +18,6 @@ FREE_AT_RESUME = frozenset(
 )
 # These may differ too when it is resumed with --elastic.
 SHAPE = frozenset({"groups", "workers"})
-# One group has had no use for these.
-OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})
 
 TEXT_MODEL = "transformer"
 
@@ -28,66 +29,57 @@ LARGEST_WINDOW = 10**6
 WIRE_DTYPES = ("bfloat16", "float16", "int8")
 
 
+_what = functools.partial(setting, "what to train")
+_workers = functools.partial(setting, "workers")
+_steps = functools.partial(setting, "local steps")
+_run = functools.partial(setting, "run")
+
+
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The settings of a run, named as the flags of `experiments/train.py`.
+class Config(MethodSettings):
+    """The settings of a run, which are the flags of `experiments/train.py`, and those of methods.
 
     None stands for a default that depends on other settings; see the properties.
     """
 
-    workdir: str
-    # What
-    algorithm: str = "lsgd"
-    method_args: str | None = None
-    dataset: str = "digits"
-    text_file: str | None = None
-    task: str | None = None
-    model: str | None = None
-    model_width: int | None = None
-    model_layers: int | None = None
-    dropout: float | None = None
-    data_dir: str | None = None
-    download: bool = False
-    seed: int = 0
-    # Workers
-    groups: int = 2
-    workers: int = 4
-    sampling: str = "shard"
-    init: str = "same"
-    worker_speeds: str | None = None
-    asynchronous: bool = False
-    # Local steps
-    optimizer: str = "sgd"
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    scale_learning_rate: bool = False
-    schedule: str = "constant"
-    drop_at: str | None = None
-    plateau_patience: int = 5
-    warmup_steps: int = 0
-    clip_norm: float | None = None
-    batch_size: int | None = None
-    sequence_length: int = 128
-    steps: int = 640
-    compute_dtype: str = "float32"
-    # Communication
-    local_pull: float = 0.1
-    global_pull: float = 0.1
-    stale_local_pull: float = 0.0
-    stale_global_pull: float = 0.0
-    local_period: int = 16
-    global_period: int = 64
-    leader_window: int = 10
-    wire_dtype: str | None = None
-    beta: float = 0.9
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.9
-    push: float = 0.1
-    # Run
-    eval_every: int | None = None
-    checkpoint_every: int | None = None
-    loader_processes: int | None = None
+    workdir: str = _run(
+        dataclasses.MISSING, "folder for the results (default: runs/ and date, data set and algorithm)", "path"
+    )
+    algorithm: str = _what("lsgd", "the method, one of those above, or FILE.py:NAME")
+    method_args: str | None = _what(None, "of FILE.py:NAME, as pull=0.5,period=8")
+    dataset: str = _what("digits", "digits (no download), or a TFDS set of labelled images or of text")
+    text_file: str | None = _what(None, "in place of a data set: a UTF-8 file, of which bytes are predicted", "path")
+    task: str | None = _what(None, "in place of both: FILE.py:NAME, a function that returns a lsgd_jax.Task")
+    model: str | None = _what(None, "see the README (default: digits cnn3, other images cnn7, text transformer)")
+    model_width: int | None = _what(None, "of text: units of a layer (default: lstm 650, transformer 256)")
+    model_layers: int | None = _what(None, "of text: layers (default: lstm 2, transformer 4)")
+    dropout: float | None = _what(None, "of text: share of units dropped (default: lstm 0.5, transformer 0.1)")
+    data_dir: str | None = _what(None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)", "path")
+    download: bool = _what(False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')")
+    seed: int = _what(0, "a run is a function of it: start, order, augmentation, held-out images")
+    groups: int = _workers(2, "groups of workers; one group has only the global leader")
+    workers: int = _workers(4, "workers in each group")
+    sampling: str = _workers("shard", "shard (one each), reshuffle (dealt anew each epoch) or iid (any sample)")
+    init: str = _workers("same", "same or different initial parameters of the workers")
+    worker_speeds: str | None = _workers(None, "simulated, of each in steps a second, as 1,1,1,0.25: see the README")
+    asynchronous: bool = _workers(False, "let each of several processes take local steps at its own pace")
+    optimizer: str = _steps("sgd", "sgd, adam, adamw or lars")
+    learning_rate: float = _steps(0.05, "of the local steps")
+    momentum: float = _steps(0.9, "of sgd (Nesterov's), lars and eamsgd; 0 for none")
+    weight_decay: float = _steps(1e-4, "weight decay")
+    scale_learning_rate: bool = _steps(False, "times the number of workers, for data_parallel")
+    schedule: str = _steps("constant", "of the learning rate: constant, drop, plateau or cosine")
+    drop_at: str | None = _steps(None, "drop: a tenth of the rate from each of these steps on, as 1000,2000")
+    plateau_patience: int = _steps(5, "plateau: a tenth of it after so many evaluations without improvement")
+    warmup_steps: int = _steps(0, "steps in which the learning rate rises to its value")
+    clip_norm: float | None = _steps(None, "gradients of a larger norm are scaled down to this one (default: none is)")
+    batch_size: int | None = _steps(None, "samples a worker and step (default: 128, or the shard if it is smaller)")
+    sequence_length: int = _steps(128, "of text: bytes of a sample; then the default batch is 32")
+    steps: int = _steps(640, "local steps of each worker")
+    compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
+    eval_every: int | None = _run(None, "steps between two evaluations (default: a twentieth of the run)")
+    checkpoint_every: int | None = _run(None, "steps between two checkpoints (default: a fifth of the run)")
+    loader_processes: int | None = _run(None, "that decode streamed images (default: one a core, up to 16)")
 
     @property
     def data_name(self) -> str:
@@ -174,7 +166,7 @@ def check_config(config: Config) -> None:
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
     if config.wire_dtype is not None:
         _check_choice(config, "wire_dtype", WIRE_DTYPES)
-        if config.algorithm != "lsgd":
+        if config.algorithm not in users_of("wire_dtype"):
             raise InputError(f"--wire_dtype={config.wire_dtype}: {config.algorithm} does not use it: leave it out")
     for level in ("local", "global"):
         if level == "local" and config.groups == 1:

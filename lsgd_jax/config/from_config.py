@@ -6,7 +6,7 @@ from typing import Any
 from lsgd_jax.cluster import processes
 from lsgd_jax.config.config import Config, check_config
 from lsgd_jax.config.kinds import AnySource, kind_of
-from lsgd_jax.config.methods import learning_rate, make_method
+from lsgd_jax.config.make_method import learning_rate, make_method
 from lsgd_jax.config.own_code import is_own
 from lsgd_jax.engine.method_checks import check_method, follows_factor
 from lsgd_jax.engine.schedules import SCHEDULES, Schedule

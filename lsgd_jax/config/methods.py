@@ -1,163 +1,164 @@
-"""From settings to a distributed optimizer: the one place that makes every method by name."""
+"""The methods that flags can name: the one place that knows them all.
 
-from collections.abc import Callable
-from typing import Any
+A new method is a file in `lsgd_jax/optimizers/`, a name in `lsgd_jax/public.py`, and an entry in
+`METHODS`, after the settings in `MethodSettings` that no other method has had. Its flags and its
+line in --help, its place in comparisons and its style in figures follow. Nothing here needs JAX.
+"""
 
-import jax.numpy as jnp
-import optax
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from lsgd_jax.config.config import Config
-from lsgd_jax.config.own_code import arguments_of, is_own, load_function
-from lsgd_jax.engine.schedules import follow_factor
-from lsgd_jax.errors import InputError
-from lsgd_jax.optimizers.data_parallel import data_parallel
-from lsgd_jax.optimizers.diloco import diloco
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
-from lsgd_jax.optimizers.downpour import downpour
-from lsgd_jax.optimizers.dppf import dppf
-from lsgd_jax.optimizers.eamsgd import eamsgd
-from lsgd_jax.optimizers.easgd import easgd
-from lsgd_jax.optimizers.grawa import grawa
-from lsgd_jax.optimizers.independent import independent
-from lsgd_jax.optimizers.local_sgd import local_sgd
-from lsgd_jax.optimizers.lsgd import lsgd
+from lsgd_jax.config.setting import setting
+
+_of_methods = functools.partial(setting, "communication")
 
 
-def _lsgd(config: Config) -> DistributedOptimizer:
-    level: dict[str, Any] = {}
-    if config.groups > 1:  # one group has only the global leader
-        level = {
-            "local_pull": config.local_pull,
-            "local_period": config.local_period,
-            "stale_local_pull": config.stale_local_pull,
-        }
-    return lsgd(
-        base_optimizer(config),
-        **level,
-        global_pull=config.global_pull,
-        global_period=config.global_period,
-        stale_global_pull=config.stale_global_pull,
-        window=config.leader_window,
-        wire_dtype=None if config.wire_dtype is None else jnp.dtype(config.wire_dtype),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """The settings of all methods; their help is preceded by the names of the methods that use them."""
+
+    local_pull: float = _of_methods(0.1, "pull toward the group's leader, in [0, 1]")
+    global_pull: float = _of_methods(0.1, "pull toward the leader of all, or the mean, in [0, 1]")
+    stale_local_pull: float = _of_methods(0.0, "pull of every step toward the group's last leader, in [0, 1]")
+    stale_global_pull: float = _of_methods(0.0, "pull of every step toward the last leader of all, in [0, 1]")
+    local_period: int = _of_methods(16, "steps between two communications inside a group")
+    global_period: int = _of_methods(64, "steps between two communications of all, a multiple of the local period")
+    leader_window: int = _of_methods(10, "batches in a score, a mean of losses or of gradient norms")
+    wire_dtype: str | None = _of_methods(
+        None, "bfloat16, float16 or int8, how a leader's model travels (default: as it is)"
     )
+    beta: float = _of_methods(0.9, "how far the center moves to the workers, in [0, 1]")
+    outer_learning_rate: float = _of_methods(0.7, "of the outer optimizer, SGD")
+    outer_momentum: float = _of_methods(0.9, "its Nesterov momentum; 0 for none")
+    push: float = _of_methods(0.1, "length of the push away from the mean")
 
 
-def _easgd(config: Config) -> DistributedOptimizer:
-    return easgd(base_optimizer(config), beta=config.beta, period=config.global_period)
+class Style(NamedTuple):
+    """A colour (one for methods of a kind), a marker and a line style of Matplotlib."""
+
+    colour: str
+    marker: str
+    line: Any
 
 
-def _eamsgd(config: Config) -> DistributedOptimizer:
-    base = base_optimizer(config, momentum=0.0)  # the momentum is the method's
-    return eamsgd(base, momentum=config.momentum, beta=config.beta, period=config.global_period)
+# Okabe and Ito's colours; their yellow is too light for a line on white.
+BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
+VERMILLION, PURPLE, SKY, GREY = "#D55E00", "#CC79A7", "#56B4E9", "#777777"
 
 
-def _downpour(config: Config) -> DistributedOptimizer:
-    return downpour(base_optimizer(config), period=config.global_period)
+class Method(NamedTuple):
+    """A method that flags can name.
+
+    Attributes:
+      factory: what makes it, a name at `lsgd_jax`: `(base, **arguments) -> DistributedOptimizer`.
+      summary: its line in --help.
+      style: how figures draw it: no two methods have the same marker.
+      arguments: of the factory, by name the settings that they are.
+      adapt: makes of these what the factory takes, if it takes something else.
+      own_momentum: whether the momentum is the method's, and the base optimizer has none.
+    """
+
+    factory: str
+    summary: str
+    style: Style
+    arguments: Mapping[str, str] = {}
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = lambda arguments: arguments
+    own_momentum: bool = False
 
 
-def _local_sgd(config: Config) -> DistributedOptimizer:
-    local_period = config.local_period if config.groups > 1 else None
-    return local_sgd(base_optimizer(config), local_period=local_period, global_period=config.global_period)
+def _with_outer_sgd(arguments: dict[str, Any]) -> dict[str, Any]:
+    import optax
+
+    momentum = arguments.pop("outer_momentum")
+    outer = optax.sgd(arguments.pop("outer_learning_rate"), momentum=momentum or None, nesterov=momentum > 0)
+    return {**arguments, "outer": outer}
 
 
-def _diloco(config: Config) -> DistributedOptimizer:
-    momentum = config.outer_momentum
-    outer = optax.sgd(config.outer_learning_rate, momentum=momentum or None, nesterov=momentum > 0)
-    return diloco(base_optimizer(config), outer, period=config.global_period)
+_PERIOD = {"period": "global_period"}
 
-
-def _grawa(config: Config) -> DistributedOptimizer:
-    window = config.leader_window
-    return grawa(base_optimizer(config), pull=config.global_pull, period=config.global_period, window=window)
-
-
-def _dppf(config: Config) -> DistributedOptimizer:
-    return dppf(base_optimizer(config), pull=config.global_pull, push=config.push, period=config.global_period)
-
-
-METHODS: dict[str, Callable[[Config], DistributedOptimizer]] = {
-    "lsgd": _lsgd,
-    "easgd": _easgd,
-    "eamsgd": _eamsgd,
-    "downpour": _downpour,
-    "local_sgd": _local_sgd,
-    "diloco": _diloco,
-    "data_parallel": lambda config: data_parallel(base_optimizer(config)),
-    "sgd": lambda config: independent(base_optimizer(config)),
-    "none": lambda config: independent(base_optimizer(config)),
-    "grawa": _grawa,
-    "dppf": _dppf,
+METHODS: dict[str, Method] = {
+    "lsgd": Method(
+        "lsgd",
+        "now and then a pull to the worker that does best, in the group and of all (the paper)",
+        Style(BLACK, "o", "-"),
+        {
+            **{"local_pull": "local_pull", "local_period": "local_period", "stale_local_pull": "stale_local_pull"},
+            **{"global_pull": "global_pull", "global_period": "global_period"},
+            **{"stale_global_pull": "stale_global_pull", "window": "leader_window", "wire_dtype": "wire_dtype"},
+        },
+    ),
+    "easgd": Method(
+        "easgd",
+        "workers and a center pull at each other",
+        Style(BLUE, "s", "-"),
+        {**_PERIOD, "beta": "beta"},
+    ),
+    "eamsgd": Method(
+        "eamsgd",
+        "easgd with the momentum of its own paper",
+        Style(BLUE, "D", "--"),
+        {**_PERIOD, "beta": "beta", "momentum": "momentum"},
+        own_momentum=True,
+    ),
+    "downpour": Method(
+        "downpour",
+        "a center adds up what all workers add up, and they start again from it",
+        Style(VERMILLION, "^", "-"),
+        _PERIOD,
+    ),
+    "local_sgd": Method(
+        "local_sgd",
+        "workers become their mean, in the group and of all",
+        Style(GREEN, "v", "-"),
+        {"local_period": "local_period", "global_period": "global_period"},
+    ),
+    "diloco": Method(
+        "diloco",
+        "an outer optimizer takes the workers' mean displacement for a gradient",
+        Style(GREEN, "P", "--"),
+        {**_PERIOD, "outer_learning_rate": "outer_learning_rate", "outer_momentum": "outer_momentum"},
+        _with_outer_sgd,
+    ),
+    "data_parallel": Method("data_parallel", "gradients are averaged in each step", Style(ORANGE, "X", "-")),
+    "grawa": Method(
+        "grawa",
+        "a pull to the mean, in which workers with small gradients weigh more",
+        Style(PURPLE, "<", "-"),
+        {**_PERIOD, "pull": "global_pull", "window": "leader_window"},
+    ),
+    "dppf": Method(
+        "dppf",
+        "a pull to the mean, and a push of constant length away from it",
+        Style(SKY, ">", "--"),
+        {**_PERIOD, "pull": "global_pull", "push": "push"},
+    ),
+    "sgd": Method("independent", "one worker", Style(GREY, "*", "-.")),
+    "none": Method("independent", "workers that never communicate", Style(GREY, "h", ":")),
 }
 
 
-def _sgd(rate: float, momentum: float, decay: float) -> optax.GradientTransformation:
-    # Weight decay enters the momentum, as in the authors' runs.
-    return optax.chain(
-        optax.add_decayed_weights(decay), optax.sgd(rate, momentum=momentum or None, nesterov=momentum > 0)
-    )
+def users_of(setting: str) -> tuple[str, ...]:
+    """The methods that use a setting."""
+    return tuple(name for name, method in METHODS.items() if setting in method.arguments.values())
 
 
-# By name: (learning rate, momentum, weight decay) to an optax optimizer.
-BASE_OPTIMIZERS: dict[str, Callable[[float, float, float], optax.GradientTransformation]] = {
-    "sgd": _sgd,
-    "adam": lambda rate, momentum, decay: optax.chain(optax.add_decayed_weights(decay), optax.adam(rate)),
-    "adamw": lambda rate, momentum, decay: optax.adamw(rate, weight_decay=decay),
-    "lars": lambda rate, momentum, decay: optax.lars(rate, weight_decay=decay, momentum=momentum),
-}
+def arguments_from(method: Method, settings: Any, *, groups: int) -> dict[str, Any]:
+    """The arguments of a method's factory. One group has only the global level.
 
-
-def base_optimizer(config: Config, momentum: float | None = None) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of the local steps. `momentum` overrides that of the settings."""
-    make = BASE_OPTIMIZERS[config.optimizer]
-    base = make(learning_rate(config), config.momentum if momentum is None else momentum, config.weight_decay)
-    # First of all: weight decay is no part of the gradient that is clipped.
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return optax.chain(*clip, base, follow_factor())
-
-
-def learning_rate(config: Config) -> float:
-    """The full learning rate, scaled to the number of workers where that is asked for.
-
-    That is for large batches: Goyal et al., "Accurate, Large Minibatch SGD: Training
-    ImageNet in 1 Hour", 2017, arXiv:1706.02677, section 2.1.
+    Args:
+      method: an entry of `METHODS`.
+      settings: with the settings that it uses as attributes.
+      groups: of the run.
     """
-    return config.learning_rate * (config.groups * config.workers if config.scale_learning_rate else 1)
+    used = {
+        argument: getattr(settings, setting)
+        for argument, setting in method.arguments.items()
+        if groups > 1 or setting not in OF_GROUPS
+    }
+    return method.adapt(used)
 
 
-def make_method(config: Config) -> DistributedOptimizer:
-    """Makes the distributed optimizer that the settings describe.
-
-    Raises:
-      InputError: for an unknown name, or arguments that the method refuses.
-    """
-    own = is_own(config.algorithm) and config.algorithm not in METHODS
-    for flag, choices in (("algorithm", METHODS), ("optimizer", BASE_OPTIMIZERS)):
-        if getattr(config, flag) not in choices and not (own and flag == "algorithm"):
-            raise InputError(f"unknown --{flag}={getattr(config, flag)}: choose one of {', '.join(sorted(choices))}")
-    if own:
-        return _own_method(config)
-    if config.method_args:
-        raise InputError(f"--method_args is for a method of your own: {config.algorithm} has flags")
-    try:
-        method = METHODS[config.algorithm](config)
-        schedule(method, config.groups)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return method
-
-
-def _own_method(config: Config) -> DistributedOptimizer:
-    """That of a user's function.
-
-    Raises:
-      InputError: if it makes none, or one whose periods do not fit together.
-    """
-    factory, flag = load_function("algorithm", config.algorithm), f"--algorithm={config.algorithm}"
-    method = factory(base_optimizer(config), **arguments_of(factory, config.method_args, flag))
-    if not isinstance(method, DistributedOptimizer):
-        raise InputError(f"{flag}: it gives {type(method).__name__}: return a lsgd_jax.DistributedOptimizer")
-    try:
-        schedule(method, config.groups)
-    except ValueError as error:
-        raise InputError(f"{flag}: {error}") from error
-    return method
+# One group has no use for these.
+OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})

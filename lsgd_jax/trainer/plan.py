@@ -1,7 +1,6 @@
 """What a run does with its task and its method, in numbers."""
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 
@@ -51,13 +50,3 @@ def what_changes(before: Plan, now: Plan, step: int) -> str | None:
             f"--plateau_patience={now.schedule.patience} counts them; --eval_every={before.evaluation_period} keeps it"
         )
     return None
-
-
-def usual_evaluation_period(steps: int) -> int:
-    """A twentieth of a run."""
-    return max(1, math.ceil(steps / 20))
-
-
-def usual_checkpoint_period(steps: int) -> int:
-    """A fifth of a run."""
-    return max(1, math.ceil(steps / 5))

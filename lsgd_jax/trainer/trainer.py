@@ -27,7 +27,8 @@ from lsgd_jax.tasks.evaluation import Candidate
 from lsgd_jax.tasks.task import Task, check_model, open_task
 from lsgd_jax.trainer.conditions import agreed_conditions, check_data, check_precision, write_conditions
 from lsgd_jax.trainer.loop import Way, go
-from lsgd_jax.trainer.plan import Plan, usual_checkpoint_period, usual_evaluation_period
+from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
+from lsgd_jax.trainer.plan import Plan
 from lsgd_jax.trainer.run import MethodOf, make_run
 from lsgd_jax.trainer.workdir import check_shared_workdir
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from absl.testing import flagsaver
 from commands import SCRIPT, refused, train
-from settings import PROCESS_FLAGS
 
 from lsgd_jax import launch, load_center
 from lsgd_jax.config import train as training
@@ -426,13 +425,6 @@ def test_help_shows_every_flag_in_its_group_with_its_default(capfd: pytest.Captu
             assert default in shown[flag][1]
     assert set(shown) == {flag for flags in FLAGS.values() for flag in flags}
     assert max(map(len, out.splitlines())) <= 120
-
-
-def test_defaults_of_the_flags_are_those_of_the_settings() -> None:
-    for group in train.GROUPS.values():
-        for name, _, default, _ in group:
-            if name != "workdir" and name not in PROCESS_FLAGS:
-                assert getattr(Config("runs/test"), name) == default, name
 
 
 def test_the_script_itself_refuses_an_unknown_flag_without_a_traceback() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from lsgd_jax import GROUP, WORKER, Axes, ledger
 from lsgd_jax.config.config import Config
-from lsgd_jax.config.methods import BASE_OPTIMIZERS, METHODS, base_optimizer, learning_rate, make_method
+from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer, learning_rate, make_method
+from lsgd_jax.config.methods import METHODS
 from lsgd_jax.optimizers.distributed_optimizer import schedule
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}

@@ -15,7 +15,7 @@ import pytest
 from lsgd_jax import Batches, Topology, init_state, local_sgd, make_train_step
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import plan_of, schedule_of
-from lsgd_jax.config.methods import BASE_OPTIMIZERS, base_optimizer
+from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer
 from lsgd_jax.config.train import train
 from lsgd_jax.engine.schedules import Schedule, follow_factor, make_factor, see, start_plateau
 from lsgd_jax.errors import InputError

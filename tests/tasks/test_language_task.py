@@ -18,7 +18,7 @@ from lsgd_jax.config import train as training
 from lsgd_jax.config.checks import load_config
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, text_task
-from lsgd_jax.config.methods import base_optimizer, make_method
+from lsgd_jax.config.make_method import base_optimizer, make_method
 from lsgd_jax.data.text import TextSource, split_text
 from lsgd_jax.data.text_batches import TextBatch
 from lsgd_jax.engine.state import state_shardings
