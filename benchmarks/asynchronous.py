@@ -27,7 +27,9 @@ def main() -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each kind; their median counts (%(default)s)")
-    parser.add_argument("--period", type=int, default=16, help="steps of a worker between two meetings (%(default)s)")
+    parser.add_argument(
+        "--period", type=int, default=16, help="steps of a worker between two communications (%(default)s)"
+    )
     parser.add_argument("--step_ms", type=float, default=100.0, help="how long a step lasts (%(default)s)")
     parser.add_argument(
         "--slowdown", type=float, default=4.0, help="how many times longer the slow one's (%(default)s)"
@@ -59,16 +61,16 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     from workload import CROP, PREPROCESSING, base_optimizer, random_images
 
     import lsgd_jax
-    from lsgd_jax.cluster.asynchronous import Apart, Programs, compile_programs, make_programs
+    from lsgd_jax.cluster.asynchronous import AsynchronousRounds, Programs, compile_programs, make_programs
     from lsgd_jax.cluster.processes import put
-    from lsgd_jax.cluster.tickets import ServiceMeeting
+    from lsgd_jax.cluster.tickets import CoordinatedRound
     from lsgd_jax.data.images import augmented
     from lsgd_jax.data.sampling import make_batches
     from lsgd_jax.engine.state import init_state, state_shardings
     from lsgd_jax.models import make_model
     from lsgd_jax.tasks.classification import classification_loss
 
-    class InStep(ServiceMeeting):
+    class InStep(CoordinatedRound):
         """A round in which each process has tickets of its own."""
 
         claimed = 0
@@ -95,8 +97,10 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
         time.sleep(max(0.0, until - time.perf_counter()))
         return result
 
-    make = functools.partial(Apart, Programs(step, programs.meet), topology, shapes, state_shardings(topology, shapes))
-    kinds = {"asynchronous": make(ServiceMeeting), "synchronous": make(InStep)}
+    make = functools.partial(
+        AsynchronousRounds, Programs(step, programs.communicate), topology, shapes, state_shardings(topology, shapes)
+    )
+    kinds = {"asynchronous": make(CoordinatedRound), "synchronous": make(InStep)}
     gather = jax.jit(lambda tree: tree, out_shardings=topology.replicated)
     told: dict[str, Any] = {kind: [] for kind in kinds}
     end = 0

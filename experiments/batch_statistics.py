@@ -81,7 +81,7 @@ def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
         return {
             "run": {"algorithm": config.algorithm, "model": config.model_name, "step": step, "seed": config.seed},
             "averaged": run.task.evaluate(averaged, ""),
-            "measured again": run.task.evaluate(run.task.renew(averaged), ""),
+            "measured again": run.task.evaluate(run.task.prepare_center(averaged), ""),
         }
 
 

@@ -9,7 +9,7 @@ from absl import flags
 from environment import set_for_this_program, why_jax_cannot_start
 
 from lsgd_jax.cluster.stopping import StopRequest, ended_by_signals
-from lsgd_jax.errors import ExitCode, ToldError
+from lsgd_jax.errors import ExitCode, ReportedError
 from lsgd_jax.files.output import lasting_output
 from lsgd_jax.files.paths import expanded, why_not_local
 
@@ -97,7 +97,7 @@ def stoppable(main: Callable[[list[str], StopRequest], int]) -> Callable[[list[s
         with ended_by_signals(_name(argv)) as stop:
             try:
                 return main(argv, stop)
-            except ToldError as error:
+            except ReportedError as error:
                 return refuse(argv, str(error), error.exit_code)
             except Exception as error:
                 if reason := why_jax_cannot_start(error):

@@ -150,7 +150,7 @@ def _loss_on_minibatches(run: Any, state: Any, rank: int, batches: int) -> Any:
     from lsgd_jax.engine.numerics import wrap_keys
 
     plan, draw, per_worker = run.task.batches
-    data, step = run.task.feed(int(state.step), 0), jnp.asarray(state.step)
+    data, step = run.task.data_for(int(state.step), 0), jnp.asarray(state.step)
     model_state = jax.tree.map(lambda x: x[divmod(rank, run.topology.workers)], state.model_state)
 
     def of_worker(params: Any, place: tuple[int, int]) -> jax.Array:

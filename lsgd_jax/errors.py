@@ -22,7 +22,7 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 128 + signal.SIGINT  # at once, by a second Ctrl-C
 
 
-class ToldError(Exception):
+class ReportedError(Exception):
     """What ends a command line. Its message is one line: what is wrong, and what to do.
 
     Attributes:
@@ -34,7 +34,7 @@ class ToldError(Exception):
     agreed = False
 
 
-class InputError(ToldError, ValueError):
+class InputError(ReportedError, ValueError):
     """Bad input."""
 
     exit_code = ExitCode.BAD_INPUT
@@ -46,7 +46,7 @@ class NotYetError(InputError):
     exit_code = ExitCode.NOT_YET
 
 
-class RunFailedError(ToldError, RuntimeError):
+class RunFailedError(ReportedError, RuntimeError):
     """A run that cannot go on."""
 
 
@@ -60,7 +60,7 @@ class DiskFullError(RunFailedError):
     """There is no room left for what a run writes."""
 
 
-def agreed_error(code: int, told: str) -> ToldError:
+def agreed_error(code: int, told: str) -> ReportedError:
     """An error that all processes have heard of, of the kind with that exit code."""
     error = {kind.exit_code: kind for kind in (InputError, NotYetError, RunFailedError)}[ExitCode(code)](told)
     error.agreed = True

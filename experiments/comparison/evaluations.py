@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from comparison.trials import Outcome, Trial
+from comparison.trials import Trial, TrialOutcome
 from lsgd_jax import ledger
 from lsgd_jax.accounting.ledger import Ledger
 from lsgd_jax.accounting.network import Network, run_seconds
@@ -106,7 +106,7 @@ class Spread(NamedTuple):
     seeds: int
 
 
-def evaluate_all(outcomes: Iterable[Outcome], network: Network, compute_seconds: float) -> list[Run]:
+def evaluate_all(outcomes: Iterable[TrialOutcome], network: Network, compute_seconds: float) -> list[Run]:
     """Evaluates every outcome.
 
     Args:
@@ -141,7 +141,7 @@ def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost
     return Cost(batch_size * config.groups * config.workers, sends, seconds, kind.metric)
 
 
-def evaluate(outcome: Outcome, cost: Cost) -> Run:
+def evaluate(outcome: TrialOutcome, cost: Cost) -> Run:
     """The evaluations of a run; those that it missed after it had diverged are there too, with the worst errors."""
     trial, steps = outcome.trial, outcome.trial.config.steps
     diverged = outcome.summary is None
@@ -183,7 +183,7 @@ def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evalua
     )
 
 
-def final_validation_error(outcome: Outcome, metric: Metric = ERROR) -> float:
+def final_validation_error(outcome: TrialOutcome, metric: Metric = ERROR) -> float:
     """The metric of the deployed model at the end of a run, by which settings are chosen; the worst if it diverged."""
     if outcome.summary is None:
         return metric.worst

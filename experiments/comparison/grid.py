@@ -9,7 +9,7 @@ from typing import Any
 from settings import GROUPS, PROCESS_FLAGS
 
 from comparison.evaluations import final_validation_error
-from comparison.trials import Outcome, Setting, Trial
+from comparison.trials import Setting, Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import schedule_of
 from lsgd_jax.config.make_method import make_method
@@ -120,7 +120,7 @@ def make_trial(
 
 
 def choose(
-    settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[Outcome], metric: Metric = ERROR
+    settings: Mapping[str, Sequence[Setting]], outcomes: Sequence[TrialOutcome], metric: Metric = ERROR
 ) -> dict[str, Setting | None]:
     """Each method's setting with the lowest validation figure, the mean over its seeds.
 

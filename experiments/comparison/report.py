@@ -28,7 +28,7 @@ from comparison.tables import (
     search_table,
     time_unit,
 )
-from comparison.trials import Outcome, Trial
+from comparison.trials import Trial, TrialOutcome
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.config.config import Config
 from lsgd_jax.files.files import write_csv, write_whole
@@ -41,7 +41,7 @@ FILES = ("report.md", "runs.csv", "curves.csv", "curves.png", "learning_rate.png
 
 def write_report(
     workdir: pathlib.Path,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[TrialOutcome],
     chosen: Mapping[str, Setting | None],
     *,
     network: str,
@@ -117,7 +117,7 @@ def _write_csv(
     return path
 
 
-def _what_ran(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> str:
+def _what_ran(outcomes: Sequence[TrialOutcome], runs: Sequence[Run]) -> str:
     """Data set, model, workers, samples; device, commit and versions of the runs; the date."""
     largest = max((run.trial.config for run in runs), key=lambda config: config.groups * config.workers)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]

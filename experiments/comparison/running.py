@@ -13,7 +13,7 @@ import jax
 from comparison.grid import choose
 from comparison.plan import Plan
 from comparison.report import FILES, write_report
-from comparison.trials import DIVERGED, Outcome, Setting, Trial, finished
+from comparison.trials import DIVERGED, Setting, Trial, TrialOutcome, finished
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import build_run
@@ -45,7 +45,7 @@ def compare(plan: Plan, commands: Sequence[str], stop: StopRequest) -> list[path
       InputError: if the report could not be written; nothing is run then.
     """
     check_replaceable(pathlib.Path(plan.base.workdir) / name for name in FILES)
-    outcomes: list[Outcome] = []
+    outcomes: list[TrialOutcome] = []
     chosen: dict[str, Setting | None] = {}
     stop.awaited = True
     try:
@@ -61,7 +61,7 @@ def compare(plan: Plan, commands: Sequence[str], stop: StopRequest) -> list[path
     return files
 
 
-def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outcome:
+def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> TrialOutcome:
     """Runs a trial, goes on with it, or reads what came of it.
 
     Raises:
@@ -89,7 +89,7 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Outco
 
 
 def _report(
-    plan: Plan, outcomes: Sequence[Outcome], chosen: dict[str, Setting | None], commands: Sequence[str]
+    plan: Plan, outcomes: Sequence[TrialOutcome], chosen: dict[str, Setting | None], commands: Sequence[str]
 ) -> list[pathlib.Path]:
     if not outcomes:
         return []
@@ -98,7 +98,7 @@ def _report(
     return write_report(workdir, outcomes, chosen, network=plan.network, compute_seconds=seconds, commands=commands)
 
 
-def _measured_compute_seconds(outcomes: Sequence[Outcome]) -> float:
+def _measured_compute_seconds(outcomes: Sequence[TrialOutcome]) -> float:
     """Of a local step of one worker: workers that share a device take turns."""
 
     def of_run(config: Config, seconds: float) -> float:

@@ -45,7 +45,7 @@ class Trial(NamedTuple):
         return f"restore it, or move {self.workdir} away, and the same command trains this run again"
 
 
-class Outcome(NamedTuple):
+class TrialOutcome(NamedTuple):
     """What came of a trial.
 
     Attributes:
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     summary: dict[str, Any] | None
 
 
-def finished(trial: Trial, metric: Metric) -> Outcome | None:
+def finished(trial: Trial, metric: Metric) -> TrialOutcome | None:
     """What came of a trial, if it has been run to its end.
 
     Args:
@@ -76,4 +76,4 @@ def finished(trial: Trial, metric: Metric) -> Outcome | None:
     curve = read_metrics(workdir, metric.columns)
     if summary is not None and (not curve or curve[-1]["step"] != summary["step"]):
         raise InputError(f"{workdir / 'metrics.jsonl'} is damaged (its last evaluation cannot be read): {todo}")
-    return Outcome(trial, curve, summary)
+    return TrialOutcome(trial, curve, summary)

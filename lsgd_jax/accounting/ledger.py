@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lsgd_jax.accounting.traffic import Collective, collectives_of
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.communication import WorkerState, communicate
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.window import empty_window
 
 
@@ -91,14 +91,14 @@ class Ledger:
         return "\n".join(lines)
 
 
-def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), *, groups: int, workers: int) -> Ledger:
+def ledger(method: DistributedOptimizer, params: Any, model_state: Any = (), *, groups: int, workers: int) -> Ledger:
     """Traces what a method sends. Any number of workers; no device is used.
 
     A worker counts as a device of its own, however the workers of a run share
     devices, and a collective over one worker sends nothing.
 
     Args:
-      optimizer: the method.
+      method: the method.
       params: one worker's parameters, arrays or their shapes.
       model_state: what else the trainer's model keeps. It travels with a leader
         to workers that start again; `periodic` has none.
@@ -117,25 +117,25 @@ def ledger(optimizer: DistributedOptimizer, params: Any, model_state: Any = (), 
     traced = functools.partial(collectives_of, groups=groups, workers=workers)
 
     def start(params: Any) -> Any:
-        return optimizer.init(params, axes)
+        return method.init(params, axes)
 
     def worker_state(params: Any, model_state: Any) -> WorkerState:
         alone = jax.vmap(jax.vmap(lambda params, _: start(params), axis_name=WORKER), axis_name=GROUP)
         of_one = jax.tree.map(lambda x: x[None, None], params)
         opt_state = jax.tree.map(lambda x: x[0, 0], alone(of_one, jnp.zeros((1, 1))))  # which may be of no parameters
-        return WorkerState(params, model_state, opt_state, empty_window(jnp.zeros([]), optimizer.window or 1))
+        return WorkerState(params, model_state, opt_state, empty_window(jnp.zeros([]), method.window or 1))
 
     worker = jax.eval_shape(worker_state, params, model_state)
 
     def gradients(grads: Any) -> Any:
-        return optimizer.reduce_gradients(grads, axes)
+        return method.reduce_gradients(grads, axes)
 
     def center(worker: WorkerState) -> Any:
-        return optimizer.center(worker.params, worker.opt_state, axes)
+        return method.center(worker.params, worker.opt_state, axes)
 
     entries = [Entry("gradient", 1, traced(gradients, worker.params))]
-    for due in schedule(optimizer, groups):
-        apply = functools.partial(communicate, due, optimizer, axes.names(due.axes))
+    for due in communications_of(method, groups):
+        apply = functools.partial(communicate, due, method, axes.names(due.axes))
         entries.append(Entry(due.level, due.period, traced(apply, worker)))
     entries = [entry for entry in entries if entry.collectives]
     return Ledger(groups, workers, tuple(entries), traced(start, params), traced(center, worker))

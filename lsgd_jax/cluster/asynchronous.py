@@ -1,7 +1,7 @@
-"""Processes that take local steps apart, each on its own devices, and meet to communicate.
+"""Processes that take local steps independently, each on its own devices, and meet to communicate.
 
 Two programs make a round: one local step of a process's workers, which runs at each
-process's own pace, and the meeting, a collective that all enter together. Arrays change
+process's own pace, and the communication, a collective that all enter together. Arrays change
 hands between them without a copy.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lsgd_jax.cluster import processes
-from lsgd_jax.cluster.tickets import Meeting, share_round
+from lsgd_jax.cluster.tickets import SharedRound, share_round
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.simulated_speeds import Pace, check_rounds
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, make_end_call, make_take_steps
+from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 
@@ -33,16 +33,16 @@ class Programs(NamedTuple):
     Attributes:
       step: `(state, data, last) -> state`, of arrays on this process's devices: a step of its
         workers. `state.step` goes on with them, up to `last`, the round's last, int32[].
-      meet: `(state, end) -> (state, report)`, of arrays on all devices: the communications that
+      communicate: `(state, end) -> (state, report)`, of arrays on all devices: the communications that
         are due at step `end`, int32[].
     """
 
     step: Any
-    meet: Any
+    communicate: Any
 
 
 def make_programs(
-    optimizer: DistributedOptimizer,
+    method: DistributedOptimizer,
     topology: Topology,
     loss: Loss,
     batches: Batches,
@@ -53,19 +53,19 @@ def make_programs(
     """Makes the programs; the arguments are those of `make_train_step`. Both consume the state.
 
     Raises:
-      ValueError: if the method has no rounds in which workers step apart.
+      ValueError: if the method has no rounds in which workers step independently.
     """
-    check_rounds(optimizer, topology.groups)
-    take_steps = make_take_steps(optimizer, topology, loss, batches, 1, rate_factor)
-    end_call = make_end_call(optimizer, topology)
+    check_rounds(method, topology.groups)
+    take_steps = make_take_steps(method, topology, loss, batches, 1, rate_factor)
+    communicate_when_due = make_communications(method, topology)
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
 
     def step(state: TrainState, data: Any, last: jax.Array) -> TrainState:
         state = take_steps(state, jnp.int32(1), state.step + 1, data)
         return state._replace(step=jnp.minimum(state.step, last))
 
-    def meet(state: TrainState, end: jax.Array) -> tuple[TrainState, RoundReport]:
-        return end_call(state._replace(step=end))
+    def communicate(state: TrainState, end: jax.Array) -> tuple[TrainState, RoundReport]:
+        return communicate_when_due(state._replace(step=end))
 
     own = topology.over_devices(
         step,
@@ -73,7 +73,9 @@ def make_programs(
         out_specs=state_specs(),
         mesh=own_mesh(topology),
     )
-    all_devices = topology.over_devices(meet, in_specs=(state_specs(), same), out_specs=(state_specs(), per_worker))
+    all_devices = topology.over_devices(
+        communicate, in_specs=(state_specs(), same), out_specs=(state_specs(), per_worker)
+    )
     options: dict[str, Any] = {"donate_argnums": 0, "compiler_options": compiler_options}
     return Programs(jax.jit(own, **options), jax.jit(all_devices, **options))
 
@@ -82,7 +84,8 @@ def compile_programs(programs: Programs, topology: Topology, state: TrainState, 
     """The programs, compiled for arrays like these on the devices of all processes."""
     own, own_data = (take_own(tree, own_mesh(topology)) for tree in (state, data))
     return Programs(
-        programs.step.lower(own, own_data, np.int32(0)).compile(), programs.meet.lower(state, np.int32(0)).compile()
+        programs.step.lower(own, own_data, np.int32(0)).compile(),
+        programs.communicate.lower(state, np.int32(0)).compile(),
     )
 
 
@@ -131,7 +134,7 @@ def join(tree: Any, shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(whole, tree, shapes, shardings)
 
 
-class Apart:
+class AsynchronousRounds:
     """Trains in rounds that processes share by tickets.
 
     Args:
@@ -139,7 +142,7 @@ class Apart:
       topology: of all processes, which `check_shares` has checked.
       shapes: of the state.
       shardings: of the state.
-      make_meeting: makes what the processes share in the next round.
+      make_shared_round: makes what the processes share in the next round.
     """
 
     def __init__(
@@ -148,9 +151,9 @@ class Apart:
         topology: Topology,
         shapes: TrainState,
         shardings: TrainState,
-        make_meeting: Callable[[], Meeting],
+        make_shared_round: Callable[[], SharedRound],
     ) -> None:
-        self._programs, self._topology, self._make_meeting = programs, topology, make_meeting
+        self._programs, self._topology, self._make_shared_round = programs, topology, make_shared_round
         self._shapes, self._shardings = shapes, shardings
         self._mesh = own_mesh(topology)
         self._workers = topology.size // topology.mesh.size * self._mesh.size
@@ -165,9 +168,9 @@ class Apart:
             jax.block_until_ready(own)  # so that tickets are claimed as fast as steps are computed, not sent
 
         budget = self._topology.size * (end - begin)
-        steps, waiting = share_round(self._make_meeting(), budget, self._workers, step)
-        # The count that all share is no longer the same in all; the meeting sets it.
-        state, report = self._programs.meet(join(own, self._shapes, self._shardings), np.int32(end))
+        steps, waiting = share_round(self._make_shared_round(), budget, self._workers, step)
+        # The count that all share is no longer the same in all; the communication sets it.
+        state, report = self._programs.communicate(join(own, self._shapes, self._shardings), np.int32(end))
         return state, report, Pace(self._everywhere(steps, np.int32), self._everywhere(waiting, np.float32))
 
     def _everywhere(self, value: float, dtype: Any) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 
 from lsgd_jax.cluster import gpus, processes, proxies
 from lsgd_jax.cluster.stopping import stop_with_launcher
-from lsgd_jax.errors import ExitCode, InputError, NotYetError, ToldError, agreed_error, first_line
+from lsgd_jax.errors import ExitCode, InputError, NotYetError, ReportedError, agreed_error, first_line
 
 # After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
@@ -77,7 +77,7 @@ def connect(
         processes.introduce()
         _choose_gpus()
         processes.devices()  # now: it waits for all processes
-    except ToldError:
+    except ReportedError:
         raise
     except (ValueError, RuntimeError) as error:
         kind = InputError if isinstance(error, ValueError) else NotYetError
@@ -104,7 +104,7 @@ def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -
     """
     try:
         code = body()
-    except ToldError as error:
+    except ReportedError as error:
         if processes.alone():
             raise
         code = error.exit_code

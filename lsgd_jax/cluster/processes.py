@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.errors import InputError, ToldError, agreed_error, disk_full, first_line, is_disk_full
+from lsgd_jax.errors import InputError, ReportedError, agreed_error, disk_full, first_line, is_disk_full
 
 T = TypeVar("T")
 
@@ -195,7 +195,7 @@ def from_main(function: Callable[[], T]) -> T:
       function: its result goes to other processes as JSON.
 
     Raises:
-      ToldError: in all processes, if the function raises one.
+      ReportedError: in all processes, if the function raises one.
     """
     if alone():
         return function()
@@ -209,7 +209,7 @@ def together(check: Callable[[], T]) -> T:
     """What a function gives: called first in the main process, then in the others. All have to call this.
 
     Raises:
-      ToldError: in all processes, if the function raises one in any.
+      ReportedError: in all processes, if the function raises one in any.
     """
     if alone():
         return check()
@@ -248,7 +248,7 @@ def _attempt(function: Callable[[], T]) -> tuple[Any, tuple[int, str] | None]:
     """What a function gives, or the exit code and the message of what it raises."""
     try:
         return function(), None
-    except ToldError as error:
+    except ReportedError as error:
         return None, (error.exit_code, str(error))
     except Exception as error:
         if not is_disk_full(error):

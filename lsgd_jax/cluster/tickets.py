@@ -9,7 +9,7 @@ from lsgd_jax.cluster import processes
 KEYS = f"{processes.KEYS}/round"
 
 
-class Meeting(Protocol):
+class SharedRound(Protocol):
     """What the processes of a run share in one round."""
 
     def claim(self, count: int) -> int:
@@ -21,7 +21,7 @@ class Meeting(Protocol):
         ...
 
 
-class ServiceMeeting:
+class CoordinatedRound:
     """A round on JAX's coordination service, of all its processes. Each makes one for each round.
 
     A claim takes 0.1 to 0.4 ms on one machine.
@@ -44,7 +44,7 @@ class ServiceMeeting:
             self._client.key_value_delete(f"{KEYS}/{self._turn - 1}")
 
 
-def share_round(meeting: Meeting, budget: int, workers: int, step: Callable[[], None]) -> tuple[int, float]:
+def share_round(meeting: SharedRound, budget: int, workers: int, step: Callable[[], None]) -> tuple[int, float]:
     """Takes steps until the tickets of a round are used up, and waits for the other processes.
 
     A ticket is claimed when the step before is done, not while it is computed: who holds

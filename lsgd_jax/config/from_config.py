@@ -149,12 +149,12 @@ def read_speeds(config: Config) -> tuple[float, ...]:
     return speeds
 
 
-def check_asynchronous(config: Config, optimizer: DistributedOptimizer, *, resume: bool = False) -> None:
+def check_asynchronous(config: Config, method: DistributedOptimizer, *, resume: bool = False) -> None:
     """Checks the settings of a run whose workers differ in speed.
 
     Args:
       config: the settings.
-      optimizer: the method that they describe.
+      method: the method that they describe.
       resume: whether the run goes on, which it may in one process too.
 
     Raises:
@@ -168,10 +168,10 @@ def check_asynchronous(config: Config, optimizer: DistributedOptimizer, *, resum
             raise InputError("--worker_speeds simulates what --asynchronous does with real processes: leave one out")
         read_speeds(config)
     try:
-        check_rounds(optimizer, config.groups)
+        check_rounds(method, config.groups)
     except ValueError as error:
         raise InputError(f"{flag} does not go with --algorithm={config.algorithm}: {error}") from error
-    period = shortest_period(optimizer, config.groups)
+    period = shortest_period(method, config.groups)
     if config.worker_speeds is not None and config.steps % period:
         fewer = config.steps // period * period
         possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)

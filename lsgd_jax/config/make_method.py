@@ -10,7 +10,7 @@ from lsgd_jax.config.methods import METHODS, arguments_from
 from lsgd_jax.config.own_code import arguments_of, is_own, load_function
 from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.errors import InputError
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 
 
 def _sgd(rate: float, momentum: float, decay: float) -> optax.GradientTransformation:
@@ -65,7 +65,7 @@ def make_method(config: Config) -> DistributedOptimizer:
     base = base_optimizer(config, momentum=0.0 if entry.own_momentum else None)
     try:
         method = getattr(lsgd_jax, entry.factory)(base, **arguments_from(entry, config, groups=config.groups))
-        schedule(method, config.groups)
+        communications_of(method, config.groups)
     except ValueError as error:
         raise InputError(str(error)) from error
     return method
@@ -82,7 +82,7 @@ def _own_method(config: Config) -> DistributedOptimizer:
     if not isinstance(method, DistributedOptimizer):
         raise InputError(f"{flag}: it gives {type(method).__name__}: return a lsgd_jax.DistributedOptimizer")
     try:
-        schedule(method, config.groups)
+        communications_of(method, config.groups)
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from error
     return method

@@ -49,7 +49,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
             raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
         if damage := checkpoints.damage(step):
             raise InputError(f"the checkpoint of step {step} in {workdir} is damaged ({damage}): go on with --resume")
-        groups, workers = checkpoints.standing(step).shape  # it may be about to go on with others
+        groups, workers = checkpoints.info(step).shape  # it may be about to go on with others
         config = dataclasses.replace(config, groups=groups, workers=workers)
         source = find_source(config)
         if note := check_data(workdir, source, config.text_name):

@@ -11,7 +11,7 @@ from lsgd_jax.errors import InputError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class EncodedRecords:
     """The examples of a split, in the order of its files, read at random and from any process.
 
     Attributes:
@@ -98,7 +98,7 @@ def check_labels(dataset: str, split: str, labels: Sequence[int] | np.ndarray, c
         )
 
 
-def open_split(builder: Any, split: str) -> Records:
+def open_split(builder: Any, split: str) -> EncodedRecords:
     """A split of a prepared set, of which the first and the last example can be read.
 
     Raises:
@@ -107,12 +107,12 @@ def open_split(builder: Any, split: str) -> Records:
     import tensorflow_datasets as tfds
 
     examples = data_source(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
-    records = Records(builder.name, split, examples)
+    records = EncodedRecords(builder.name, split, examples)
     records.read([0, len(records) - 1])
     return records
 
 
-def open_test(builder: Any) -> Records:
+def open_test(builder: Any) -> EncodedRecords:
     """The split to report on: "test", but for sets whose test images have no labels, as ImageNet's.
 
     Raises:

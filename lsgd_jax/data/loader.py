@@ -17,7 +17,7 @@ from absl import flags
 from lsgd_jax.cluster.stopping import SIGNALS
 from lsgd_jax.data.crops import centre_crop, random_crop
 from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.encoded import Records
+from lsgd_jax.data.encoded import EncodedRecords
 from lsgd_jax.data.sampling import drawn, shuffle
 from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.errors import NotYetError, first_line
@@ -93,7 +93,7 @@ class EvaluationBatches:
 
 
 def _decoded(
-    source: StreamedSource, records: Records, indices: list[int], crop: Callable[[bytes, int], np.ndarray]
+    source: StreamedSource, records: EncodedRecords, indices: list[int], crop: Callable[[bytes, int], np.ndarray]
 ) -> Images:
     """Images of a split, cut to what a model of the set sees."""
     return Images(*records.decode(indices, source.input_shape, source.classes, lambda image: crop(image, source.side)))

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgd_jax.data.feed import BatchOf, Feed
 from lsgd_jax.data.fingerprint import digest_of
+from lsgd_jax.data.prefetch import BatchOf, Prefetcher
 from lsgd_jax.data.sampling import SAMPLINGS, Augment, count_of, drawn, make_batches, put_on_devices, shard_size
 from lsgd_jax.engine.local_steps import Batches
 from lsgd_jax.engine.topology import Topology
@@ -28,14 +28,14 @@ class Stream(NamedTuple):
 
     Attributes:
       batches: how they are drawn.
-      feed: `(step, steps) -> data`, what they are drawn from in a call of the train step.
+      data_for: `(step, steps) -> data`, what they are drawn from in a call of the train step.
       longest_call: local steps in a call, at most; None if the data set no bound.
-      close: ends what `feed` has started.
+      close: ends what `data_for` has started.
       shapes: of `data`: a pytree of `jax.ShapeDtypeStruct`.
     """
 
     batches: Batches
-    feed: Callable[[int, int], Any]
+    data_for: Callable[[int, int], Any]
     shapes: Any
     longest_call: int | None = None
     close: Callable[[], None] = lambda: None
@@ -63,7 +63,7 @@ class TrainingData:
     in_step: bool = False
 
 
-def standing(batches: Batches, data: Any) -> Stream:
+def resident(batches: Batches, data: Any) -> Stream:
     """Minibatches of data that are on the devices."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
     return Stream(batches, lambda step, steps: data, shapes)
@@ -98,7 +98,7 @@ def from_arrays(
         own = count if sampling == "iid" else shard_size(count, topology.size)
         check_batch_size(batch_size, own, sampling)
         data = put_on_devices(arrays, topology, sampling, seed)
-        return standing(make_batches(sampling, own, batch_size, augment), data)
+        return resident(make_batches(sampling, own, batch_size, augment), data)
 
     def some(samples: int) -> Any:
         batches = max(1, min(samples, count) // batch_size)
@@ -137,10 +137,10 @@ def streamed(batch_of: BatchOf, example: Any, *, transform: Augment | None = Non
     def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
         del seed
         length = block_length(nbytes, topology)
-        feed = Feed(batch_of, example, topology, length=length, steps=steps, processes=processes)
+        data_for = Prefetcher(batch_of, example, topology, length=length, steps=steps, processes=processes)
         shape = (*topology.shape, length)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
-        return Stream(block_batches(length, transform), feed, shapes, length, feed.close)
+        return Stream(block_batches(length, transform), data_for, shapes, length, data_for.close)
 
     some = functools.partial(_first, batch_of)
     return TrainingData(count_of(example), open_stream, some=some, augment=transform, in_step=True)

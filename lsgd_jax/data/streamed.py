@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from lsgd_jax.data.encoded import Records, open_split, open_test
+from lsgd_jax.data.encoded import EncodedRecords, open_split, open_test
 from lsgd_jax.data.fingerprint import digest_of
 from lsgd_jax.errors import InputError
 
@@ -29,9 +29,9 @@ class StreamedSource:
     name: str
     side: int
     classes: int
-    train: Records
+    train: EncodedRecords
     held_out: int
-    test: Records
+    test: EncodedRecords
 
     @functools.cached_property
     def digest(self) -> str:

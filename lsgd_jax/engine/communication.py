@@ -28,7 +28,7 @@ class WorkerState(NamedTuple):
 
 
 def communicate(
-    communication: Communication, optimizer: DistributedOptimizer, axis_name: tuple[str, ...], worker: WorkerState
+    communication: Communication, method: DistributedOptimizer, axis_name: tuple[str, ...], worker: WorkerState
 ) -> tuple[WorkerState, Leader | None, jax.Array]:
     """Communicates, and starts a worker whose parameters are not finite again.
 
@@ -38,7 +38,7 @@ def communicate(
 
     Args:
       communication: the one that is due.
-      optimizer: the method it belongs to.
+      method: the method it belongs to.
       axis_name: the bound names of its axes.
       worker: the worker after its local steps.
 
@@ -48,19 +48,19 @@ def communicate(
     """
     score = window_mean(worker.losses)
     outcome = communication.apply(worker.params, worker.opt_state, score, axis_name)
-    renewed = worker.model_state
-    if jax.tree.leaves(renewed):
+    restarted_state = worker.model_state
+    if jax.tree.leaves(restarted_state):
         best = outcome.leader or elect_leader(jnp.where(all_finite(worker.params), score, jnp.inf), axis_name)
-        renewed = broadcast_from_leader(renewed, best, axis_name)
-    fresh = begin_again(optimizer, WorkerState(outcome.params, renewed, outcome.state, worker.losses))
+        restarted_state = broadcast_from_leader(restarted_state, best, axis_name)
+    fresh = begin_again(method, WorkerState(outcome.params, restarted_state, outcome.state, worker.losses))
     kept = WorkerState(outcome.params, worker.model_state, outcome.state, worker.losses)
     worker = jax.tree.map(lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept)
     return worker, outcome.leader, outcome.restarted
 
 
-def begin_again(optimizer: DistributedOptimizer, worker: WorkerState) -> WorkerState:
+def begin_again(method: DistributedOptimizer, worker: WorkerState) -> WorkerState:
     """A worker that starts again from the parameters that it has: with a fresh optimizer state and no losses."""
     return worker._replace(
-        opt_state=optimizer.restart(worker.params, worker.opt_state),
+        opt_state=method.restart(worker.params, worker.opt_state),
         losses=emptied(worker.losses),
     )

@@ -60,7 +60,7 @@ class Draws(NamedTuple):
 
 
 def make_local_steps(
-    optimizer: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int
+    method: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int
 ) -> Callable[[WorkerState, jax.Array, jax.Array, jax.Array, Factor, Any], WorkerState]:
     """Makes the function that takes up to `longest` steps on all workers of a device.
 
@@ -85,11 +85,13 @@ def make_local_steps(
         return found, jax.tree.map(_uphill, grads, worker.params)
 
     def update(worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array) -> WorkerState:
-        updates, opt_state = optimizer.update(grads, worker.opt_state, worker.params, value=value, rate_factor=rate)
+        updates, opt_state = method.update(grads, worker.opt_state, worker.params, value=value, rate_factor=rate)
         params, losses = optax.apply_updates(worker.params, updates), record(worker.losses, value)
         return WorkerState(params, model_state, opt_state, losses)
 
-    def apart(workers: WorkerState, draws: Draws, steps: jax.Array, factor: Factor, data: Any) -> WorkerState:
+    def worker_by_worker(
+        workers: WorkerState, draws: Draws, steps: jax.Array, factor: Factor, data: Any
+    ) -> WorkerState:
         """All steps of a worker, then all of the next: only one gradient at a time takes memory."""
 
         def all_steps(worker: WorkerState, draws: Draws, steps: jax.Array, data: Any) -> WorkerState:
@@ -109,7 +111,7 @@ def make_local_steps(
         def reduce_and_update(
             worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array
         ) -> WorkerState:
-            return update(worker, value, model_state, optimizer.reduce_gradients(grads, topology.axes), rate)
+            return update(worker, value, model_state, method.reduce_gradients(grads, topology.axes), rate)
 
         def local_step(i: jax.Array, workers: WorkerState) -> WorkerState:
             (values, model_state), grads = gradients(workers, draws, i, data)
@@ -122,7 +124,7 @@ def make_local_steps(
         workers: WorkerState, keys: jax.Array, own_steps: jax.Array, steps: jax.Array, factor: Factor, data: Any
     ) -> WorkerState:
         draws = topology.over_lanes(plan)(keys, own_steps)
-        take_all = apart if keeps_gradients(optimizer) else in_step
+        take_all = worker_by_worker if keeps_gradients(method) else in_step
         return take_all(workers, draws, steps, factor, data)
 
     return local_steps
@@ -133,6 +135,6 @@ def _uphill(grad: jax.Array, param: jax.Array) -> jax.Array:
     return jnp.conj(grad) if is_inexact(param) else jnp.zeros_like(param)
 
 
-def keeps_gradients(optimizer: DistributedOptimizer) -> bool:
-    """Whether workers step apart, so that each may take as many steps as it likes."""
-    return optimizer.reduce_gradients is keep_gradients
+def keeps_gradients(method: DistributedOptimizer) -> bool:
+    """Whether workers step independently, so that each may take as many steps as it likes."""
+    return method.reduce_gradients is keep_gradients

@@ -100,7 +100,7 @@ def start_plateau() -> ReduceLROnPlateauState:
     return reduce_on_plateau().init(jnp.zeros([]))
 
 
-def see(plateau: ReduceLROnPlateauState, validation_loss: float, patience: int) -> ReduceLROnPlateauState:
+def update_plateau(plateau: ReduceLROnPlateauState, validation_loss: float, patience: int) -> ReduceLROnPlateauState:
     """After an evaluation: a tenth of the rate where `patience` of them in a row brought no improvement."""
     # What is not finite is no improvement; as NaN it would become the average that is compared.
     value = jnp.nan_to_num(jnp.float32(validation_loss), nan=jnp.inf)

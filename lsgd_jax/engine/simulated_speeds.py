@@ -23,8 +23,8 @@ from lsgd_jax.engine.local_steps import Batches, Loss, keeps_gradients
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, make_end_call, make_take_steps, shortest_period
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, schedule
+from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps, shortest_period
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 
 
 class Pace(NamedTuple):
@@ -64,7 +64,7 @@ def simulate_round(speeds: Sequence[float], steps: int) -> tuple[Pace, float]:
 
 
 def make_asynchronous_step(
-    optimizer: DistributedOptimizer,
+    method: DistributedOptimizer,
     topology: Topology,
     loss: Loss,
     batches: Batches,
@@ -80,7 +80,7 @@ def make_asynchronous_step(
     compiled program.
 
     Args:
-      optimizer: the method; it communicates now and then, and keeps gradients.
+      method: the method; it communicates now and then, and keeps gradients.
       topology: where the workers live.
       loss: the loss of one worker on one minibatch.
       batches: where minibatches come from.
@@ -93,15 +93,15 @@ def make_asynchronous_step(
       `steps`, int32[groups, workers], are at least 0 and sum to groups · workers · period.
 
     Raises:
-      ValueError: if the method has no rounds in which workers step apart.
+      ValueError: if the method has no rounds in which workers step independently.
     """
-    check_rounds(optimizer, topology.groups)
-    period = shortest_period(optimizer, topology.groups)
-    take_steps = make_take_steps(optimizer, topology, loss, batches, longest, rate_factor)
-    end_call = make_end_call(optimizer, topology)
+    check_rounds(method, topology.groups)
+    period = shortest_period(method, topology.groups)
+    take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
+    communicate_when_due = make_communications(method, topology)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
-        return end_call(take_steps(state, steps, state.step + period, data))
+        return communicate_when_due(take_steps(state, steps, state.step + period, data))
 
     per_worker = PartitionSpec(GROUP, WORKER)
     mapped = topology.over_devices(
@@ -112,9 +112,9 @@ def make_asynchronous_step(
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
 
 
-def check_rounds(optimizer: DistributedOptimizer, groups: int) -> None:
-    """Raises ValueError if a method has no rounds in which workers step apart."""
-    if not keeps_gradients(optimizer):
+def check_rounds(method: DistributedOptimizer, groups: int) -> None:
+    """Raises ValueError if a method has no rounds in which workers step independently."""
+    if not keeps_gradients(method):
         raise ValueError("its workers wait for each other in every step: use a method with a period, such as lsgd")
-    if not schedule(optimizer, groups):
+    if not communications_of(method, groups):
         raise ValueError("its workers never meet, so none ever waits: use a method that communicates, such as lsgd")

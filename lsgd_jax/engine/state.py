@@ -54,7 +54,7 @@ SHARED = ("step", "learning_rate", "plateau")
 
 
 def start_state(
-    optimizer: DistributedOptimizer,
+    method: DistributedOptimizer,
     topology: Topology,
     init_model: Callable[[jax.Array], tuple[Any, Any]],
     key: jax.Array,
@@ -65,11 +65,11 @@ def start_state(
     """The state before the first step; pure. `init_state` says what the arguments are."""
     init_key, worker_key = jax.random.split(key)
     init_keys = jax.random.split(init_key, topology.size)
-    window = optimizer.window or REPORT_WINDOW
+    window = method.window or REPORT_WINDOW
 
     def start(params: Any, key: jax.Array) -> tuple[Any, Window]:
         del key  # an array to map over, where there are no parameters
-        return optimizer.init(params, Axes()), empty_window(scalar_like(params, Axes()), window)
+        return method.init(params, Axes()), empty_window(scalar_like(params, Axes()), window)
 
     # One after the other: random initializers take long to compile, batched ones still longer.
     if same_init:
@@ -94,7 +94,7 @@ def start_state(
 
 
 def init_state(
-    optimizer: DistributedOptimizer,
+    method: DistributedOptimizer,
     topology: Topology,
     init_model: Callable[[jax.Array], tuple[Any, Any]],
     key: jax.Array,
@@ -105,7 +105,7 @@ def init_state(
     """The state before the first step, on the topology's devices. It cannot be called inside `jax.jit`.
 
     Args:
-      optimizer: the method.
+      method: the method.
       topology: where the workers live.
       init_model: `key -> (params, model_state)` of one worker.
       key: the key of the run; what worker j·l + i draws does not depend on the mesh, if a batch of
@@ -114,7 +114,7 @@ def init_state(
         `lsgd_jax.engine.schedules.follow_factor`.
       same_init: whether all workers start from the same parameters.
     """
-    start = functools.partial(start_state, optimizer, topology, init_model, same_init=same_init)
+    start = functools.partial(start_state, method, topology, init_model, same_init=same_init)
     shardings = state_shardings(topology, jax.eval_shape(start, key, learning_rate))
     return jax.jit(start, out_shardings=shardings, compiler_options=_quick(topology))(key, learning_rate)
 

@@ -14,7 +14,7 @@ from lsgd_jax.engine.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, schedule
+from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import window_mean
 
@@ -51,7 +51,7 @@ class RoundReport(NamedTuple):
 
 
 def make_train_step(
-    optimizer: DistributedOptimizer,
+    method: DistributedOptimizer,
     topology: Topology,
     loss: Loss,
     batches: Batches,
@@ -62,7 +62,7 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Makes the function that trains all workers for up to a round, in one call.
 
-    A call ends at `call_end`, where a communication may be due, or earlier if it is
+    A call ends at `end_of_call`, where a communication may be due, or earlier if it is
     told to. Where calls are cut changes nothing of the trajectory, and they all run
     the same compiled program.
 
@@ -71,7 +71,7 @@ def make_train_step(
     `lsgd_jax.engine.communication`.
 
     Args:
-      optimizer: the method.
+      method: the method.
       topology: where the workers live.
       loss: the loss of one worker on one minibatch.
       batches: where minibatches come from.
@@ -87,16 +87,16 @@ def make_train_step(
     Raises:
       ValueError: if a global period is no multiple of the local one.
     """
-    period = shortest_period(optimizer, topology.groups)
+    period = shortest_period(method, topology.groups)
     longest = min(period, longest_call or LONGEST_CALL)
-    take_steps = make_take_steps(optimizer, topology, loss, batches, longest, rate_factor)
-    end_call = make_end_call(optimizer, topology)
+    take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
+    communicate_when_due = make_communications(method, topology)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         to_communication = period - state.step % period
         to_boundary = longest if longest_call is None else longest_call - state.step % longest_call
         steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
-        return end_call(take_steps(state, steps, state.step + steps, data))
+        return communicate_when_due(take_steps(state, steps, state.step + steps, data))
 
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
     mapped = topology.over_devices(
@@ -108,7 +108,7 @@ def make_train_step(
 
 
 def make_take_steps(
-    optimizer: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int, rate_factor: Factor
+    method: DistributedOptimizer, topology: Topology, loss: Loss, batches: Batches, longest: int, rate_factor: Factor
 ) -> Callable[[TrainState, jax.Array, jax.Array, Any], TrainState]:
     """Makes `(state, steps, end, data) -> state`, the local steps of a call on a device, which communicate nothing.
 
@@ -118,7 +118,7 @@ def make_take_steps(
     schedule while slow ones have hardly begun. Inside a call it goes on with a worker's
     steps, up to the last before `end`.
     """
-    local_steps = make_local_steps(optimizer, topology, loss, batches, longest)
+    local_steps = make_local_steps(method, topology, loss, batches, longest)
 
     def take_steps(state: TrainState, steps: jax.Array, end: jax.Array, data: Any) -> TrainState:
         def factor(i: jax.Array) -> jax.Array:
@@ -130,44 +130,44 @@ def make_take_steps(
     return take_steps
 
 
-def make_end_call(
-    optimizer: DistributedOptimizer, topology: Topology
+def make_communications(
+    method: DistributedOptimizer, topology: Topology
 ) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
     """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due."""
-    communications = schedule(optimizer, topology.groups)
+    communications = communications_of(method, topology.groups)
 
-    def end_call(state: TrainState) -> tuple[TrainState, RoundReport]:
+    def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
         scores = topology.over_lanes(window_mean)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
         elections = {}
         for communication in communications:
-            state, elections[communication.level] = _communicate_if_due(communication, optimizer, topology, state)
+            state, elections[communication.level] = _communicate_if_due(communication, method, topology, state)
         return state, RoundReport(scores, lost, elections)
 
-    return end_call
+    return communicate_when_due
 
 
-def call_end(optimizer: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
+def end_of_call(method: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
     """The step at which a call of the train step that begins at `step` ends by itself."""
-    period = shortest_period(optimizer, groups)
+    period = shortest_period(method, groups)
     to_boundary = LONGEST_CALL if longest_call is None else longest_call - step % longest_call
     return step + min(to_boundary, period - step % period)
 
 
-def shortest_period(optimizer: DistributedOptimizer, groups: int) -> int:
+def shortest_period(method: DistributedOptimizer, groups: int) -> int:
     """Local steps between two communications of any kind; a call's length where there are none."""
-    return min((c.period for c in schedule(optimizer, groups)), default=LONGEST_CALL)
+    return min((c.period for c in communications_of(method, groups)), default=LONGEST_CALL)
 
 
 def _communicate_if_due(
-    communication: Communication, optimizer: DistributedOptimizer, topology: Topology, state: TrainState
+    communication: Communication, method: DistributedOptimizer, topology: Topology, state: TrainState
 ) -> tuple[TrainState, Election]:
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
     names = topology.axes.names(communication.axes)
 
     def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
         def worker(state: WorkerState) -> Any:
-            after, leader, restarted = communicate(communication, optimizer, names, state)
+            after, leader, restarted = communicate(communication, method, names, state)
             return after, (leader, restarted)
 
         after, news = topology.over_lanes(worker)(_workers(state))

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import Dtype, FunctionalModel
+from lsgd_jax.models.functional import functional_model
 from lsgd_jax.models.lstm import Lstm
 from lsgd_jax.models.transformer import Transformer
 
@@ -53,25 +53,10 @@ def make_language_model(
     """
     check_language_model(name)
 
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        return LANGUAGE_MODELS[name](
-            vocabulary, batch_size, sequence_length, width, layers, dropout, compute_dtype, rngs=rngs
-        )
-
-    def init(key: jax.Array) -> tuple[Any, Any]:
-        return _split(make(nnx.Rngs(key)))
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-
-    def module(params: Any, model_state: Any) -> nnx.Module:
-        return nnx.merge(graph, nnx.State(params), nnx.State(model_state))
-
-    def apply(params: Any, model_state: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        model = module(params, model_state)
-        logits = model(tokens, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return logits, _split(model)[1]
-
-    return FunctionalModel(init, apply, module)
+    make = LANGUAGE_MODELS[name]
+    return functional_model(
+        lambda rngs: make(vocabulary, batch_size, sequence_length, width, layers, dropout, compute_dtype, rngs=rngs)
+    )
 
 
 def check_language_model(name: str) -> None:
@@ -84,9 +69,3 @@ def fresh_state(model: FunctionalModel, rows: int) -> Any:
     """The model state where so many texts begin: zeros."""
     _, shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), shapes)
-
-
-def _split(model: nnx.Module) -> tuple[Any, Any]:
-    """(params, model_state) as plain dictionaries."""
-    params, rest = nnx.state(model, nnx.Param, ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)

@@ -73,7 +73,7 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
 
     communications = tuple(map(serving, method.communications))
     served = method._replace(init=init, update=update, center=center, restart=restart, communications=communications)
-    # The name of the identity tells that workers step apart.
+    # The name of the identity tells that workers step independently.
     return served if method.reduce_gradients is keep_gradients else served._replace(reduce_gradients=reduce_gradients)
 
 

@@ -86,7 +86,7 @@ class Update(Protocol):
 
 
 def keep_gradients(grads: Any, axes: Axes) -> Any:
-    """The `reduce_gradients` of methods whose workers step apart: the identity."""
+    """The `reduce_gradients` of methods whose workers step independently: the identity."""
     del axes
     return grads
 
@@ -145,7 +145,7 @@ def scalar_like(params: optax.Params, axes: Axes) -> jax.Array:
     return jnp.full_like(like, 0, shape=(), dtype=jnp.float32)
 
 
-def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:
+def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:
     """The communications that happen with this many groups.
 
     One group has no level of its own: only what crosses all workers is left.
@@ -153,8 +153,8 @@ def schedule(optimizer: DistributedOptimizer, groups: int) -> tuple[Communicatio
     Raises:
       ValueError: if a global period is no multiple of a local one.
     """
-    everywhere = tuple(c for c in optimizer.communications if c.level == "global")
-    inside = tuple(c for c in optimizer.communications if c.level == "local")
+    everywhere = tuple(c for c in method.communications if c.level == "global")
+    inside = tuple(c for c in method.communications if c.level == "local")
     if groups == 1:
         return everywhere
     for outer in everywhere:

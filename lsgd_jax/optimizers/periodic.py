@@ -8,7 +8,13 @@ import optax
 from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER, check_bound, is_inexact
-from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, scalar_like, schedule
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Axes,
+    Communication,
+    DistributedOptimizer,
+    communications_of,
+    scalar_like,
+)
 from lsgd_jax.optimizers.own import check_own_grads, check_own_params, check_own_value
 from lsgd_jax.optimizers.window import Window, empty_window, record, window_mean
 
@@ -28,7 +34,7 @@ class PeriodicState(NamedTuple):
 
 
 def periodic(
-    optimizer: DistributedOptimizer, *, group_axis: str | None = GROUP, worker_axis: str = WORKER
+    method: DistributedOptimizer, *, group_axis: str | None = GROUP, worker_axis: str = WORKER
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a drop-in optax transform that communicates when its time has come.
 
@@ -69,8 +75,8 @@ def periodic(
     axes = Axes(group=() if group_axis is None else (group_axis,), worker=(worker_axis,))
 
     def init(params: optax.Params) -> PeriodicState:
-        losses = None if optimizer.window is None else empty_window(scalar_like(params, axes), optimizer.window)
-        return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=optimizer.init(params, axes))
+        losses = None if method.window is None else empty_window(scalar_like(params, axes), method.window)
+        return PeriodicState(step=jnp.zeros([], jnp.int32), losses=losses, inner=method.init(params, axes))
 
     def update(
         grads: optax.Updates,
@@ -95,10 +101,10 @@ def periodic(
             check_own_value(value, axes)
             losses = record(losses, value)
 
-        grads = optimizer.reduce_gradients(grads, axes)
-        updates, inner = optimizer.update(grads, state.inner, params, value=value, **extra)
+        grads = method.reduce_gradients(grads, axes)
+        updates, inner = method.update(grads, state.inner, params, value=value, **extra)
         step = state.step + 1
-        for communication in schedule(optimizer, groups=lax.axis_size(axes.group)):
+        for communication in communications_of(method, groups=lax.axis_size(axes.group)):
             updates, inner = lax.cond(
                 step % communication.period == 0,
                 lambda updates, inner, due=communication: _communicate(due, updates, inner, params, losses, axes),

@@ -18,7 +18,7 @@ from lsgd_jax.cluster.processes import put
 from lsgd_jax.engine.numerics import run_key
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.models.functional import FunctionalModel, params_and_state
-from lsgd_jax.tasks.task import Candidate, Renew
+from lsgd_jax.tasks.task import Candidate, PrepareCenter
 
 # Training samples that they are measured on. Each moment is that of all pixels of a channel, so ten thousand images
 # leave it an error far below that of a trained model.
@@ -116,25 +116,25 @@ def measured(
 
 def measured_again(
     read: Callable[[], Any], state_of: Callable[[Any, Any, Any, jax.Array], Any]
-) -> Callable[[Topology, int], Renew]:
-    """Makes a task's `renew`: a center's state is measured on training data, the same ones each time.
+) -> Callable[[Topology, int], PrepareCenter]:
+    """Makes a task's `prepare_center`: a center's state is measured on training data, the same ones each time.
 
     Args:
       read: gives them, NumPy arrays with the leading axes [batches, batch]; called once, if at all.
       state_of: `(params, model_state, batches, key) -> model_state`.
     """
 
-    def on(topology: Topology, seed: int) -> Renew:
+    def on(topology: Topology, seed: int) -> PrepareCenter:
         @functools.cache
         def batches() -> Any:
             return jax.tree.map(lambda x: put(x, topology.replicated), read())
 
         @jax.jit
-        def renew(center: Candidate, batches: Any) -> Candidate:
+        def prepare_center(center: Candidate, batches: Any) -> Candidate:
             params, model_state = center
             return params, state_of(params, model_state, batches, run_key(seed))
 
-        return lambda center: renew(center, batches())
+        return lambda center: prepare_center(center, batches())
 
     return on
 

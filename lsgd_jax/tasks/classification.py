@@ -19,7 +19,7 @@ from lsgd_jax.models import Dtype, FunctionalModel, make_model
 from lsgd_jax.tasks.batch_statistics import STATISTICS_SAMPLES, has_batch_statistics, measured_again, reestimate
 from lsgd_jax.tasks.evaluation import SampleFigures, evaluate_splits
 from lsgd_jax.tasks.metric import Metric
-from lsgd_jax.tasks.task import Renew, Task
+from lsgd_jax.tasks.task import PrepareCenter, Task
 
 # Of the images that batch statistics are measured on, how many at a time.
 STATISTICS_BATCH = 250
@@ -52,7 +52,9 @@ def image_classification(
     network, how = make_model(model, source.input_shape, source.classes), dataset.preprocessing
     splits = {"validation": dataset.validation, "test": dataset.test}
     figures = classification_figures(network, how)
-    renew = make_renew(network, lambda count: dataset.train.images[:count], functools.partial(augment, how=how))
+    prepare_center = make_prepare_center(
+        network, lambda count: dataset.train.images[:count], functools.partial(augment, how=how)
+    )
     return Task(
         init=network.init,
         loss=classification_loss(make_model(model, source.input_shape, source.classes, compute_dtype)),
@@ -61,7 +63,7 @@ def image_classification(
         unit="images",
         metric=ERROR,
         evaluate=lambda topology: evaluate_splits(figures, splits, topology),
-        renew=renew if has_batch_statistics(network) else None,
+        prepare_center=prepare_center if has_batch_statistics(network) else None,
         description=describe(model, source, how),
     )
 
@@ -99,10 +101,10 @@ def classification_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def make_renew(
+def make_prepare_center(
     model: FunctionalModel, read: Callable[[int], np.ndarray], inputs: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Callable[[Topology, int], Renew]:
-    """Makes the `renew` of a model with batch statistics: they are measured on training images, the same each time.
+) -> Callable[[Topology, int], PrepareCenter]:
+    """Makes the `prepare_center` of a model with batch statistics, which are measured on training images.
 
     Args:
       model: the model.

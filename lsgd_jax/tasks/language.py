@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lsgd_jax.data.sampling import shard_size
-from lsgd_jax.data.sources import Stream, TrainingData, standing
+from lsgd_jax.data.sources import Stream, TrainingData, resident
 from lsgd_jax.data.text import BYTES, Texts, TextSource
 from lsgd_jax.data.text_batches import TextBatch, make_text_batches, put_text_on_devices, windows_in
 from lsgd_jax.engine.local_steps import Loss
@@ -63,7 +63,7 @@ def language_modelling(
         check_windows(size, sampling, batch_size, sequence_length)
         carries = LANGUAGE_MODELS[model].carries
         batches = make_text_batches(sampling, size, batch_size, sequence_length, carries=carries)
-        return standing(batches, put_text_on_devices(texts.train, topology, sampling, seed))
+        return resident(batches, put_text_on_devices(texts.train, topology, sampling, seed))
 
     return Task(
         init=network.init,
@@ -75,7 +75,7 @@ def language_modelling(
         metric=BITS_PER_BYTE,
         evaluate=lambda topology: _make_evaluate_splits(network, texts, sequence_length, topology),
         # What is carried belongs to one worker's place in its text: evaluations start without.
-        renew=lambda topology, seed: lambda center: (center[0], {}),
+        prepare_center=lambda topology, seed: lambda center: (center[0], {}),
         description={"kind": "text", "model": model, "vocabulary": BYTES, **sizes},
     )
 

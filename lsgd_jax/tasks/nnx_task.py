@@ -72,10 +72,10 @@ def nnx_task(
 
     own = {name: metric_of(metric) for name, metric in metrics.items()} if metrics else {"loss": sample_loss(eval_loss)}
     some, augment = train.some, train.augment
-    renew = None
+    prepare_center = None
     if some is not None and batch_norms(template):
-        renew = measured_again(lambda: some(STATISTICS_SAMPLES), state_of)
-    return Task(init, loss_of, train=train, metrics=own, renew=renew, **more)
+        prepare_center = measured_again(lambda: some(STATISTICS_SAMPLES), state_of)
+    return Task(init, loss_of, train=train, metrics=own, prepare_center=prepare_center, **more)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any]:

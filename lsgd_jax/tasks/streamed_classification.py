@@ -7,9 +7,9 @@ import numpy as np
 
 from lsgd_jax.data.background import Background
 from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.feed import OfRanks
 from lsgd_jax.data.images import Batch, Preprocessing, preprocess
 from lsgd_jax.data.loader import EvaluationBatches, Minibatches, stream
+from lsgd_jax.data.prefetch import OfRanks
 from lsgd_jax.data.sources import BLOCK_BYTES, Stream, TrainingData, streamed
 from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.engine.topology import Topology
@@ -20,11 +20,11 @@ from lsgd_jax.tasks.classification import (
     classification_figures,
     classification_loss,
     describe,
-    make_renew,
+    make_prepare_center,
 )
 from lsgd_jax.tasks.evaluation import BATCH_SIZE, Candidate, Evaluate, make_evaluate, put_evaluation_set
 from lsgd_jax.tasks.metric import SPLITS
-from lsgd_jax.tasks.task import Renew, Task
+from lsgd_jax.tasks.task import PrepareCenter, Task
 
 # A process takes seconds to start, which fewer batches are not worth.
 BATCHES_PER_PROCESS = 4
@@ -65,11 +65,11 @@ def streamed_classification(
         )
         return images.open(topology, seed, steps)
 
-    def renew(topology: Topology, seed: int) -> Renew:
+    def prepare_center(topology: Topology, seed: int) -> PrepareCenter:
         def read(count: int) -> np.ndarray:
             return read_training_images(minibatches(topology), min(count, BLOCK_BYTES // image_bytes), processes)
 
-        return make_renew(network, read, lambda images, key: preprocess(images, how))(topology, seed)
+        return make_prepare_center(network, read, lambda images, key: preprocess(images, how))(topology, seed)
 
     return Task(
         init=network.init,
@@ -79,7 +79,7 @@ def streamed_classification(
         unit="images",
         metric=ERROR,
         evaluate=lambda topology: _make_evaluate_splits(network, source, how, topology, seed, processes),
-        renew=renew if has_batch_statistics(network) else None,
+        prepare_center=prepare_center if has_batch_statistics(network) else None,
         description=describe(model, source, how),
     )
 

@@ -18,7 +18,7 @@ from lsgd_jax.tasks.metric import SPLITS, Metric, plain_metric
 
 Init = Callable[[jax.Array], tuple[Any, Any]]
 """`key -> (params, model_state)`."""
-Renew = Callable[[Candidate], Candidate]
+PrepareCenter = Callable[[Candidate], Candidate]
 """Makes the model of averaged parameters ready: what it keeps besides them is no average."""
 
 
@@ -43,7 +43,7 @@ class Task:
       metric: how the first metric is shown; by default as it is.
       evaluate: in place of `metrics`, `validation` and `test`: `topology -> (candidate, prefix) ->
         figures`, of splits "validation" and "test", with names like "validation_error".
-      renew: `(topology, seed) -> (candidate -> candidate)`, what makes a center ready: its
+      prepare_center: `(topology, seed) -> (candidate -> candidate)`, what makes a center ready: its
         `model_state` is an average. By default nothing.
       description: what loading the model has to know of it, as JSON has it; with its "model", for people.
       units_per_sample: how many of its units a sample has: tokens of a window, say.
@@ -63,7 +63,7 @@ class Task:
     unit: str = "samples"
     metric: Metric | None = None
     evaluate: Callable[[Topology], Evaluate] | None = None
-    renew: Callable[[Topology, int], Renew] | None = None
+    prepare_center: Callable[[Topology, int], PrepareCenter] | None = None
     description: Mapping[str, Any] | None = None
     units_per_sample: int = 1
 
@@ -96,28 +96,28 @@ class OpenTask(NamedTuple):
       init: `key -> (params, model_state)`.
       loss: of one worker on one minibatch.
       batches: where minibatches come from.
-      feed: `(step, steps) -> data`, what the call of the train step that begins at
+      data_for: `(step, steps) -> data`, what the call of the train step that begins at
         `step` draws from. Calls come in order, `steps` of them at a time or fewer.
       longest_call: local steps in one call of the train step, at most; None if the data set no bound.
       evaluate: `(candidate, prefix) -> figures` on validation and test: names like
         `validation_loss`, after the prefix.
-      renew: `center -> center`, ready to be evaluated.
+      prepare_center: `center -> center`, ready to be evaluated.
       description: what loading the model has to know of it.
       metric: by which its models are chosen and reported.
       batch_size: a worker's.
       unit: what is counted for progress: "images", "tokens".
       units_per_batch: how many of them a minibatch has.
-      close: ends what `feed` has started.
+      close: ends what `data_for` has started.
       splits: those of "validation" and "test" that are evaluated.
     """
 
     init: Init
     loss: Loss
     batches: Batches
-    feed: Callable[[int, int], Any]
+    data_for: Callable[[int, int], Any]
     longest_call: int | None
     evaluate: Evaluate
-    renew: Renew
+    prepare_center: PrepareCenter
     description: Mapping[str, Any]
     metric: Metric
     batch_size: int
@@ -156,10 +156,10 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         init=task.init,
         loss=task.loss,
         batches=stream.batches,
-        feed=stream.feed,
+        data_for=stream.data_for,
         longest_call=stream.longest_call,
         evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(figures_of(metrics), splits, topology),
-        renew=task.renew(topology, seed) if task.renew else lambda center: center,
+        prepare_center=task.prepare_center(topology, seed) if task.prepare_center else lambda center: center,
         description=task.description or {"kind": "own", "model": task.name},
         metric=metric_of(task),
         batch_size=task.train.batch_size,

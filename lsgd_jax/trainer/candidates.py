@@ -31,7 +31,7 @@ class Candidates(NamedTuple):
     leader_rank: jax.Array
 
 
-def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Callable[[TrainState], Candidates]:
+def make_candidates(method: DistributedOptimizer, topology: Topology) -> Callable[[TrainState], Candidates]:
     """Makes the jitted function that gathers the center and the leader from all workers."""
 
     def of_worker(params: Any, model_state: Any, opt_state: Any, losses: Any) -> Candidates:
@@ -41,7 +41,7 @@ def make_candidates(optimizer: DistributedOptimizer, topology: Topology) -> Call
         # Where nobody can lead, worker 0 is shown, for all devices to hold the same.
         first = jax.lax.axis_index(everybody) == 0
         shown = leader._replace(is_leader=leader.is_leader | (~leader.valid & first), valid=jnp.array(True))
-        center = optimizer.center(params, opt_state, topology.axes)
+        center = method.center(params, opt_state, topology.axes)
         leader_params, leader_state = broadcast_from_leader((params, model_state), shown, everybody)
         center_state = mean(model_state, everybody, where=finite)
         # What has no mean is the leader's.

@@ -28,7 +28,7 @@ LISTED = Fields({}, others=str)  # the digest of each file
 UNFINISHED = re.compile(r"(\d+)\.orbax-checkpoint-tmp")
 
 
-class Standing(NamedTuple):
+class CheckpointInfo(NamedTuple):
     """What a run has to know to go on, besides the state of its workers.
 
     Attributes:
@@ -44,7 +44,7 @@ class Standing(NamedTuple):
     bytes_communicated: int
 
 
-STANDING = Fields(typing.get_type_hints(Standing) | {"shape": list[int]})
+STANDING = Fields(typing.get_type_hints(CheckpointInfo) | {"shape": list[int]})
 
 
 class Checkpoints:
@@ -90,7 +90,7 @@ class Checkpoints:
         with _readable(self._folder):
             return _damage(self._folder / str(step))
 
-    def save(self, step: int, state: TrainState, standing: Standing) -> None:
+    def save(self, step: int, state: TrainState, info: CheckpointInfo) -> None:
         """Saves the state, and what else the run has to know to go on, as JSON.
 
         Raises:
@@ -103,29 +103,29 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_with_raw_keys(state)), standing=ocp.args.JsonSave(standing._asdict())
+                state=ocp.args.StandardSave(_with_raw_keys(state)), info=ocp.args.JsonSave(info._asdict())
             ),
         )
         if processes.is_main():
             folder = self._folder / str(step)
             write_json(folder / DIGESTS, _digests(folder))
 
-    def standing(self, step: int) -> Standing:
+    def info(self, step: int) -> CheckpointInfo:
         """What was saved with the state of a step.
 
         Raises:
           InputError: if it was written by another version.
         """
-        items = ocp.args.Composite(standing=ocp.args.JsonRestore())
+        items = ocp.args.Composite(info=ocp.args.JsonRestore())
         try:
-            saved = self._manager.restore(step, args=items)["standing"]
+            saved = self._manager.restore(step, args=items)["info"]
         except KeyError as error:
             raise _of_another_program(step) from error
         try:
             check_fields(saved, STANDING)
         except ValueError as error:
             raise _of_another_program(step) from error
-        return Standing(**{**saved, "shape": tuple(saved["shape"])})
+        return CheckpointInfo(**{**saved, "shape": tuple(saved["shape"])})
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
         """The state of a step, laid out as `shardings` say.
@@ -186,7 +186,7 @@ class NoCheckpoints(Checkpoints):
         """None."""
         return None
 
-    def save(self, step: int, state: TrainState, standing: Standing) -> None:
+    def save(self, step: int, state: TrainState, info: CheckpointInfo) -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from lsgd_jax.trainer.checkpoints import Checkpoints
 from lsgd_jax.trainer.run import Run
 
 
-class Begun(NamedTuple):
+class FreshFields(NamedTuple):
     """What of a state depends on the number of workers, as if the run began with the new ones.
 
     Attributes:
@@ -63,7 +63,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
     for line in told(places, shape):
         processes.say(line)
     fresh = run.init_state()
-    begun = Begun(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
+    begun = FreshFields(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
     del fresh  # its parameters would take memory
     return settle(old, begun, places, run.method, run.topology)
 
@@ -114,7 +114,7 @@ def _healthy(params: Any) -> np.ndarray:
 
 
 def settle(
-    old: TrainState, begun: Begun, places: Places, method: DistributedOptimizer, topology: Topology
+    old: TrainState, begun: FreshFields, places: Places, method: DistributedOptimizer, topology: Topology
 ) -> TrainState:
     """The state of the new workers, on their devices.
 

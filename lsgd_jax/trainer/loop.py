@@ -12,7 +12,7 @@ import jax
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.stopping import StopRequest, stop_on_signals
-from lsgd_jax.engine.schedules import see
+from lsgd_jax.engine.schedules import update_plateau
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.errors import InputError, on_full_disk
 from lsgd_jax.files.files import write_json
@@ -21,7 +21,7 @@ from lsgd_jax.files.writable import check_parts
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.trainer import elastic
 from lsgd_jax.trainer.candidates import Candidates
-from lsgd_jax.trainer.checkpoints import Checkpoints, NoCheckpoints, Standing
+from lsgd_jax.trainer.checkpoints import CheckpointInfo, Checkpoints, NoCheckpoints
 from lsgd_jax.trainer.figures import draw_figures
 from lsgd_jax.trainer.plan import Plan, what_changes
 from lsgd_jax.trainer.profile import Profile
@@ -43,7 +43,7 @@ class Position(NamedTuple):
       train_loss: the workers' mean training loss over their last minibatches.
       sent_otherwise: bytes that have been communicated beyond what the run's ledger says, since
         the run has had another number of workers before.
-      resettled: whether the checkpoint was of other groups and workers.
+      resized: whether the checkpoint was of other groups and workers.
     """
 
     state: TrainState
@@ -51,7 +51,7 @@ class Position(NamedTuple):
     seconds: float
     train_loss: float
     sent_otherwise: int = 0
-    resettled: bool = False
+    resized: bool = False
 
 
 class Way(NamedTuple):
@@ -162,22 +162,22 @@ def _start(plan: Plan, run: Run, checkpoints: Checkpoints) -> Position:
         return Position(run.init_state(), 0, 0.0, math.nan)
     if step > plan.steps:
         raise InputError(f"--steps={plan.steps}: the run has a checkpoint at step {step} already, so use at least that")
-    saved = checkpoints.standing(step)
-    resettled = saved.shape != run.topology.shape
-    if resettled:
+    saved = checkpoints.info(step)
+    resized = saved.shape != run.topology.shape
+    if resized:
         state = elastic.restore(run, checkpoints, step, saved.shape)
     else:
         shapes = run.state_shapes(run.topology.shape)
         state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
     sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
-    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resettled)
+    return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resized)
 
 
 def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: Checkpoints, way: Way) -> Position:
     """Rounds, with evaluations and checkpoints between them, to the end or a request to stop."""
     state, step, seconds = at.state, at.step, at.seconds
     if step == plan.steps:  # stopped there by a signal, or killed before the summary
-        if records.last_evaluation != step or at.resettled:
+        if records.last_evaluation != step or at.resized:
             records.add_metrics(_metrics(run, at))
         return at
     units_per_step = run.topology.size * run.task.units_per_batch
@@ -224,7 +224,7 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
                         at = at._replace(state=state)
                 if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
                     records.flush()  # first: no checkpoint is newer than the records
-                    checkpoints.save(step, state, _standing(run, at))
+                    checkpoints.save(step, state, _checkpoint_info(run, at))
             started = time.monotonic()
     return at
 
@@ -236,17 +236,17 @@ def _lower_rate_on_plateau(
     figure = "loss" if "validation_loss" in metrics else run.task.metric.name
     figures = (metrics[f"{model}validation_{figure}"] for model in ("", "leader_"))
     best = min((value for value in figures if math.isfinite(value)), default=math.inf)
-    plateau = jax.device_put(see(state.plateau, best, patience), run.topology.replicated)
+    plateau = jax.device_put(update_plateau(state.plateau, best, patience), run.topology.replicated)
     if plateau.scale < state.plateau.scale:
-        progress.tell(
+        progress.write(
             f"step {int(state.step)}: validation {figure} saturates, learning rate × {float(plateau.scale):g}"
         )
     return state._replace(plateau=plateau)
 
 
-def _standing(run: Run, at: Position) -> Standing:
+def _checkpoint_info(run: Run, at: Position) -> CheckpointInfo:
     """What a checkpoint keeps besides the state."""
-    return Standing(run.topology.shape, at.seconds, at.train_loss, _sent(run, at))
+    return CheckpointInfo(run.topology.shape, at.seconds, at.train_loss, _sent(run, at))
 
 
 def _sent(run: Run, at: Position) -> int:

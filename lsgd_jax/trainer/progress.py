@@ -32,14 +32,14 @@ class Progress:
         now = time.monotonic()
         if self._bar is None and (now - self._told > SECONDS_BETWEEN_LINES or step == self._steps):
             rate = (step - self._from) / max(now - self._since, 1e-9)
-            self.tell(f"step {step}/{self._steps}, {rate:.1f} steps/s, {self._pace(rate)}, loss {loss:.4f}{leads}")
+            self.write(f"step {step}/{self._steps}, {rate:.1f} steps/s, {self._pace(rate)}, loss {loss:.4f}{leads}")
             self._told = self._since = now
             self._from = step
 
     def _pace(self, rate: float) -> str:
         return f"{rate * self._units_per_step:,.0f} {self._unit}/s"
 
-    def tell(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Prints a line without spoiling the bar."""
         if self._silent:
             return

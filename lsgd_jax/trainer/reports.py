@@ -117,12 +117,12 @@ class RoundLog:
             if election.leader is not None:
                 rank = int(election.leader.rank[group, worker])
                 source = f" from the {level} leader, worker {rank if level == 'global' else self._rank(group, rank)}"
-            self._progress.tell(f"step {step}: worker {self._rank(group, worker)} starts again{source}")
+            self._progress.write(f"step {step}: worker {self._rank(group, worker)} starts again{source}")
         return np.asarray(election.restarted)
 
     def _tell(self, what: str, step: int, now: np.ndarray, before: np.ndarray) -> None:
         for group, worker in np.argwhere(now & ~before):
-            self._progress.tell(f"step {step}: worker {self._rank(group, worker)} {what}")
+            self._progress.write(f"step {step}: worker {self._rank(group, worker)} {what}")
 
     def _rank(self, group: int, worker: int) -> int:
         return int(group) * self._topology.workers + int(worker)

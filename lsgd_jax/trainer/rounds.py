@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgd_jax.cluster.asynchronous import Apart, compile_programs, make_programs
+from lsgd_jax.cluster.asynchronous import AsynchronousRounds, compile_programs, make_programs
 from lsgd_jax.cluster.processes import alone, put
-from lsgd_jax.cluster.tickets import ServiceMeeting
+from lsgd_jax.cluster.tickets import CoordinatedRound
 from lsgd_jax.engine.compiler import compiler_options
 from lsgd_jax.engine.schedules import make_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, call_end, make_train_step, shortest_period
+from lsgd_jax.engine.train_step import RoundReport, end_of_call, make_train_step, shortest_period
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.plan import Plan
@@ -44,7 +44,7 @@ def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, ta
     if plan.speeds is not None:
         return _simulated(plan, plan.speeds, method, topology, task)
     if plan.asynchronous and not alone():  # a process that is left alone has a pace of its own anyway
-        return _apart(plan, method, topology, task)
+        return _asynchronous(plan, method, topology, task)
     return _in_step(plan, method, topology, task)
 
 
@@ -63,13 +63,13 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
 
     def end(step: int) -> int:
         stops = [(step // period + 1) * period for period in periods]
-        return min(plan.steps, call_end(method, topology.groups, step, task.longest_call), *stops)
+        return min(plan.steps, end_of_call(method, topology.groups, step, task.longest_call), *stops)
 
     def compile(state: TrainState, step: int) -> Advance:
-        compiled = train_step.lower(state, task.feed(step, 0), jnp.int32(1)).compile()
+        compiled = train_step.lower(state, task.data_for(step, 0), jnp.int32(1)).compile()
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, None]:
-            return *compiled(state, task.feed(begin, end - begin), jnp.int32(end - begin)), None
+            return *compiled(state, task.data_for(begin, end - begin), jnp.int32(end - begin)), None
 
         return advance
 
@@ -95,10 +95,10 @@ def _simulated(
     steps = put(pace.steps.astype(np.int32), topology.per_worker)
 
     def compile(state: TrainState, step: int) -> Advance:
-        compiled = train_step.lower(state, task.feed(step, 0), steps).compile()
+        compiled = train_step.lower(state, task.data_for(step, 0), steps).compile()
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
-            return *compiled(state, task.feed(begin, end - begin), steps), pace
+            return *compiled(state, task.data_for(begin, end - begin), steps), pace
 
         return advance
 
@@ -109,7 +109,7 @@ def _simulated(
     )
 
 
-def _apart(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Rounds:
+def _asynchronous(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Rounds:
     """Rounds of processes that take local steps at their own pace.
 
     They end where a communication is due, or with the run: it may have begun with other periods.
@@ -125,14 +125,14 @@ def _apart(plan: Plan, method: DistributedOptimizer, topology: Topology, task: O
     )
 
     def compile(state: TrainState, step: int) -> Advance:
-        data, shapes = task.feed(step, 0), jax.eval_shape(lambda state: state, state)
+        data, shapes = task.data_for(step, 0), jax.eval_shape(lambda state: state, state)
         compiled = compile_programs(programs, topology, state, data)
         shardings = state_shardings(topology, shapes)
-        take_round = Apart(compiled, topology, shapes, shardings, ServiceMeeting)
-        ServiceMeeting().arrive()  # all have compiled: they begin together
+        take_round = AsynchronousRounds(compiled, topology, shapes, shardings, CoordinatedRound)
+        CoordinatedRound().arrive()  # all have compiled: they begin together
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
-            return take_round(state, task.feed(begin, end - begin), begin, end)
+            return take_round(state, task.data_for(begin, end - begin), begin, end)
 
         return advance
 

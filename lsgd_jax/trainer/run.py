@@ -61,7 +61,7 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
 
     def candidates(state: TrainState) -> Candidates:
         found = gather(state)
-        return found._replace(center=task.renew(found.center))
+        return found._replace(center=task.prepare_center(found.center))
 
     def shapes(shape: tuple[int, int]) -> TrainState:
         of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])

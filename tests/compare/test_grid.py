@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from comparison.grid import choose, make_trial, read_variations, settings_of
 from comparison.plan import make_plan
-from comparison.trials import Outcome, Trial
+from comparison.trials import Trial, TrialOutcome
 from made_up_runs import a_plan
 from settings import given_settings
 
@@ -23,10 +23,10 @@ BASELINES = ("lsgd", "easgd", "local_sgd", "diloco", "data_parallel")
 BASE = Config(workdir="w", groups=2, workers=3, steps=40, batch_size=8, warmup_steps=2)
 
 
-def outcome_of(trial: Trial, center: float, leader: float = 1.0, test: float = 0.5) -> Outcome:
+def outcome_of(trial: Trial, center: float, leader: float = 1.0, test: float = 0.5) -> TrialOutcome:
     """An outcome whose last evaluation has these validation errors."""
     row = {"step": trial.config.steps, "validation_error": center, "leader_validation_error": leader}
-    return Outcome(trial, [row | {"test_error": test, "leader_test_error": test}], {"step": trial.config.steps})
+    return TrialOutcome(trial, [row | {"test_error": test, "leader_test_error": test}], {"step": trial.config.steps})
 
 
 def test_what_varies_for_all_and_for_one_method_makes_a_grid() -> None:
@@ -116,7 +116,7 @@ def test_settings_are_chosen_by_the_mean_validation_error_of_the_better_of_cente
 
 def test_a_method_that_diverged_with_every_setting_has_none_and_is_not_tested(tmp_path: Path) -> None:
     rates = [(("learning_rate", rate),) for rate in (0.1, 0.2)]
-    outcomes = [Outcome(make_trial("lsgd", rate, 0, "search", BASE), [], None) for rate in rates]
+    outcomes = [TrialOutcome(make_trial("lsgd", rate, 0, "search", BASE), [], None) for rate in rates]
     assert choose({"lsgd": rates}, outcomes) == {"lsgd": None}
     assert choose({"lsgd": rates}, outcomes[:1]) == {}, "the search is not over"
     better = outcome_of(outcomes[1].trial, 0.9)

@@ -18,7 +18,7 @@ from comparison.tables import (
     at_the_edge,
     main_table,
 )
-from comparison.trials import Outcome
+from comparison.trials import TrialOutcome
 from made_up_runs import (
     CHOSEN,
     COMPUTE,
@@ -40,7 +40,7 @@ from lsgd_jax.config.config import Config
 from lsgd_jax.config.methods import METHODS
 
 
-def write(workdir: Path, outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, str]:
+def write(workdir: Path, outcomes: Sequence[TrialOutcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, str]:
     """The texts and pictures of a report, by the names of their files."""
     workdir.mkdir(exist_ok=True)
     commands = ["python experiments/compare.py --workdir=runs/comparison"]

@@ -10,7 +10,7 @@ from comparison.evaluations import evaluate_all
 from comparison.grid import choose
 from comparison.plan import make_plan
 from comparison.tables import group_by_method, main_table
-from comparison.trials import Outcome, Trial
+from comparison.trials import Trial, TrialOutcome
 
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.config.config import Config
@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def outcome(text: str, rate: float, seed: int, phase: str, bits: float | None, error: float) -> Outcome:
+def outcome(text: str, rate: float, seed: int, phase: str, bits: float | None, error: float) -> TrialOutcome:
     """A run whose center ends with these figures; the leader has twice the bits. Diverged without figures."""
     small: dict[str, Any] = {"model_width": 4, "model_layers": 1, "sequence_length": 8, "batch_size": 4}
     config = Config("runs/x", text_file=text, groups=1, workers=2, steps=8, eval_every=8, seed=seed, **small)
@@ -37,10 +37,10 @@ def outcome(text: str, rate: float, seed: int, phase: str, bits: float | None, e
         row |= {f"{split}_error": error, f"leader_{split}_error": error}
     facts = {"parameters": 10, "batch_size": 4, "device": "1 × cpu", "jax": "0", "model": "transformer"}
     trial = Trial("lsgd", (("learning_rate", rate),), seed, phase, config)
-    return Outcome(trial, [row] if bits else [], row | facts if bits else None)
+    return TrialOutcome(trial, [row] if bits else [], row | facts if bits else None)
 
 
-def outcomes(text: str) -> list[Outcome]:
+def outcomes(text: str) -> list[TrialOutcome]:
     search = [outcome(text, 0.1, 0, "search", 3.5, error=0.5), outcome(text, 0.2, 0, "search", 3.0, error=0.6)]
     return [*search, *(outcome(text, 0.2, seed, "test", bits, 0.6) for seed, bits in ((1, 2.5), (2, 3.5), (3, None)))]
 

@@ -12,7 +12,7 @@ from lsgd_jax import GROUP, WORKER, Axes, ledger
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer, learning_rate, make_method
 from lsgd_jax.config.methods import METHODS
-from lsgd_jax.optimizers.distributed_optimizer import schedule
+from lsgd_jax.optimizers.distributed_optimizer import communications_of
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
 # The period of each method's communications with --global_period=6 and --local_period=2, and of one group.
@@ -45,7 +45,7 @@ def moved(optimizer: Any, grads: Any, steps: int = 1) -> Any:
 def test_periods_reach_every_method(method: str) -> None:
     settings = {"algorithm": method, "global_period": 6, "local_period": 2}
     several, one = (make_method(config(**settings, groups=groups)) for groups in (2, 1))
-    periods = [due.period for due in schedule(several, 2)], [due.period for due in schedule(one, 1)]
+    periods = [due.period for due in communications_of(several, 2)], [due.period for due in communications_of(one, 1)]
     assert periods == PERIODS[method]
 
 

@@ -27,10 +27,10 @@ from lsgd_jax.config.train import train
 from lsgd_jax.data import datasets, sources, streamed
 from lsgd_jax.data.crops import centre_crop, random_box, random_crop
 from lsgd_jax.data.datasets import find_dataset
-from lsgd_jax.data.feed import Feed, OfRanks, local_ranks
 from lsgd_jax.data.loader import EvaluationBatches, stream
+from lsgd_jax.data.prefetch import OfRanks, Prefetcher, local_ranks
 from lsgd_jax.data.sources import block_length
-from lsgd_jax.data.streamed import Records, StreamedSource
+from lsgd_jax.data.streamed import EncodedRecords, StreamedSource
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import make_model
@@ -249,16 +249,16 @@ def test_blocks_hold_each_step_at_its_place_from_whatever_step_on(source: Stream
     topology, length, steps = Topology(2, 2), 3, 8
     drawn = minibatches(source, workers=4)
     assert local_ranks(topology) == (0, 1, 2, 3)
-    feed = Feed(drawn, drawn(0, 0), topology, length=length, steps=steps, processes=0)
+    data_for = Prefetcher(drawn, drawn(0, 0), topology, length=length, steps=steps, processes=0)
     for step in range(first, steps):
-        block = feed(step, 1)
+        block = data_for(step, 1)
         assert block.images.shape == (2, 2, length, 3, SIDE, SIDE, 3)
         assert block.images.sharding == topology.per_worker
         for rank in range(4):
             place, expected = (rank // 2, rank % 2, step % length), drawn(rank, step)
             np.testing.assert_array_equal(np.asarray(block.images)[place], expected.images)
             np.testing.assert_array_equal(np.asarray(block.labels)[place], expected.labels)
-    feed.close()
+    data_for.close()
 
 
 def test_a_block_takes_half_a_gibibyte_and_has_one_step_at_least() -> None:
@@ -384,4 +384,4 @@ def test_what_array_record_raises_is_told_in_one_line() -> None:
             raise RuntimeError(f"cut off at {indices}\nand more")
 
     with pytest.raises(InputError, match=r"cannot read the train split of 'set' \(cut off at \[3\]\): prepare"):
-        Records("set", "train", Broken()).read([3])
+        EncodedRecords("set", "train", Broken()).read([3])

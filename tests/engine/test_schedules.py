@@ -17,7 +17,7 @@ from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import plan_of, schedule_of
 from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer
 from lsgd_jax.config.train import train
-from lsgd_jax.engine.schedules import Schedule, follow_factor, make_factor, see, start_plateau
+from lsgd_jax.engine.schedules import Schedule, follow_factor, make_factor, start_plateau, update_plateau
 from lsgd_jax.errors import InputError
 from lsgd_jax.trainer.plan import Plan, what_changes
 from lsgd_jax.trainer.records import read_metrics
@@ -112,7 +112,7 @@ def test_a_worker_that_starts_again_goes_on_with_the_rate_of_the_others(devices:
 def test_a_plateau_is_so_many_evaluations_in_a_row_without_improvement() -> None:
     plateau, scales = start_plateau(), []
     for loss in (2.0, 1.0, 1.5, math.nan, 0.9, 0.9, 0.95, math.inf):
-        plateau = see(plateau, loss, patience=2)
+        plateau = update_plateau(plateau, loss, patience=2)
         scales.append(float(plateau.scale))
     np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 

@@ -27,7 +27,7 @@ from regression import (
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, init_state, make_train_step, periodic
-from lsgd_jax.engine.train_step import call_end
+from lsgd_jax.engine.train_step import end_of_call
 
 NAN, INF = float("nan"), float("inf")
 SETTINGS = {"plain": PLAIN, "stale": STALE}
@@ -186,9 +186,9 @@ def test_initial_parameters_are_the_same_or_different_and_do_not_depend_on_the_d
 
 def test_a_call_ends_where_a_communication_may_be_due_and_after_64_steps_at_most() -> None:
     optimizer = method(Settings(groups=2, workers=3, local_period=4, global_period=100))
-    assert [call_end(optimizer, 2, step) for step in (0, 3, 4)] == [4, 4, 8]
-    assert [call_end(optimizer, 1, step) for step in (0, 64, 100)] == [64, 100, 164]
-    assert call_end(data_parallel(optax.sgd(0.1)), 2, 10) == 64
+    assert [end_of_call(optimizer, 2, step) for step in (0, 3, 4)] == [4, 4, 8]
+    assert [end_of_call(optimizer, 1, step) for step in (0, 64, 100)] == [64, 100, 164]
+    assert end_of_call(data_parallel(optax.sgd(0.1)), 2, 10) == 64
 
 
 def test_a_period_that_is_longer_than_a_call_is_kept() -> None:

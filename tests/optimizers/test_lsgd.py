@@ -15,7 +15,7 @@ from numpy_lsgd import Settings
 from regression import GROUPS, STEPS, in_lanes, make_problem
 
 from lsgd_jax import WORKER, lsgd
-from lsgd_jax.optimizers.distributed_optimizer import Axes, schedule
+from lsgd_jax.optimizers.distributed_optimizer import Axes, communications_of
 
 CASES = {
     "no stale pull": PLAIN,
@@ -147,7 +147,7 @@ def test_arguments_at_their_limits_are_taken() -> None:
 def test_a_global_period_must_be_a_multiple_only_where_there_are_several_groups() -> None:
     optimizer = lsgd(optax.sgd(0.1), local_period=4, global_period=6)
     with pytest.raises(ValueError, match="global_period=6 is no multiple of local_period=4"):
-        schedule(optimizer, groups=2)
-    assert [due.level for due in schedule(optimizer, groups=1)] == ["global"]
+        communications_of(optimizer, groups=2)
+    assert [due.level for due in communications_of(optimizer, groups=1)] == ["global"]
     fitting = lsgd(optax.sgd(0.1), local_period=3, global_period=6)
-    assert [(due.level, due.period) for due in schedule(fitting, groups=2)] == [("local", 3), ("global", 6)]
+    assert [(due.level, due.period) for due in communications_of(fitting, groups=2)] == [("local", 3), ("global", 6)]

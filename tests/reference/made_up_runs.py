@@ -9,7 +9,7 @@ from typing import Any
 from comparison.evaluations import evaluate_all
 from comparison.plan import Plan, make_plan
 from comparison.tables import Method, group_by_method
-from comparison.trials import Outcome, Trial
+from comparison.trials import Trial, TrialOutcome
 
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.config.config import Config
@@ -35,7 +35,7 @@ def outcome(
     sent: int = 0,
     diverged: bool = False,
     **settings: Any,
-) -> Outcome:
+) -> TrialOutcome:
     """A made-up run of 2 × 4 workers on digits, evaluated every 16 steps, which sends so many bytes between."""
     defaults: dict[str, Any] = {"sampling": "iid", "batch_size": 32, "steps": STEPS, "eval_every": 16}
     config = Config("runs/x", algorithm=method, seed=seed, **defaults | dict(varied) | settings)
@@ -50,7 +50,7 @@ def outcome(
     ]
     whole = {"model": "cnn3", "parameters": 53_002, "batch_size": 32, "device": "8 × cpu", "jax": "0.12.0.1"}
     summary = None if diverged else {**curve[-1], **whole}
-    return Outcome(Trial(method, varied, seed, phase, config), curve, summary)
+    return TrialOutcome(Trial(method, varied, seed, phase, config), curve, summary)
 
 
 def leave(config: Config, metric: str = "error") -> dict[str, Any]:
@@ -76,7 +76,7 @@ def falling(error: float) -> list[Figures]:
     return [(factor * error, factor * error, 2 * factor * error, 2 * factor * error) for factor in (8, 4, 2, 1)]
 
 
-def comparison() -> list[Outcome]:
+def comparison() -> list[TrialOutcome]:
     """Two methods, a search of 3 × 2 and 2 × 1 settings with two seeds, three test seeds."""
     outcomes = []
     for seed in (0, 1):
@@ -98,7 +98,7 @@ def comparison() -> list[Outcome]:
 CHOSEN = {"lsgd": LSGD, "data_parallel": PARALLEL}
 
 
-def methods(outcomes: Sequence[Outcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
+def methods(outcomes: Sequence[TrialOutcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
     runs = evaluate_all(outcomes, NETWORKS[NETWORK], COMPUTE)
     return {method.name: method for method in group_by_method(runs, chosen)}
 

@@ -16,9 +16,9 @@ from regression import QUICK, laid_out, make_problem
 from train_steps import REGRESSION, faulty_loss
 
 from lsgd_jax import Topology, init_state
-from lsgd_jax.cluster.asynchronous import Apart, Programs, make_programs
+from lsgd_jax.cluster.asynchronous import AsynchronousRounds, Programs, make_programs
 from lsgd_jax.cluster.processes import put
-from lsgd_jax.cluster.tickets import ServiceMeeting
+from lsgd_jax.cluster.tickets import CoordinatedRound
 from lsgd_jax.engine.state import TrainState, state_shardings
 
 SETTINGS = Settings(2, 4, local_period=3, global_period=6, local_pull=0.3, stale_local_pull=0.02, window=4)
@@ -50,12 +50,12 @@ def main(address: str, number: int, rounds: int) -> None:
 
     state, data = start(topology)
     shapes = jax.eval_shape(lambda state: state, state)
-    advance = Apart(
-        Programs(slow_step if number else programs.step, programs.meet),
+    advance = AsynchronousRounds(
+        Programs(slow_step if number else programs.step, programs.communicate),
         topology,
         shapes,
         state_shardings(topology, shapes),
-        ServiceMeeting,
+        CoordinatedRound,
     )
     gather = jax.jit(lambda tree: tree, out_shardings=topology.replicated)
     told = []

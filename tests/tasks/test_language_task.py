@@ -139,7 +139,7 @@ def trained(model: str, devices: int) -> Any:
     state = jax.device_put(state, state_shardings(topology, state))
     step = make_train_step(method, topology, task.loss, task.batches, compiler_options=QUICK)
     while int(state.step) < 5:
-        state, _ = step(state, task.feed(int(state.step), 1), jnp.int32(5 - int(state.step)))
+        state, _ = step(state, task.data_for(int(state.step), 1), jnp.int32(5 - int(state.step)))
     worker = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[0, 0], state.params), topology.replicated)
     return jax.tree.map(np.asarray, state._replace(keys=None)), task.evaluate((worker, {}), "")
 

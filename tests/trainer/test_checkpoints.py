@@ -206,8 +206,8 @@ def test_who_looks_at_a_run_leaves_its_checkpoints_alone(whole: Path, tmp_path: 
 
 def test_who_looks_at_a_run_is_told_of_a_damaged_checkpoint(whole: Path, tmp_path: Path) -> None:
     workdir = copied(whole, tmp_path / "run")
-    (workdir / "checkpoints" / "24" / "standing" / "metadata").write_text('{"shape": [2')
-    with pytest.raises(InputError, match=r"of step 24 in .* is damaged \(standing/metadata has changed\): go on with"):
+    (workdir / "checkpoints" / "24" / "info" / "metadata").write_text('{"shape": [2')
+    with pytest.raises(InputError, match=r"of step 24 in .* is damaged \(info/metadata has changed\): go on with"):
         reload_run(workdir)
 
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_line_and_left_alone(
     workdir = copied(whole, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "16")
     (workdir / "checkpoints" / "24" / DIGESTS).unlink()
-    (workdir / "checkpoints" / "24" / "standing").rename(workdir / "checkpoints" / "24" / "progress")
+    (workdir / "checkpoints" / "24" / "info").rename(workdir / "checkpoints" / "24" / "progress")
     with pytest.raises(
         InputError, match="checkpoint of step 24 is of another model, base optimizer or method"
     ) as refused:

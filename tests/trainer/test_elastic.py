@@ -228,7 +228,7 @@ def test_all_workers_of_data_parallel_stay_equal() -> None:
     begun = start(few)
     old = jax.device_get(begun._replace(keys=jax.random.key_data(begun.keys)))
     places = place(np.array([[0.2, 0.1]]), np.ones((1, 2), bool), (1, 4))
-    begun = elastic.Begun(start(more).keys, start(more).learning_rate, {})
+    begun = elastic.FreshFields(start(more).keys, start(more).learning_rate, {})
     state = elastic.settle(old, begun, places, method, more)
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:, :1], leaf.shape))

@@ -12,7 +12,7 @@ with Progress(0, 20, "images", 256) as progress:
     time.sleep(0.2)
     progress.update(10, 0.5, 3)
     time.sleep(0.2)
-    progress.tell("worker 1 starts again")
+    progress.write("worker 1 starts again")
     with progress.paused():
         time.sleep(0.2)
     progress.update(20, 0.25, None)

@@ -18,7 +18,7 @@ from regression import QUICK, numpy_loss_and_grad
 from train_steps import REGRESSION, faulty_loss, run
 
 from lsgd_jax import Topology, make_train_step
-from lsgd_jax.cluster.asynchronous import Apart, join, make_programs, own_mesh, take_own
+from lsgd_jax.cluster.asynchronous import AsynchronousRounds, join, make_programs, own_mesh, take_own
 from lsgd_jax.cluster.tickets import share_round
 from lsgd_jax.engine.state import state_shardings
 
@@ -88,7 +88,7 @@ def test_a_process_alone_trains_as_if_all_were_in_step() -> None:
     programs = make_programs(optimizer, topology, faulty_loss, REGRESSION, compiler_options=QUICK)
     state, data = start(topology)
     shapes = jax.eval_shape(lambda state: state, state)
-    advance = Apart(programs, topology, shapes, state_shardings(topology, shapes), Counter)
+    advance = AsynchronousRounds(programs, topology, shapes, state_shardings(topology, shapes), Counter)
     in_step = make_train_step(optimizer, topology, faulty_loss, REGRESSION, compiler_options=QUICK)
     expected, _, _ = run(PROBLEM, (optimizer, topology, in_step), cuts=3, steps=12)
     for end in (3, 6, 9, 12):

@@ -19,7 +19,7 @@ BatchOf = Callable[[int, int], Any]
 """`(worker, step) -> batch`, a pytree of NumPy arrays."""
 
 
-class Feed:
+class Prefetcher:
     """The block of minibatches that a call of the train step is in.
 
     A block holds those of `length` steps, leaves [groups, workers, length, batch, ...]; that of step t is at t
