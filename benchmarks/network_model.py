@@ -98,9 +98,10 @@ def compare(seconds: dict[int, list[float]]) -> dict[str, Any]:
     """The fit to the smallest and the largest size, and what it predicts for each."""
     import jax
     import jax.numpy as jnp
+    from fit_link import Measurement, fit_link
 
     from lsgd_jax import ledger
-    from lsgd_jax.accounting.network import Measurement, fit_link, link_seconds
+    from lsgd_jax.accounting.network import link_seconds
 
     measured = {}
     for megabytes, each in seconds.items():

@@ -1,10 +1,16 @@
-"""What the experiments on the paper's theory have in common: claims, their table, and the exit code."""
+"""What the experiments on the paper's theory have in common: their command line, claims, and the exit code."""
 
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from absl import flags
+from command_line import Flag, command, define, describe, described, parse
+
+from lsgd_jax.errors import InputError
+from lsgd_jax.files.writable import make_writable
 
 
 class Claim(NamedTuple):
@@ -21,6 +27,47 @@ class Claim(NamedTuple):
     measured: str
     held: bool
     expected: bool = True
+
+
+def experiment(
+    file: str,
+    about: str | None,
+    table: Sequence[Flag],
+    run: Callable[..., int],
+    *,
+    least: Mapping[str, int],
+    check: Callable[..., None] = lambda **values: None,
+) -> Callable[[list[str]], int]:
+    """Makes the `main` of a script: flags in, files in --workdir and an exit code out.
+
+    Args:
+      file: of the script.
+      about: its docstring, which is its help.
+      table: its flags, --workdir among them.
+      run: `(workdir, **flags) -> exit code`.
+      least: of whole numbers, the smallest value that each may have.
+      check: `(**flags)`, raises InputError for what else cannot be.
+    """
+    values = flags.FlagValues()  # its own: those of other scripts have the same names
+    define(values, table)
+    usage = [f"usage: python experiments/{pathlib.Path(file).name} [--flag=value ...]", "", described(about), ""]
+
+    @command
+    def main(argv: list[str]) -> int:
+        """Runs the command line and returns its exit code."""
+        done = parse(values, argv, "\n".join([*usage, *describe(table)]))
+        if done is not None:
+            return done
+        given: dict[str, Any] = {flag.name: values[flag.name].value for flag in table if flag.name != "workdir"}
+        for name, smallest in least.items():
+            if given[name] < smallest:
+                raise InputError(f"--{name}={given[name]}: must be at least {smallest}")
+        check(**given)
+        workdir = pathlib.Path(str(values["workdir"].value))
+        make_writable(workdir)
+        return run(workdir, **given)
+
+    return main
 
 
 def conclude(workdir: pathlib.Path, claims: Iterable[Claim]) -> int:

@@ -13,28 +13,25 @@ No device is needed. 4 workers are one group; more are groups of 4.
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import Claim, conclude, write_csv
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import Claim, conclude, experiment, write_csv
+from command_line import Flag
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
-from lsgd_jax.files.writable import make_writable
+from lsgd_jax.errors import InputError
 
 TABLE = (
     Flag("workdir", "path", "runs/communication_efficiency", "folder for the figure, the CSV file and claims.json"),
     Flag("workers", "list", ["4", "16", "64", "256"], "numbers of workers: 4 or multiples of 4"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
 
 GROUP_SIZE = 4
 STEPS = 128 * 100  # a multiple of all periods
@@ -81,20 +78,17 @@ class Row(NamedTuple):
     between: float
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    texts: Any = FLAGS.workers
-    if not texts or not all(text.isdecimal() and int(text) > 0 and int(text) % GROUP_SIZE == 0 for text in texts):
-        return refuse(argv, f"--workers={','.join(texts)}: must be multiples of {GROUP_SIZE}")
-    sizes = sorted(set(map(int, texts)))
-    if sizes[-1] > 1024:
-        return refuse(argv, f"--workers={sizes[-1]}: must be at most 1024")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    make_writable(workdir)
+def check(workers: list[str]) -> None:
+    """Raises InputError for numbers that cannot be."""
+    if not workers or not all(text.isdecimal() and int(text) > 0 and int(text) % GROUP_SIZE == 0 for text in workers):
+        raise InputError(f"--workers={','.join(workers)}: must be multiples of {GROUP_SIZE}")
+    if (most := max(map(int, workers))) > 1024:
+        raise InputError(f"--workers={most}: must be at most 1024")
+
+
+def run(workdir: pathlib.Path, workers: list[str]) -> int:
+    """Runs it, and returns its exit code."""
+    sizes = sorted({*map(int, workers)})
     rows = list(count(sizes))
     write_csv(workdir / "communication_efficiency.csv", Row._fields, rows)
     draw(workdir / "communication_efficiency.png", rows, sizes)
@@ -110,12 +104,6 @@ def main(argv: list[str]) -> int:
                     print(f"{MODELS[model].title:<12}{NAMES[method]:<32}{cells}")
     print()
     return conclude(workdir, claims_of(rows, sizes))
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/communication_efficiency.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
 
 
 def method_of(name: str, groups: int) -> DistributedOptimizer:
@@ -248,6 +236,8 @@ def draw(path: pathlib.Path, rows: list[Row], sizes: list[int]) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=100)
 
+
+main = experiment(__file__, __doc__, TABLE, run, least={}, check=check)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

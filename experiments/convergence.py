@@ -6,14 +6,11 @@ explicit conditions, are in experiments/strongly_convex/.
 
 import pathlib
 import sys
-from typing import Any
-
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import conclude
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import conclude, experiment
+from command_line import Flag
 
 TABLE = (
     Flag("workdir", "path", "runs/convergence", "folder for the figures, the CSV files and claims.json"),
@@ -22,34 +19,6 @@ TABLE = (
     Flag("steps", "integer", 4000, "of a descent, at least 1000"),
     Flag("repeats", "integer", 16, "descents over which a mean is taken, at least 4"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
-
-
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("seed", "pairs", "steps", "repeats")}
-    for name, least in (("seed", 0), ("pairs", 1), ("steps", 1000), ("repeats", 4)):
-        if sizes[name] < least:
-            return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        code = run(workdir, **sizes)
-    except OSError as error:
-        return refuse(argv, f"cannot write to --workdir={FLAGS.workdir} ({error.strerror}): choose another folder")
-    print(f"\nresults in {workdir}: claims.json, and a .png and a .csv of each part")
-    return code
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/convergence.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
 
 
 def run(workdir: pathlib.Path, *, seed: int, pairs: int, steps: int, repeats: int) -> int:
@@ -74,6 +43,8 @@ def run(workdir: pathlib.Path, *, seed: int, pairs: int, steps: int, repeats: in
             ],
         )
 
+
+main = experiment(__file__, __doc__, TABLE, run, least={"seed": 0, "pairs": 1, "steps": 1000, "repeats": 4})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

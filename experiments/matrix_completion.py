@@ -16,17 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import Claim, conclude, interval, share, write_csv
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import Claim, conclude, experiment, interval, share, write_csv
+from command_line import Flag
 from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, mirrored, on_sides, run
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, dppf, easgd, independent, local_sgd, lsgd
-from lsgd_jax.files.writable import make_writable
+from lsgd_jax.errors import InputError
 
 TABLE = (
     Flag("workdir", "path", "runs/matrix_completion", "folder for figures, CSV files and claims.json"),
@@ -36,8 +35,6 @@ TABLE = (
     Flag("iterations", "integer", 100, "gradient steps of each worker"),
     Flag("seed", "integer", 0, "of the first draw; the others have the next ones"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
 
 SOON = 50  # iterations
 STRENGTHS = (0.02, 0.1, 0.5)
@@ -49,33 +46,14 @@ Sweep = list[tuple[float, Line]]
 """Lines, each with what is swept over: a number of workers on a side, or a strength."""
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("dimension", "draws", "iterations", "seed")}
-    for (name, value), least in zip(sizes.items(), (2, 1, 2, 0), strict=True):
-        if value < least:
-            return refuse(argv, f"--{name}={value}: must be at least {least}")
-    texts: Any = FLAGS.ranks
-    if not texts or not all(text.isdecimal() and 0 < int(text) <= sizes["dimension"] for text in texts):
-        most = sizes["dimension"]
-        return refuse(argv, f"--ranks={','.join(texts)}: must be whole numbers from 1 to --dimension={most}")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    make_writable(workdir)
-    return run_all(workdir, list(map(int, texts)), **sizes)
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/matrix_completion.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
+def check(ranks: list[str], dimension: int, **_: Any) -> None:
+    """Raises InputError for ranks that no matrix has."""
+    if not ranks or not all(text.isdecimal() and 0 < int(text) <= dimension for text in ranks):
+        raise InputError(f"--ranks={','.join(ranks)}: must be whole numbers from 1 to --dimension={dimension}")
 
 
 def run_all(
-    workdir: pathlib.Path, ranks: Sequence[int], *, dimension: int, draws: int, iterations: int, seed: int
+    workdir: pathlib.Path, *, ranks: Sequence[str], dimension: int, draws: int, iterations: int, seed: int
 ) -> int:
     """Runs all of it, leaves its files, and returns the exit code."""
     with jax.enable_x64(True):
@@ -84,7 +62,7 @@ def run_all(
             rank: by_method(
                 draw_problems(seed, draws if rank <= 10 else -(-draws // 15), dimension, rank), sgd, iterations
             )
-            for rank in ranks
+            for rank in map(int, ranks)
         }
         first = draw_problems(seed, draws, dimension, 1)
         sides = list(by_side(first, sgd, iterations))
@@ -289,6 +267,10 @@ def _draw_shares(panel: Any, method: str, points: Iterable[tuple[float, np.ndarr
     style = line_of(method) | {"label": SHORT[method]}
     panel.errorbar(places, means, np.maximum(0, [means - low, high - means]), capsize=3, **style)
 
+
+main = experiment(
+    __file__, __doc__, TABLE, run_all, least={"dimension": 2, "draws": 1, "iterations": 2, "seed": 0}, check=check
+)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

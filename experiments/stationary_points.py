@@ -18,16 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import Claim, conclude, write_csv
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import Claim, conclude, experiment, write_csv
+from command_line import Flag
 from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
-
-from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),
@@ -35,24 +32,12 @@ TABLE = (
     Flag("iterations", "integer", 8000, "gradient steps of a descent"),
     Flag("seed", "integer", 0, "of the starts"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
 
 SHOWN = 0.02  # the strength of the places that are drawn
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("starts", "iterations", "seed")}
-    for name, least in (("starts", 1), ("iterations", 1), ("seed", 0)):
-        if sizes[name] < least:
-            return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    make_writable(workdir)
+def run(workdir: pathlib.Path, **sizes: Any) -> int:
+    """Runs it, and returns its exit code."""
     with jax.enable_x64(True):
         found = list(search(**sizes))
     rows = [row for row, _ in found]
@@ -69,12 +54,6 @@ def main(argv: list[str]) -> int:
             print(f"{row.landscape:<20}{row.objective:<10}{row.search:<9}{cells}")
     print()
     return conclude(workdir, claims_of(rows))
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/stationary_points.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
 
 
 def claims_of(rows: Sequence[Row]) -> Iterator[Claim]:
@@ -165,6 +144,8 @@ def draw(path: pathlib.Path, found: Sequence[tuple[Row, np.ndarray]]) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=90)
 
+
+main = experiment(__file__, __doc__, TABLE, run, least={"starts": 1, "iterations": 1, "seed": 0})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

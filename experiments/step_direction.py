@@ -23,12 +23,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import Claim, conclude, write_csv
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import Claim, conclude, experiment, write_csv
+from command_line import Flag
 
 TABLE = (
     Flag("workdir", "path", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
@@ -36,8 +35,6 @@ TABLE = (
     Flag("points", "integer", 50, "random points x for each quadratic"),
     Flag("candidates", "integer", 1000, "candidate leaders for each point, half of them mirror images"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
 
 QUADRATICS = ((10, 2), (10, 20), (100, 10), (1000, 10), (1000, 100))  # (condition number, dimension); m is 1
 PULLS = tuple(10.0**exponent for exponent in range(-4, 7))  # λ / m
@@ -77,33 +74,14 @@ class Share(NamedTuple):
         return self.share >= 0.5 - 3 * self.error - 1e-12
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("seed", "points", "candidates")}
-    for name, least in (("seed", 0), ("points", 1), ("candidates", 10)):
-        if sizes[name] < least:
-            return refuse(argv, f"--{name}={sizes[name]}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        shares = survey(**sizes)
-        write_csv(workdir / "step_direction.csv", Share._fields, shares)
-        draw(workdir / "step_direction.png", shares)
-        code = conclude(workdir, conclusions(shares))
-    except OSError as error:
-        return refuse(argv, f"cannot write to --workdir={FLAGS.workdir} ({error.strerror}): choose another folder")
+def run(workdir: pathlib.Path, **sizes: Any) -> int:
+    """Runs it, and returns its exit code."""
+    shares = survey(**sizes)
+    write_csv(workdir / "step_direction.csv", Share._fields, shares)
+    draw(workdir / "step_direction.png", shares)
+    code = conclude(workdir, conclusions(shares))
     print(f"\nresults in {workdir}: claims.json, step_direction.csv, step_direction.png")
     return code
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/step_direction.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
 
 
 def survey(seed: int, points: int, candidates: int) -> list[Share]:
@@ -246,6 +224,8 @@ def draw(path: pathlib.Path, shares: Sequence[Share]) -> None:
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=100)
 
+
+main = experiment(__file__, __doc__, TABLE, run, least={"seed": 0, "points": 1, "candidates": 10})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

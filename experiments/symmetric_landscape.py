@@ -16,18 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from claims import Claim, conclude, share, write_csv
-from command_line import Flag, command, define, describe, described, parse, refuse
+from claims import Claim, conclude, experiment, share, write_csv
+from command_line import Flag
 from descent import descend
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
 from lsgd_jax.config.methods import BLACK, BLUE, GREEN, VERMILLION
-from lsgd_jax.files.writable import make_writable
 
 TABLE = (
     Flag("workdir", "path", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),
@@ -35,8 +33,6 @@ TABLE = (
     Flag("draws", "integer", 60, "of the directions of the offsets"),
     Flag("seed", "integer", 0, "of the draws"),
 )
-FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
-define(FLAGS, TABLE)
 
 WORKERS = 4
 RATE = 0.02
@@ -80,18 +76,8 @@ class Run(NamedTuple):
         return int(self.values.shape[1])
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit code."""
-    done = parse(FLAGS, argv, usage())
-    if done is not None:
-        return done
-    sizes: dict[str, Any] = {name: FLAGS[name].value for name in ("iterations", "draws", "seed")}
-    for (name, value), least in zip(sizes.items(), (2, 1, 0), strict=True):
-        if value < least:
-            return refuse(argv, f"--{name}={value}: must be at least {least}")
-    workdir = pathlib.Path(str(FLAGS.workdir))
-    make_writable(workdir)
+def run(workdir: pathlib.Path, **sizes: Any) -> int:
+    """Runs it, and returns its exit code."""
     with jax.enable_x64(True):
         runs = list(sweep(**sizes))
     columns = ("method", "strength", "offset", "draws", "arrived", "earliest", "median", "latest",
@@ -108,12 +94,6 @@ def row_of(run: Run) -> tuple[Any, ...]:
     last = run.values[:, -1]
     extremes = map(float, (last.min(), last.max(), run.center.min(), run.center.max()))
     return (*run[:3], len(last), int((run.arrival < run.never).sum()), *arrivals, *extremes)
-
-
-def usage() -> str:
-    """The text of --help."""
-    lines = ["usage: python experiments/symmetric_landscape.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
 
 
 def sinc(x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -261,6 +241,8 @@ def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=100)
 
+
+main = experiment(__file__, __doc__, TABLE, run, least={"iterations": 2, "draws": 1, "seed": 0})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fit_link import Measurement, fit_link
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +21,8 @@ from lsgd_jax.accounting.ledger import Entry, Ledger
 from lsgd_jax.accounting.network import (
     NETWORKS,
     Link,
-    Measurement,
     Network,
     communication_seconds,
-    fit_link,
     link_seconds,
     run_seconds,
 )
