@@ -5,7 +5,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo compare theory test lint
+.PHONY: demo compare theory test test-quick lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -19,6 +19,10 @@ theory: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4
+
+# A minute of it, for a loop of changes and tests.
+test-quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m "not slow and not processes"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

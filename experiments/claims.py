@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from command_line import Flag, command, define, describe, described, parse
+from command_line import Flag, command, define, describe, parse
 
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.writable import make_writable
@@ -31,7 +31,7 @@ class Claim(NamedTuple):
 
 def experiment(
     file: str,
-    about: str | None,
+    about: str,
     table: Sequence[Flag],
     run: Callable[..., int],
     *,
@@ -42,7 +42,7 @@ def experiment(
 
     Args:
       file: of the script.
-      about: its docstring, which is its help.
+      about: what it says of itself, in its help.
       table: its flags, --workdir among them.
       run: `(workdir, **flags) -> exit code`.
       least: of whole numbers, the smallest value that each may have.
@@ -50,7 +50,7 @@ def experiment(
     """
     values = flags.FlagValues()  # its own: those of other scripts have the same names
     define(values, table)
-    usage = [f"usage: python experiments/{pathlib.Path(file).name} [--flag=value ...]", "", described(about), ""]
+    usage = [f"usage: python experiments/{pathlib.Path(file).name} [--flag=value ...]", "", about, ""]
 
     @command
     def main(argv: list[str]) -> int:

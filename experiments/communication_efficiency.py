@@ -22,7 +22,7 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag
+from command_line import Flag, described
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
@@ -237,7 +237,7 @@ def draw(path: pathlib.Path, rows: list[Row], sizes: list[int]) -> None:
     figure.savefig(path, dpi=100)
 
 
-main = experiment(__file__, __doc__, TABLE, run, least={}, check=check)
+main = experiment(__file__, described(__doc__), TABLE, run, least={}, check=check)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import conclude, experiment
-from command_line import Flag
+from command_line import Flag, described
 
 TABLE = (
     Flag("workdir", "path", "runs/convergence", "folder for the figures, the CSV files and claims.json"),
@@ -44,7 +44,7 @@ def run(workdir: pathlib.Path, *, seed: int, pairs: int, steps: int, repeats: in
         )
 
 
-main = experiment(__file__, __doc__, TABLE, run, least={"seed": 0, "pairs": 1, "steps": 1000, "repeats": 4})
+main = experiment(__file__, described(__doc__), TABLE, run, least={"seed": 0, "pairs": 1, "steps": 1000, "repeats": 4})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

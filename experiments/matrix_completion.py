@@ -20,7 +20,7 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, interval, share, write_csv
-from command_line import Flag
+from command_line import Flag, described
 from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, mirrored, on_sides, run
 from palette import line_of
 
@@ -269,7 +269,12 @@ def _draw_shares(panel: Any, method: str, points: Iterable[tuple[float, np.ndarr
 
 
 main = experiment(
-    __file__, __doc__, TABLE, run_all, least={"dimension": 2, "draws": 1, "iterations": 2, "seed": 0}, check=check
+    __file__,
+    described(__doc__),
+    TABLE,
+    run_all,
+    least={"dimension": 2, "draws": 1, "iterations": 2, "seed": 0},
+    check=check,
 )
 
 if __name__ == "__main__":

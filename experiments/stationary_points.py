@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag
+from command_line import Flag, described
 from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
 
@@ -145,7 +145,7 @@ def draw(path: pathlib.Path, found: Sequence[tuple[Row, np.ndarray]]) -> None:
     figure.savefig(path, dpi=90)
 
 
-main = experiment(__file__, __doc__, TABLE, run, least={"starts": 1, "iterations": 1, "seed": 0})
+main = experiment(__file__, described(__doc__), TABLE, run, least={"starts": 1, "iterations": 1, "seed": 0})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

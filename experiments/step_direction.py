@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag
+from command_line import Flag, described
 
 TABLE = (
     Flag("workdir", "path", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
@@ -225,7 +225,7 @@ def draw(path: pathlib.Path, shares: Sequence[Share]) -> None:
     figure.savefig(path, dpi=100)
 
 
-main = experiment(__file__, __doc__, TABLE, run, least={"seed": 0, "points": 1, "candidates": 10})
+main = experiment(__file__, described(__doc__), TABLE, run, least={"seed": 0, "points": 1, "candidates": 10})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

@@ -20,7 +20,7 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, share, write_csv
-from command_line import Flag
+from command_line import Flag, described
 from descent import descend
 from palette import line_of
 
@@ -242,7 +242,7 @@ def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
     figure.savefig(path, dpi=100)
 
 
-main = experiment(__file__, __doc__, TABLE, run, least={"iterations": 2, "draws": 1, "seed": 0})
+main = experiment(__file__, described(__doc__), TABLE, run, least={"iterations": 2, "draws": 1, "seed": 0})
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

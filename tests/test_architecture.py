@@ -110,6 +110,7 @@ print([float(x) for x in jax.vmap(step, axis_name="worker")(jnp.array([4.0, 2.0]
 """
 
 
+@pytest.mark.slow
 def test_layers_1_and_2_work_without_the_extras() -> None:
     done = subprocess.run(
         [sys.executable, "-c", USE.format(extras=EXTRAS)], capture_output=True, text=True, check=False, timeout=120

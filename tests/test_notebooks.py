@@ -58,6 +58,7 @@ def test_every_notebook_is_tested() -> None:
     assert [path.stem for path in PATHS] == sorted(FACTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTS)
 def test_a_notebook_runs_from_top_to_bottom_and_its_text_is_true(name: str, tmp_path: pathlib.Path) -> None:
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_loop_in_the_readme_learns() -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "periodic(" in block)
 
@@ -34,6 +35,7 @@ def test_the_loop_in_the_readme_learns() -> None:
     assert float(losses[:, -1].mean()) < 0.1 < float(losses[:, 0].mean())
 
 
+@pytest.mark.slow
 def test_the_own_task_in_the_readme_is_learned_and_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

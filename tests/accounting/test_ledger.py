@@ -63,6 +63,7 @@ def assert_same(program: str, expected: Ledger, steps: int, start: Counter[hlo.S
     assert sorted(branches, key=str) == sorted(map(hlo.as_compiled, levels.values()), key=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_what_the_compiled_train_step_sends(problem: Problem, name: str) -> None:
     optimizer, groups = METHODS[name]
@@ -83,6 +84,7 @@ def test_it_is_what_the_compiled_train_step_sends(problem: Problem, name: str) -
     assert bool(sends.entries) == (name != "independent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_what_a_compiled_loop_around_periodic_sends(problem: Problem, name: str) -> None:
     optimizer, groups = METHODS[name]

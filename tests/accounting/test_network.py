@@ -137,6 +137,7 @@ def script() -> ModuleType:
     return load("experiments/network.py")
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_model_network_method_and_size(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

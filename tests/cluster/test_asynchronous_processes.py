@@ -22,6 +22,8 @@ from lsgd_jax.cluster.asynchronous import AsynchronousRounds, join, make_program
 from lsgd_jax.cluster.tickets import share_round
 from lsgd_jax.engine.state import state_shardings
 
+pytestmark = pytest.mark.processes
+
 ROUNDS = 5
 
 

@@ -18,6 +18,8 @@ from lsgd_jax.errors import ExitCode, InputError
 from lsgd_jax.trainer.checkpoints import DIGESTS
 from lsgd_jax.trainer.records import read_metrics
 
+pytestmark = pytest.mark.processes
+
 PROCESSES = 4
 
 # Scripts that the launcher starts; they need no JAX.

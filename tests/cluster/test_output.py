@@ -30,6 +30,7 @@ def test_what_nobody_reads_is_dropped_meanwhile(monkeypatch: pytest.MonkeyPatch)
         print("lost")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_output(monkeypatch)
     config = Config(str(tmp_path), algorithm="none", model="mlp", groups=1, workers=1, batch_size=8, steps=8)

@@ -32,6 +32,8 @@ from lsgd_jax.errors import ExitCode, InputError, agreed_error
 from lsgd_jax.trainer.checkpoints import DIGESTS
 from lsgd_jax.trainer.records import read_leaders, read_metrics, read_rounds
 
+pytestmark = pytest.mark.processes
+
 PROCESSES = 4
 SETTINGS: dict[str, Any] = {
     "model": "mlp",

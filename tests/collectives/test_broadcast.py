@@ -88,6 +88,7 @@ def bits(leaf: Any) -> np.ndarray:
     return np.asarray(leaf).view(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [*WAYS, *MORE_WAYS])
 @each_method
 def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broadcast.BroadcastMethod) -> None:
@@ -99,6 +100,7 @@ def test_everybody_gets_the_leaders_tree_with_its_dtypes(way: str, method: broad
             np.testing.assert_array_equal(bits(received[name]), bits(np.tile(leaf[rank], (6, 1))), err_msg=name)
 
 
+@pytest.mark.slow
 @every_way
 @each_method
 def test_complex_numbers_keys_and_less_than_a_byte_arrive_whole(way: str, method: broadcast.BroadcastMethod) -> None:
@@ -138,6 +140,7 @@ def test_the_outermost_axis_may_be_any(way: str, method: broadcast.BroadcastMeth
         np.testing.assert_array_equal(received[name], np.tile(leaf[4], (6, 1)), err_msg=name)
 
 
+@pytest.mark.slow
 @every_way
 @each_method
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
@@ -151,6 +154,7 @@ def test_what_others_hold_never_enters(way: str, method: broadcast.BroadcastMeth
     assert np.isfinite(broadcasts(way, "ring", "int8")(tree, [5, 4, 3, 5, 5, 6])["float32"]).all()
 
 
+@pytest.mark.slow
 @every_way
 def test_without_a_leader_each_keeps_its_own_tree(way: str) -> None:
     tree = trees()

@@ -148,6 +148,7 @@ def means(way: str) -> Any:
     return WAYS[way](run)
 
 
+@pytest.mark.slow
 @every_way
 def test_a_mean_is_taken_over_those_who_take_part(way: str) -> None:
     x = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2

@@ -29,6 +29,7 @@ def mean_of(x: jax.Array) -> jax.Array:
     return mean(x, (GROUP, WORKER))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-HUGE, HUGE, width=32), min_size=7, max_size=7))
 def test_the_mean_of_finite_numbers_is_finite(numbers: list[float]) -> None:
@@ -58,6 +59,7 @@ def test_a_hundred_half_precision_workers_at_700_meet_at_700() -> None:
     np.testing.assert_array_equal(in_lanes(step, 1)(start), np.float16(699.9))
 
 
+@pytest.mark.slow
 def test_in_16_bits_one_device_and_eight_have_the_same_mean() -> None:
     numbers = jnp.asarray(np.random.default_rng(0).normal(size=(64, 40)), jnp.bfloat16)
     in_one = mean_of()(numbers)
@@ -68,6 +70,7 @@ def test_in_16_bits_one_device_and_eight_have_the_same_mean() -> None:
     np.testing.assert_array_equal(in_one[0], np.asarray(numbers, np.float64).mean(0).astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3, 10, 64])
 def test_a_window_of_finite_losses_has_a_finite_mean(window: int) -> None:
     losses = np.full(window, HUGE, np.float32)
@@ -76,6 +79,7 @@ def test_a_window_of_finite_losses_has_a_finite_mean(window: int) -> None:
         np.testing.assert_allclose(mean_loss, np.mean(losses, dtype=np.float64), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_norm_of_finite_numbers_does_not_overflow_on_the_way() -> None:
     for dtype, large in ((jnp.float16, 300.0), (jnp.bfloat16, 1e30), (jnp.float32, 1e30), (jnp.complex64, 1e30)):
         tree = {"a": jnp.full(3, large, dtype), "b": jnp.full(1, large, dtype)}
@@ -106,6 +110,7 @@ MEETING: dict[str, Callable[[], lsgd_jax.DistributedOptimizer]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaf", [jnp.zeros(0, jnp.bfloat16), jnp.ones(1, jnp.float16)], ids=["empty", "one"])
 def test_a_narrow_leaf_does_not_hold_back_the_push_of_dppf(leaf: Any) -> None:
     method = lsgd_jax.dppf(optax.sgd(0.1), pull=0.0, push=1.0, period=1)
@@ -154,6 +159,7 @@ def test_where_what_all_have_pushed_is_too_much_downpour_goes_back_to_what_was_f
     np.testing.assert_array_equal(center, np.ones((4, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_who_becomes_the_leader_is_within_a_rounding_of_where_it_was_and_often_there(dtype: Any) -> None:
     # All that adding an update to a parameter can do: 1 - 1e9, say, has no place for the 1.

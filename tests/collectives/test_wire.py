@@ -62,6 +62,7 @@ def test_int8_is_off_by_at_most_half_a_scale_of_its_block(size: int, scale: floa
         assert np.abs(got - block).max() <= np.abs(block).max() / 254 * (1 + 1e-4) + 1e-35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire_dtype", [None, "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.int8, np.bool_])
 def test_zeros_travel_as_zeros_and_bytes_are_those_of_the_message(wire_dtype: str | None, dtype: Any) -> None:

@@ -48,6 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_runs_and_a_report(done: Path) -> None:
     runs = sorted(str(path.parent.relative_to(done / "runs")) for path in done.rglob("summary.json"))
     tested = {run for run in runs if not run.endswith("seed=0")}
@@ -58,6 +59,7 @@ def test_a_comparison_leaves_runs_and_a_report(done: Path) -> None:
     assert {"report.md", "runs.csv", "curves.csv", "curves.png"} <= {path.name for path in done.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_never_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("it has been run already"))
     before = {path: path.stat().st_mtime_ns for path in (done / "runs").rglob("*")}
@@ -186,11 +188,13 @@ def test_a_forecast_leaves_out_what_is_finished(done: Path) -> None:
     assert "about 0.0 minutes of search and 0.0 minutes of test" in told
 
 
+@pytest.mark.slow
 def test_the_pace_of_this_machine_is_measured(tmp_path: Path) -> None:
     plan = a_plan(tmp_path, methods=["sgd"], vary=["learning_rate=0.01,0.02"])
     assert all(seconds > 0 for seconds in measure_pace(plan.search()[0].config, plan.source))
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_comparison_and_leaves_it_to_be_continued(tmp_path: Path) -> None:
     command = [
         *(sys.executable, script.__file__, f"--workdir={tmp_path}", "--methods=none", "--model=mlp"),

@@ -58,6 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write(tmp_path_factory.mktemp("report") / "whole", comparison())
 
 
+@pytest.mark.slow
 def test_the_report_has_its_tables_figures_and_facts(written: dict[str, str]) -> None:
     figures = {"curves.png", "learning_rate.png", "period.png"}
     assert written.keys() == {"report.md", "runs.csv", "curves.csv"} | figures
@@ -118,6 +119,7 @@ def test_validation_alone_decides_which_model_is_deployed(figures: Figures, depl
     assert end.validation.deployed == final_validation_error(made) == min([*known, 1.0])
 
 
+@pytest.mark.slow
 def test_test_errors_of_the_search_change_nothing(tmp_path: Path) -> None:
     def searched(row: dict[str, Any], phase: str) -> dict[str, Any]:
         return {name: x for name, x in row.items() if phase == "test" or "test" not in name}
@@ -162,6 +164,7 @@ def test_a_run_that_diverged_is_wrong_from_then_on() -> None:
     assert levels(lsgd)[0].mean == pytest.approx(8 * (2 + 3 + 4) / 3)
 
 
+@pytest.mark.slow
 def test_a_comparison_in_which_all_runs_diverged_has_a_report(tmp_path: Path) -> None:
     lost = [outcome("lsgd", LSGD, seed, phase, [], diverged=True) for seed, phase in ((0, "search"), (9, "test"))]
     text = write(tmp_path / "lost", lost, {"lsgd": LSGD})["report.md"]
@@ -169,6 +172,7 @@ def test_a_comparison_in_which_all_runs_diverged_has_a_report(tmp_path: Path) ->
     assert "1 of 1 (1 of 1 diverged)" in text
 
 
+@pytest.mark.slow
 def test_a_method_that_diverged_with_every_setting_is_not_said_to_be_missing(tmp_path: Path) -> None:
     lost = [outcome("dppf", (("learning_rate", rate),), 0, "search", [], diverged=True) for rate in (0.1, 0.2)]
     tested = [outcome("none", PARALLEL, 9, "test", falling(0.0))]
@@ -181,6 +185,7 @@ def test_a_method_that_diverged_with_every_setting_is_not_said_to_be_missing(tmp
     assert "Diverged with every setting" not in text
 
 
+@pytest.mark.slow
 def test_a_report_on_the_way_says_what_is_missing(tmp_path: Path) -> None:
     whole = comparison()
     gone = {("lsgd", "search", 1), ("data_parallel", "test", 102)}
@@ -262,6 +267,7 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
         report.write_report(tmp_path, comparison(), CHOSEN, network="carrier pigeon", compute_seconds=1, commands=[])
 
 
+@pytest.mark.slow
 def test_methods_of_ones_own_are_in_every_table_figure_and_csv_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def periods(plan: Plan) -> dict[str, int]:
     return {trial.method: trial.config.evaluation_period for trial in tests}
 
 
+@pytest.mark.slow
 def test_a_method_that_sends_more_is_evaluated_before_it_has_sent_what_another_sends(tmp_path: Path) -> None:
     plan = planned(tmp_path, "easgd", "data_parallel", "none", sampling="iid")
     # Each of them sends one model a communication: easgd 4 times in its run, data_parallel at every step.
@@ -53,6 +54,7 @@ def test_where_even_the_densest_evaluations_come_too_late_there_are_no_more_of_t
     assert periods(plan) == {"easgd": 16, "data_parallel": 4}
 
 
+@pytest.mark.slow
 def test_the_period_that_is_asked_for_is_divided_without_a_rest_and_by_no_more_than_allowed(tmp_path: Path) -> None:
     for asked, dense in ((16, 4), (15, 5), (14, 14), (9, 3), (7, 7), (4, 4), (1, 1)):
         plan = planned(tmp_path, "easgd", "data_parallel", eval_every=asked, global_period=12)

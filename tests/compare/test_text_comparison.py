@@ -64,6 +64,7 @@ def test_a_run_that_diverged_costs_what_guessing_costs(text: str) -> None:
     assert "%" not in table
 
 
+@pytest.mark.slow
 def test_the_report_speaks_of_bits_per_byte(text: str, tmp_path: Path) -> None:
     report.write_report(
         tmp_path, outcomes(text), {"lsgd": RATES[1]}, network=NETWORK, compute_seconds=0.01, commands=["compare"]

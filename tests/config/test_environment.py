@@ -36,6 +36,7 @@ def run(script: str, *arguments: str, stdout: str = os.devnull, **environment: s
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_settings_for_other_programs_and_a_full_disk_for_its_output_do_not_end_a_run(tmp_path: Path) -> None:
     """All at once: a process takes seconds to start."""
     (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: true\nfigure.dpi: \xff\n")
@@ -91,6 +92,7 @@ def test_without_a_device_of_the_kind_there_is_one_line_and_nothing_is_lost(tmp_
     assert (tmp_path / "convergence" / "claims.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "told"),
     [

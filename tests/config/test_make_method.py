@@ -49,6 +49,7 @@ def test_periods_reach_every_method(method: str) -> None:
     assert periods == PERIODS[method]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "name"), [*((method, "adamw") for method in METHODS), *(("lsgd", name) for name in BASE_OPTIMIZERS)]
 )
@@ -59,6 +60,7 @@ def test_every_method_takes_adamw_and_lsgd_every_base_optimizer(method: str, nam
     assert all((np.asarray(leaf) < 1).all() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "flag"),
     [
@@ -106,6 +108,7 @@ def test_the_learning_rate_is_scaled_to_the_workers() -> None:
     assert learning_rate(config(learning_rate=0.1, scale_learning_rate=True)) == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_lars_scales_each_layer_by_its_norms() -> None:
     grads = {"w": jnp.full((3, 2), 100.0), "b": jnp.full(2, 1e-3)}
     base = base_optimizer(config(optimizer="lars", learning_rate=1.0, momentum=0.0, weight_decay=0.0))

@@ -63,6 +63,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
         assert train.main(["train.py", f"--workdir={files}/run", "--resume", "--method_args=period=4"]) == 2
 
 
+@pytest.mark.slow
 def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report(files: Path) -> None:
     methods = f"--methods=lsgd,{files}/gossip.py:gossip"
     flags = [f"--task={files}/task.py:mine", methods, f"--workdir={files}/compare", *FLAGS, "--nocompilation_cache"]

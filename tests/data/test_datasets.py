@@ -167,6 +167,7 @@ def test_a_set_that_is_not_prepared_is_refused_with_what_to_do(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "culprits"),
     [

@@ -72,6 +72,7 @@ def in_step(devices: int, cuts: int = STEPS, seed: int = 0) -> np.ndarray:
     return drawn(state)
 
 
+@pytest.mark.slow
 def test_in_each_epoch_all_samples_are_dealt_anew_to_all_workers() -> None:
     epochs = in_step(8).reshape(8, EPOCHS, 2 * BATCH).swapaxes(0, 1)
     for epoch in epochs:
@@ -83,6 +84,7 @@ def test_in_each_epoch_all_samples_are_dealt_anew_to_all_workers() -> None:
     assert len({str(epoch) for epoch in epochs}) == EPOCHS
 
 
+@pytest.mark.slow
 def test_deals_are_a_function_of_the_seed_alone_on_any_number_of_devices_and_wherever_calls_are_cut() -> None:
     for devices in (1, 4):
         np.testing.assert_array_equal(in_step(devices), in_step(8))
@@ -90,6 +92,7 @@ def test_deals_are_a_function_of_the_seed_alone_on_any_number_of_devices_and_whe
     assert (in_step(8, seed=1) != in_step(8)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_worker_at_its_own_pace_goes_through_its_own_deals() -> None:
     topology, pace = Topology(*SHAPE, jax.devices()[:2]), np.array([[7, 1, 4, 4], [2, 6, 3, 5]], np.int32)
     state, data = started(topology)
@@ -100,6 +103,7 @@ def test_a_worker_at_its_own_pace_goes_through_its_own_deals() -> None:
         np.testing.assert_array_equal(found[rank, :taken], expected[rank, :taken])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 5, 65, 1000])
 def test_a_permutation_has_each_number_once_and_another_order_for_another_key(count: int) -> None:
     permute = jax.jit(permuted, static_argnums=2)

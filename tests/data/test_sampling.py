@@ -73,6 +73,7 @@ def order(first: int, steps: int, samples: int, batch_size: int, key: jax.Array 
     return np.asarray(jitted_order(key, jnp.int32(first), steps, samples, batch_size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "batch_size"), [(12, 4), (12, 12), (1, 1), (161, 32)])
 def test_each_epoch_goes_once_through_the_shard(samples: int, batch_size: int) -> None:
     steps = samples // batch_size
@@ -93,6 +94,7 @@ def test_what_an_epoch_leaves_out_for_an_uneven_batch_others_take() -> None:
     assert len(set.union(*left_out)) > 5
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(first=st.integers(0, 40), cuts=st.lists(st.sampled_from([1, 4, 11]), min_size=1, max_size=4))
 def test_the_order_does_not_depend_on_where_rounds_are_cut(first: int, cuts: list[int]) -> None:
@@ -115,6 +117,7 @@ def drawn(sampling: str, data: Images, samples: int, batch_size: int, steps: int
     return planned, [draw(data, planned[step], jax.random.key(step)) for step in range(steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["shard", "iid"])
 def test_batches_carry_the_labels_of_their_images(sampling: str) -> None:
     data = jax.tree.map(jnp.asarray, numbered(50))

@@ -159,6 +159,7 @@ def labels_of(source: StreamedSource, indices: list[int]) -> list[int]:
     return [label for _, label in source.train.read(indices)]
 
 
+@pytest.mark.slow
 def test_shards_are_disjoint_and_cover_an_epoch_in_a_new_order_each_time(source: StreamedSource) -> None:
     drawn = minibatches(source)  # 22 images: shards of 7, of which 2 batches of 3 are seen in an epoch
     epochs = [[[drawn.indices(rank, 2 * epoch + i) for i in (0, 1)] for rank in range(3)] for epoch in range(30)]
@@ -173,6 +174,7 @@ def test_shards_are_disjoint_and_cover_an_epoch_in_a_new_order_each_time(source:
     assert not set(validation) & set(labels_of(source, list(set.union(*seen))))
 
 
+@pytest.mark.slow
 def test_workers_draw_from_all_training_images_with_iid(source: StreamedSource) -> None:
     drawn = minibatches(source, sampling="iid", batch_size=10)
     batches = {(rank, step): drawn.indices(rank, step) for rank in range(3) for step in range(40)}
@@ -205,6 +207,7 @@ def test_a_worker_sees_the_same_whichever_others_are_loaded_here(source: Streame
 # Processes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_the_number_of_processes_does_not_change_what_is_loaded(source: StreamedSource) -> None:
     drawn = OfRanks(minibatches(source), (0, 1, 2))
@@ -215,6 +218,7 @@ def test_the_number_of_processes_does_not_change_what_is_loaded(source: Streamed
         np.testing.assert_array_equal(mine.labels, theirs.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_is_told(
     tmp_path: Path, source: StreamedSource
@@ -244,6 +248,7 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
 # Blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 2, 3])
 def test_blocks_hold_each_step_at_its_place_from_whatever_step_on(source: StreamedSource, first: int) -> None:
     topology, length, steps = Topology(2, 2), 3, 8
@@ -280,6 +285,7 @@ def config(folder: str, workdir: Path, **more: Any) -> Config:
     return Config(workdir=str(workdir), **(given | more))
 
 
+@pytest.mark.slow
 def test_evaluation_counts_as_numpy_does(
     folder: str, source: StreamedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +311,7 @@ def last_state(workdir: Path) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_a_run_is_the_same_bit_for_bit_if_stopped_and_with_processes(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ def first_leader(settings: Settings) -> int:
     return expected(make_problem(), settings).elections[0].rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 18, 20])
 @pytest.mark.parametrize("leaves", [("b",), ("w",), ("b", "w")], ids="+".join)

@@ -67,6 +67,7 @@ MESHES = [(method, devices) for method in REFERENCES for devices in (1, 8)]
 MESHES += [(method, devices) for method in ("local_sgd", "downpour") for devices in (2, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", FAULTS)
 @pytest.mark.parametrize(("method", "devices"), MESHES)
 def test_the_trajectory_is_that_of_the_simulation_on_1_2_4_and_8_devices(
@@ -75,6 +76,7 @@ def test_the_trajectory_is_that_of_the_simulation_on_1_2_4_and_8_devices(
     check(method, devices, "sequential", faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "devices"), [("local_sgd", 1), ("eamsgd", 2), ("grawa", 4)])
 def test_lanes_that_step_all_at_once_change_nothing(method: str, devices: int) -> None:
     for faults in FAULTS:
@@ -97,6 +99,7 @@ def test_all_but_independent_workers_are_restarted() -> None:
         assert len(everybody) == (8 if method in ("easgd", "eamsgd", "downpour", "diloco") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "devices"), [("easgd", 1), ("easgd", 8), ("eamsgd", 2), ("downpour", 4), ("diloco", 8), ("grawa", 4)]
 )

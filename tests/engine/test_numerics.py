@@ -39,6 +39,7 @@ def other_defaults() -> Iterator[None]:
         jax.config.update("jax_random_seed_offset", 0)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_under_other_defaults_of_jax_and_on_more_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_factor_does_what_a_schedule_inside_the_base_optimizer_would(name: str
     np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_worker_that_starts_again_goes_on_with_the_rate_of_the_others(devices: int) -> None:
     # Each step moves a worker by the rate; worker 1 is lost in step 2, and starts again at step 4.
@@ -109,6 +110,7 @@ def test_a_worker_that_starts_again_goes_on_with_the_rate_of_the_others(devices:
     assert np.isnan(places[1][1])
 
 
+@pytest.mark.slow
 def test_a_plateau_is_so_many_evaluations_in_a_row_without_improvement() -> None:
     plateau, scales = start_plateau(), []
     for loss in (2.0, 1.0, 1.5, math.nan, 0.9, 0.9, 0.95, math.inf):
@@ -117,6 +119,7 @@ def test_a_plateau_is_so_many_evaluations_in_a_row_without_improvement() -> None
     np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_saturates_goes_on_with_a_tenth_of_the_rate_also_when_it_is_resumed(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -97,6 +97,7 @@ def run_rounds(parts: Any, rounds: Any) -> tuple[list[Any], list[Any], Any]:
     return trajectory, reports, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "lanes"), [(1, "vmap"), (2, "sequential"), (4, "vmap"), (8, "sequential")])
 def test_the_trajectory_is_that_of_the_simulation_on_any_devices(devices: int, lanes: str) -> None:
     gradient = numpy_loss_and_grad(PROBLEM, SETTINGS.workers)
@@ -114,6 +115,7 @@ def test_the_trajectory_is_that_of_the_simulation_on_any_devices(devices: int, l
     assert int(state.step) == 3 * len(ROUNDS)
 
 
+@pytest.mark.slow
 def test_workers_of_equal_speed_are_bitwise_where_those_in_step_are() -> None:
     parts = asynchronous(1, "vmap")
     pace, _ = simulate_round([0.7] * 8, 8 * 3)
@@ -150,7 +152,7 @@ def test_the_learning_rate_follows_the_shared_count_up_to_the_end_of_the_round()
 
 def test_a_worker_that_has_taken_no_step_is_not_told_to_have_a_loss_that_is_not_finite() -> None:
     told: list[str] = []
-    records, progress = Mock(), Mock(tell=told.append)
+    records, progress = Mock(), Mock(write=told.append)
     log = RoundLog(Topology(1, 2), records, progress, lambda: None)
 
     def after(step: int, *steps: int) -> list[str]:
@@ -178,6 +180,7 @@ RUN: dict[str, Any] = {
 COUNTS = [10, 10, 9, 3]
 
 
+@pytest.mark.slow
 def test_a_simulated_run_tells_its_time_and_its_rounds_and_resumes_bitwise(tmp_path: Path) -> None:
     whole = train(Config(str(tmp_path / "whole"), **RUN), figures=False)
     assert whole is not None

@@ -132,6 +132,7 @@ def of_each_worker(topology: Topology, function: Any, *args: Any) -> Any:
 SPLITS = [(2, 4, 1), (2, 4, 2), (2, 4, 4), (2, 4, 8), (4, 2, 4), (3, 4, 8), (4, 6, 6), (1, 6, 4), (6, 1, 4), (1, 1, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SPLITS, ids=str)
 def test_ranks_are_row_major_over_groups_and_workers_however_they_are_split(case: tuple[int, int, int]) -> None:
     groups, workers, devices = case

@@ -76,11 +76,13 @@ def check(settings: Settings, faults: Faults | None = None) -> Run:
     return reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_the_trajectory_and_the_leaders_are_those_of_the_simulation(settings: Settings) -> None:
     assert {election.rank for election in check(settings).elections} > {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 18, 20])
 @pytest.mark.parametrize("leaves", [("b",), ("w",), ("b", "w")], ids="+".join)
@@ -92,6 +94,7 @@ def test_a_worker_whose_parameters_break_starts_again_from_the_next_leader(
         assert reseeds == [Reseed(-(-step // settings.local_period) * settings.local_period, rank)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("loss", [NAN, INF, -INF])
 def test_a_worker_that_lost_only_its_loss_is_pulled_and_does_not_start_again(settings: Settings, loss: float) -> None:
@@ -107,6 +110,7 @@ def test_a_wholly_lost_group_waits_for_the_global_leader(settings: Settings) -> 
     assert check(settings, lost).reseeds == [Reseed(at, rank) for rank in (3, 4, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_a_lost_leader_is_followed_by_another_and_starts_again(settings: Settings) -> None:
     for election in check(settings).elections[:4]:
@@ -120,6 +124,7 @@ def test_a_lost_worker_stays_lost_while_there_is_no_leader() -> None:
     assert check(PLAIN, faults).reseeds == [Reseed(6, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", ["vmap", "sequential"])
 @pytest.mark.parametrize("algorithm", ["lsgd", "data_parallel"])
 def test_the_trajectory_is_the_same_on_1_2_4_and_8_devices(lanes: str, algorithm: str) -> None:
@@ -154,6 +159,7 @@ def test_the_state_is_consumed() -> None:
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", ["vmap", "sequential"])
 def test_between_communications_the_step_sends_nothing(lanes: str) -> None:
     optimizer, topology, train_step = compiled(STALE, 6, lanes)
@@ -165,6 +171,7 @@ def test_between_communications_the_step_sends_nothing(lanes: str) -> None:
     assert not hlo.collectives_outside_conditionals(program)
 
 
+@pytest.mark.slow
 def test_initial_parameters_are_the_same_or_different_and_do_not_depend_on_the_devices() -> None:
     def init_model(key: jax.Array) -> Any:
         return {"w": jax.random.normal(key, (3,))}, {}
@@ -191,6 +198,7 @@ def test_a_call_ends_where_a_communication_may_be_due_and_after_64_steps_at_most
     assert end_of_call(data_parallel(optax.sgd(0.1)), 2, 10) == 64
 
 
+@pytest.mark.slow
 def test_a_period_that_is_longer_than_a_call_is_kept() -> None:
     settings = Settings(groups=1, workers=3, global_period=65, window=4)
     trajectory, reports, _ = run(make_problem(count=3, steps=STEPS), compiled(settings), cuts=100)
@@ -198,6 +206,7 @@ def test_a_period_that_is_longer_than_a_call_is_kept() -> None:
     assert [bool(report.elections["global"].due.all()) for _, report in reports] == [False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mesh", "nested vmap", "mesh of lanes", "pmap of lanes"])
 def test_a_loop_of_ones_own_around_periodic_gives_the_same_trajectory(how: str) -> None:
     forms = {

@@ -46,6 +46,7 @@ CHANNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "count"), COUNTS.items(), ids=[f"{c[0]}-{c[1][0]}" for c in COUNTS])
 def test_parameters_are_as_many_as_published(case: Any, count: int) -> None:
     name, shape, classes = case
@@ -66,6 +67,7 @@ def test_an_odd_last_row_makes_windows_of_its_own_in_vgg16(side: int, inputs: in
     assert params["hidden1"]["kernel"].shape == (inputs, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (1, 4)])
 def test_max_pooling_by_3_and_its_gradient_are_those_of_flax(height: int, width: int) -> None:
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, height, width, 3)), jnp.float32)
@@ -138,6 +140,7 @@ def images_of(side: int, batch: int = 4) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(size=(batch, side, side, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_resnet20_is_what_its_paper_says() -> None:
     params, state = weights(Resnet20, 9)
     model, images = made(Resnet20, 9), images_of(9)
@@ -148,6 +151,7 @@ def test_resnet20_is_what_its_paper_says() -> None:
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
+@pytest.mark.slow
 def test_training_moves_the_moments_by_a_tenth_to_those_of_the_batch() -> None:
     model, images = made(Resnet20, 9), images_of(9)
     params, state = weights(Resnet20, 9)
@@ -161,6 +165,7 @@ def test_training_moves_the_moments_by_a_tenth_to_those_of_the_batch() -> None:
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).all()), after, state)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "side", "dtype"),
     [(FewerBlocks20, 8, "bfloat16"), (FewerBlocks50, 33, "float32"), (Vgg16, 17, "float32")],
@@ -180,11 +185,13 @@ def test_a_gradient_is_finite_and_everything_stays_in_float32(network: Any, side
     assert all((a != b).any() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True))
 
 
+@pytest.mark.slow
 def test_a_bottleneck_starts_as_its_shortcut() -> None:
     block, x = Bottleneck(8, 2, 1, None, nnx.Rngs(0)), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3, 8)))
     np.testing.assert_array_equal(block(x, True), nnx.relu(x))
 
 
+@pytest.mark.slow
 def test_workers_with_residual_blocks_train_alike_on_1_and_on_8_devices() -> None:
     model = made(FewerBlocks20, 8)
     method = lsgd(optax.sgd(0.05, momentum=0.9), local_period=1, global_period=2)

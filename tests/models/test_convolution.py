@@ -79,11 +79,13 @@ CASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_value_and_gradients_are_those_of_jax(case: Any) -> None:
     assert_right(*case)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     sides=st.tuples(st.integers(7, 9), st.integers(7, 9)),
@@ -127,6 +129,7 @@ LOOPS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_many_kernels_give_what_they_give_one_by_one(layer: Any, loop: Any) -> None:
@@ -210,6 +213,7 @@ TILED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sides", "taps"), TILED.values(), ids=TILED)
 def test_winograds_filtering_is_exact_but_for_rounding(sides: Any, taps: int) -> None:
     with jax.enable_x64(True):
@@ -219,6 +223,7 @@ def test_winograds_filtering_is_exact_but_for_rounding(sides: Any, taps: int) ->
         assert_same(ours, theirs, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", [2, 3, 4, 5])
 def test_winograds_filtering_keeps_five_digits_in_float32(taps: int) -> None:
     arrays = random(8, 12, 12, 64), random(taps, taps, 64, 96)
@@ -245,6 +250,7 @@ CHOICES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "kernel", "strides", "dilation", "by_xla"), CHOICES.values(), ids=CHOICES)
 def test_the_choice_falls_by_shape_and_keeps_the_numbers(
     images: Any, kernel: Any, strides: Any, dilation: Any, by_xla: bool
@@ -257,6 +263,7 @@ def test_the_choice_falls_by_shape_and_keeps_the_numbers(
     assert ("dot_general" in found) != by_xla
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "features"), [(12, 64), (12, 3), (4, 64)], ids=["direct", "band", "patches"])
 def test_bfloat16_gives_float32_on_cpu(side: int, features: int) -> None:
     arrays = random(2, side, side, features, dtype=np.float32), random(5, 5, features, 8, dtype=np.float32)

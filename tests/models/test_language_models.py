@@ -113,6 +113,7 @@ def test_the_lstm_is_that_of_its_equations() -> None:
     np.testing.assert_allclose(logits[0], x @ params["embedding"].T + params["bias"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", ["vmap", "map"])
 def test_the_gradient_of_the_recurrence_is_that_of_plain_differentiation_on_every_lane(lanes: str) -> None:
     rng = np.random.default_rng(1)
@@ -148,6 +149,7 @@ def test_no_gradient_crosses_into_the_window_before() -> None:
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.slow
 def test_models_start_as_published() -> None:
     lstm, _ = jax.jit(make_language_model("lstm", 50, 1, 4, 64, 2).init)(KEY)
     np.testing.assert_array_equal(lstm["layer1"]["bias"].reshape(4, 64), np.array([[0], [1], [0], [0]]) * np.ones(64))
@@ -203,6 +205,7 @@ def test_heads_divide_any_width_and_are_64_wide_or_wider(width: int, heads: int)
     assert heads_of(width) == heads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_bfloat16_products_leave_parameters_state_gradients_and_logits_in_float32(name: str) -> None:
     exact, rounded = small(name), small(name, jnp.bfloat16)

@@ -49,6 +49,7 @@ def test_parameters_and_logits_have_the_sizes_worked_out_by_hand(case: Any, para
         assert (logits.shape, logits.dtype) == ((5, classes), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), SMALLEST.items())
 def test_the_smallest_images_work(name: str, side: int) -> None:
     for shape in ((side, side, 1), (side + 3, side, 2)):
@@ -87,6 +88,7 @@ def passing_through(name: str) -> tuple[Any, Any, jax.Array]:
     return model, params, jnp.ones((64, side, side, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate"), [(name, rate) for name, (rate, _) in DROPOUT.items()])
 def test_dropout_acts_on_the_last_hidden_layer_in_training_only(name: str, rate: float) -> None:
     model, params, images = passing_through(name)
@@ -111,6 +113,7 @@ def test_max_pooling_is_that_of_flax_and_leaves_an_odd_last_row_or_column_out(he
     np.testing.assert_array_equal(max_pool_2(jnp.asarray(images)), pooled)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_max_pooling_goes_to_the_largest() -> None:
     images = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
     weights = np.arange(2 * 2 * 3 * 3, dtype=np.float32).reshape(2, 2, 3, 3)
@@ -128,6 +131,7 @@ def assert_plain(tree: Any) -> None:
         assert_plain(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_plain_dictionaries_of_arrays(name: str) -> None:
     params, model_state = jax.eval_shape(make_model(name, (28, 28, 1), 10).init, KEY)
@@ -146,6 +150,7 @@ def test_parameters_are_a_function_of_the_key_and_biases_start_at_zero() -> None
         np.testing.assert_array_equal(first[layer]["bias"], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("mlp", (3, 4, 2)), ("cnn3", (6, 7, 1)), ("cnn7", (24, 25, 1))])
 def test_the_module_gives_what_apply_gives(name: str, shape: tuple[int, int, int]) -> None:
     model = make_model(name, shape, 5)
@@ -161,6 +166,7 @@ def test_the_module_gives_what_apply_gives(name: str, shape: tuple[int, int, int
     np.testing.assert_allclose(module(images), logits, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("mlp", (4, 4, 3)), ("cnn7", (24, 24, 3))])
 def test_bfloat16_products_leave_parameters_gradients_and_logits_in_float32(
     name: str, shape: tuple[int, int, int]

@@ -25,6 +25,7 @@ def one_worker(base: optax.GradientTransformation, params: Any, batches: Any) ->
     return jax.jit(lambda: jax.lax.scan(step, (params, base.init(params)), batches)[1])()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lanes", "mesh"])
 @pytest.mark.parametrize(
     "base", [optax.sgd(0.05, momentum=0.9, nesterov=True), optax.adamw(0.01)], ids=["sgd", "adamw"]

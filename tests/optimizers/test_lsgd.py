@@ -31,6 +31,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_the_trajectory_is_that_of_the_simulation(settings: Settings) -> None:
     problem = make_problem()
@@ -50,6 +51,7 @@ def test_leaders_stay_where_they_are_and_a_pull_of_one_makes_others_equal() -> N
             np.testing.assert_allclose(trajectory["w"][:, election.step - 1], at_leader[None].repeat(6, 0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_one_group_nothing_local_has_any_effect() -> None:
     problem = make_problem()
     one = CASES["one group, periods that do not fit"]
@@ -72,6 +74,7 @@ def test_equal_scores_elect_the_lowest_rank() -> None:
     assert_same(train(problem, settings), run)
 
 
+@pytest.mark.slow
 def test_what_travels_as_bfloat16_is_rounded_for_everybody_but_the_leader() -> None:
     problem = make_problem()
     run = expected(problem, STALE, wire=lambda leaf: leaf.astype(ml_dtypes.bfloat16).astype(leaf.dtype))
@@ -79,6 +82,7 @@ def test_what_travels_as_bfloat16_is_rounded_for_everybody_but_the_leader() -> N
     assert_same(train(problem, STALE, "bfloat16"), run)
 
 
+@pytest.mark.slow
 def test_a_momentum_is_not_touched_by_a_pull() -> None:
     params = {"w": jnp.arange(6.0)}
     optimizer = method(PLAIN)

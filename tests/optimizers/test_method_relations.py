@@ -52,6 +52,7 @@ def assert_equal(one: DistributedOptimizer, other: DistributedOptimizer, *, same
 AVERAGING = local_sgd(MOMENTUM, global_period=7)
 
 
+@pytest.mark.slow
 def test_diloco_with_outer_steps_of_one_is_local_sgd() -> None:
     assert_equal(diloco(MOMENTUM, optax.sgd(1.0), period=7), AVERAGING, same_start=False, atol=1e-5)
 
@@ -68,10 +69,12 @@ def test_averaging_at_every_step_is_data_parallelism() -> None:
     assert_equal(local_sgd(PLAIN, global_period=1), data_parallel(PLAIN), same_start=True, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_elastic_force_of_zero_leaves_workers_independent() -> None:
     assert_equal(easgd(MOMENTUM, beta=0.0, period=3), independent(MOMENTUM), same_start=False, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_pull_of_one_makes_all_workers_the_leader_to_the_bit() -> None:
     optimizer, topology = lsgd(MOMENTUM, local_period=3, global_period=6, global_pull=1.0), Topology(2, 4)
     train_step = make_train_step(optimizer, topology, faulty_loss, REGRESSION, compiler_options=QUICK)

@@ -38,6 +38,7 @@ def assert_same(trained: Trained, run: Run) -> None:
             np.testing.assert_allclose(ours, leaf, rtol=0, atol=1e-5, err_msg=f"center, {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_and_center_are_those_of_the_simulation(name: str, start: str) -> None:
@@ -71,6 +72,7 @@ def test_a_loss_that_is_not_finite_is_nobodys_concern(case: Case) -> None:
     assert_same(trainer(case)(with_faults(problem, faults)), expected(case, problem))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TYPICAL.values(), ids=TYPICAL)
 def test_adam_and_adamw_serve_as_base_and_keep_their_counts(case: Case) -> None:
     problem, case = STARTS["different starts"], replace(case, base=ADAM_AND_ADAMW)

@@ -57,6 +57,7 @@ def reference(settings: Settings) -> Any:
     return expected(make_problem(), settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MAPPINGS)
 def test_a_scan_inside_any_mapping_takes_the_same_course(how: str) -> None:
     assert_same(run_scanned(MAPPINGS[how], periodic(method(STALE)), make_problem()), reference(STALE))
@@ -82,6 +83,7 @@ def test_the_workers_of_a_flat_pmap_are_one_group() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", STEP_BY_STEP)
 def test_mapping_the_single_step_takes_the_same_course(how: str) -> None:
     problem, steps = make_problem(), STEP_BY_STEP[how](periodic(method(STALE)))
@@ -89,6 +91,7 @@ def test_mapping_the_single_step_takes_the_same_course(how: str) -> None:
     assert_same(trajectory, reference(STALE))
 
 
+@pytest.mark.slow
 def test_axis_names_are_free() -> None:
     transform = periodic(method(PLAIN), group_axis="node", worker_axis="core")
     lanes = jax.vmap(jax.vmap(partial(scanned, transform), axis_name="core"), axis_name="node")
@@ -117,12 +120,14 @@ def test_clipping_stands_before_it_in_a_chain() -> None:
     compared(optax.chain(clip, optax_sgd()), optax.chain(clip, stale_lsgd(optax_sgd())), MESH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [MESH, LANES], ids=["mesh", "lanes"])
 def test_gradients_are_accumulated_in_the_base(how: Callable[..., Any]) -> None:
     base = optax.MultiSteps(optax_sgd(), every_k_schedule=4).gradient_transformation()
     compared(base, stale_lsgd(base), how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [MESH, LANES], ids=["mesh", "lanes"])
 def test_adam_does_the_local_steps(how: Callable[..., Any]) -> None:
     base = optax.adamw(optax.cosine_decay_schedule(0.02, STEPS), weight_decay=0.01)
@@ -146,6 +151,7 @@ def test_a_base_may_read_the_loss() -> None:
     assert_same(trajectory, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PLAIN, STALE], ids=["plain", "stale"])
 def test_its_state_goes_through_orbax_and_goes_on_bitwise(settings: Settings, tmp_path: Path) -> None:
     problem, half, end = make_problem(), 17, 40
@@ -166,6 +172,7 @@ def compiled_text(mapped: jax.stages.Wrapped, *args: Any) -> str:
     return mapped.lower(*args).compile().as_text()
 
 
+@pytest.mark.slow
 def test_steps_between_communications_send_nothing() -> None:
     problem = make_problem()
     transform = periodic(method(STALE))

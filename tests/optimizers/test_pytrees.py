@@ -100,6 +100,7 @@ def in_reals(method: str) -> Any:
     return MAPS["nested vmap"](partial(trained, METHODS[method]()))(of_reals())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_move_as_reals_do_and_all_else_stays(method: str, how: str) -> None:
@@ -129,6 +130,7 @@ def trained_on_nothing(method: str) -> Any:
     return MAPS["nested vmap"](lambda rank: trained(METHODS[method](), {}))(jnp.arange(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_narrow_numbers_beside_others_stay_what_they_are_under_strict_promotion_too(method: str) -> None:
     dtypes = (jnp.float8_e4m3fn, jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64)
@@ -146,6 +148,7 @@ def test_narrow_numbers_beside_others_stay_what_they_are_under_strict_promotion_
                 assert {name: leaf.dtype for name, leaf in after.items()} == {k: v.dtype for k, v in tree.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_and_state_can_be_donated(method: str) -> None:
     optimizer = METHODS[method]()
@@ -173,6 +176,7 @@ BATCHES = Batches(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lsgd", "data_parallel"])
 def test_the_train_step_takes_complex_numbers_downhill_and_leaves_integers(method: str) -> None:
     topology, optimizer = Topology(GROUPS, WORKERS, jax.devices()[:4]), METHODS[method]()
@@ -193,6 +197,7 @@ def test_the_train_step_takes_complex_numbers_downhill_and_leaves_integers(metho
     np.testing.assert_array_equal(state.params["count"], before["count"])
 
 
+@pytest.mark.slow
 def test_the_center_of_a_model_that_counts_is_the_same_on_every_device() -> None:
     def model(key: jax.Array) -> tuple[Any, Any]:
         count = jax.random.randint(key, 2, 0, 99)
@@ -211,6 +216,7 @@ def test_the_center_of_a_model_that_counts_is_the_same_on_every_device() -> None
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *centers)
 
 
+@pytest.mark.slow
 def test_a_model_without_parameters_has_a_state_and_a_ledger() -> None:
     for method in METHODS.values():
         state = init_state(method(), Topology(GROUPS, WORKERS), lambda key: ({}, {}), jax.random.key(0))

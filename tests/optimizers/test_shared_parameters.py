@@ -73,6 +73,7 @@ MAPS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
 @pytest.mark.parametrize("method", ["data_parallel", "easgd", "lsgd"])
 def test_everywhere_else_workers_step_as_if_each_had_come_with_a_copy(method: str, how: str) -> None:

@@ -72,6 +72,7 @@ def assert_moments(found: Any, inputs: np.ndarray) -> None:
     np.testing.assert_allclose(found["var"], inputs.var(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jitted", [False, True])
 def test_the_moments_of_each_layer_are_those_of_all_that_reaches_it_in_training(jitted: bool) -> None:
     model, params, model_state = small()
@@ -85,6 +86,7 @@ def test_the_moments_of_each_layer_are_those_of_all_that_reaches_it_in_training(
     assert_moments(found["last"], x @ params["dense"]["kernel"].astype(np.float64) + params["dense"]["bias"])
 
 
+@pytest.mark.slow
 def test_an_evaluation_uses_the_moments() -> None:
     model, params, model_state = small()
     found = reestimate(model, params, model_state, images(), KEY)

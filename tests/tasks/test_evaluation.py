@@ -164,6 +164,7 @@ def assert_same(tree: Any, expected: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), tree, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("lost", [(), ((0, 2),), ((1, 1), (0, 0))], ids=str)
 def test_the_center_is_the_mean_of_finite_workers_and_the_leader_the_best_of_them(

@@ -73,6 +73,7 @@ def bigram(vocabulary: int = 128) -> Any:
     return make_language_model("lstm", 2, 1, 1, 1, 1)._replace(init=init, apply=apply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_the_figures_are_those_of_numpy_with_the_state_carried_along_each_row(
     devices: int, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +153,7 @@ def started(model: str) -> Any:
     return jax.device_get(init_state(make_method(settings), alone, init, KEY)._replace(keys=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["lstm", "transformer"])
 def test_training_and_evaluation_do_not_depend_on_the_devices(model: str) -> None:
     (alone, figures), (spread, spread_figures) = trained(model, 1), trained(model, 8)
@@ -164,6 +166,7 @@ def test_training_and_evaluation_do_not_depend_on_the_devices(model: str) -> Non
     assert len(carried) == (2 if model == "lstm" else 0)
 
 
+@pytest.mark.slow
 def test_the_state_that_a_worker_carries_counts_from_the_beginning_of_the_epoch() -> None:
     model = make_language_model("lstm", 256, 2, 8, 4, 1)
     params, zeros = jax.jit(model.init)(KEY)
@@ -206,6 +209,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_bits_per_byte_in_its_metrics_figure_and_table(finished: Path) -> None:
     rows = read_metrics(finished)
     figures = {f"{split}_{name}" for split in ("validation", "test", "leader_validation", "leader_test")
@@ -223,6 +227,7 @@ def test_a_run_leaves_bits_per_byte_in_its_metrics_figure_and_table(finished: Pa
     assert (lines["center"], lines["leader"]) == ("2.250", "8.000")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_amid_an_epoch_with_the_text_moved(finished: Path, tmp_path: Path) -> None:
     workdir, moved = tmp_path / "run", tmp_path / "moved.txt"
     shutil.copytree(finished, workdir)
@@ -238,6 +243,7 @@ def test_a_run_goes_on_bit_for_bit_amid_an_epoch_with_the_text_moved(finished: P
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_saved_center_begins_a_text_at_every_call(finished: Path) -> None:
     model, params = load_center(finished)
     text = np.frombuffer((WORDS * 20)[-50:], np.uint8).astype(np.int32)[None]  # all of the test text

@@ -47,6 +47,7 @@ def nnx_error(net: Net, batch: Any) -> jax.Array:
     return (net(batch["x"]).argmax(-1) != batch["y"]).astype(jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", [{"error": nnx_error}, None])
 def test_a_module_of_flax_nnx_learns_with_batch_statistics_of_its_own(metrics: Any) -> None:
     result = fitted(nnx_task(Net, nnx_loss, train=from_arrays(DATA, 8), validation=HELD_OUT, metrics=metrics))
@@ -60,6 +61,7 @@ def test_a_module_of_flax_nnx_learns_with_batch_statistics_of_its_own(metrics: A
     np.testing.assert_allclose(model_state["norm"]["var"], moments, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_module_of_flax_linen_is_a_task() -> None:
     net = nn.Sequential([nn.Dense(16), jnp.tanh, nn.Dense(2)])
 
@@ -71,6 +73,7 @@ def test_a_module_of_flax_linen_is_a_task() -> None:
     assert result.metrics[-1]["validation_loss"] < 0.5
 
 
+@pytest.mark.slow
 def test_a_module_of_equinox_is_a_task() -> None:
     _, static = eqx.partition(eqx.nn.MLP(7, 2, 16, 1, key=jax.random.key(0)), eqx.is_array)
 

@@ -30,6 +30,7 @@ def narrow() -> Problem:
     return quadratic(np.random.default_rng(0), 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["quadratic", "logistic"])
 def test_the_constants_of_a_problem_bound_its_curvature(problem: str) -> None:
     rng = np.random.default_rng(1)
@@ -73,6 +74,7 @@ def test_noise_has_the_variance_that_is_told_and_that_of_scores_is_apart() -> No
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.1
 
 
+@pytest.mark.slow
 def test_one_step_is_as_good_as_the_theorem_says_and_stops_being_so_beyond(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def claims_on_the_rate(*settings: rate.Setting) -> list[Claim]:
     return rate.conclusions([rate.descend_as(problem, setting, 1000, 8, rng) for setting in settings])
 
 
+@pytest.mark.slow
 def test_lsgd_is_as_fast_as_the_theorem_says_with_exact_and_with_noisy_scores() -> None:
     exact, noisy_leader = rate.SETTINGS[0], rate.SETTINGS[-1]
     assert all(claim.held for claim in claims_on_the_rate(exact, noisy_leader))
@@ -126,6 +129,7 @@ def claims_on_a_stochastic_leader(monkeypatch: pytest.MonkeyPatch, workdir: Path
     return stochastic_leader.run(narrow(), 400, 16, np.random.default_rng(0), workdir)
 
 
+@pytest.mark.slow
 def test_a_stochastic_leader_costs_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [claim.held for claim in claims_on_a_stochastic_leader(monkeypatch, tmp_path)] == [True, True, True]
     assert (tmp_path / "stochastic_leader.png").stat().st_size > 10_000
@@ -146,6 +150,7 @@ def test_following_the_worst_is_no_gain(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not gain.held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_longer_periods_bring_less_and_a_pull_away_costs(
     broken: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

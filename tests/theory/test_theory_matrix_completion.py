@@ -41,6 +41,7 @@ def test_values_and_gradients_are_those_of_the_whole_matrix_near_a_minimum_too(d
     np.testing.assert_allclose(rotation @ np.asarray(gradient), miss @ x, rtol=1e-6, atol=1e-7 * distance)
 
 
+@pytest.mark.slow
 def test_a_leader_breaks_the_symmetry_and_elastic_averaging_does_not(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_leader_breaks_the_symmetry_and_elastic_averaging_does_not(
     }
 
 
+@pytest.mark.slow
 def test_elastic_averaging_gets_through_in_some_draws_with_workers_on_both_sides() -> None:
     with jax.enable_x64(True):
         sgd = optax.sgd(0.5 / 1000)
@@ -73,6 +75,7 @@ def test_elastic_averaging_gets_through_in_some_draws_with_workers_on_both_sides
     np.testing.assert_array_equal(np.abs(half.starts), np.abs(problems.starts))
 
 
+@pytest.mark.slow
 def test_the_span_of_the_starts_is_the_whole_space() -> None:
     """In coordinates of all 40 dimensions a method does the same, to rounding."""
     rng = np.random.default_rng((5, 2))
@@ -107,6 +110,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [None, *BROKEN])
 def test_a_weak_pull_does_if_it_is_to_the_leader(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, how: str | None

@@ -35,6 +35,7 @@ def objective(name: str, x: jax.Array, strength: float) -> jax.Array:
     return values.sum() + strength / 2 * ((x - to) ** 2).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("script")
 @pytest.mark.parametrize("name", ["lsgd", "easgd"])
 def test_a_method_rests_where_its_objective_is_stationary(name: str) -> None:
@@ -47,6 +48,7 @@ def test_a_method_rests_where_its_objective_is_stationary(name: str) -> None:
         assert jnp.abs(rest_points.move(name, index, strength, end) - end).max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stale", ["", "stale_"])
 def test_groups_rest_where_the_objective_with_leaders_of_both_levels_is_stationary(stale: str) -> None:
     rate, local, everywhere = 0.5, 0.003, 0.002
@@ -80,6 +82,7 @@ def test_groups_rest_where_the_objective_with_leaders_of_both_levels_is_stationa
         assert jnp.abs(jax.jit(jax.grad(objective))(end)).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_leader_is_stationary_where_the_objective_is_and_for_elastic_averaging_nobody_need_be(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

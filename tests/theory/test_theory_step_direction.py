@@ -24,6 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, workdir: Path, *arguments: str) -> int:
     return script.main(["step_direction.py", f"--workdir={workdir}", *arguments])
 
 
+@pytest.mark.slow
 def test_at_least_half_of_the_candidates_serve_where_the_theorem_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

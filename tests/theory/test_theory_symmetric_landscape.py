@@ -37,6 +37,7 @@ def test_its_gradient_can_be_differentiated_at_the_peak() -> None:
     np.testing.assert_allclose(hessian, -(np.pi**2) / 3 * np.eye(2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_leaders_bring_all_workers_to_the_ring_and_elastic_averaging_takes_them_to_the_peak(
     script: ModuleType, tmp_path: Path
 ) -> None:

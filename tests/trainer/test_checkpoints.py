@@ -71,6 +71,7 @@ def garble(folder: Path) -> None:
     (folder / DIGESTS).write_text("{")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_checkpoint_of_a_padded_name_is_to_be_called_as_no_other_is(tmp_path: 
         checkpoints._sweep(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_lost_its_checkpoints_begins_again_and_keeps_what_it_has_recorded(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +213,7 @@ def test_who_looks_at_a_run_is_told_of_a_damaged_checkpoint(whole: Path, tmp_pat
         reload_run(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["024", "٢٤"])
 def test_a_checkpoint_that_nobody_would_find_by_its_name_is_told(whole: Path, tmp_path: Path, name: str) -> None:
     workdir = copied(whole, tmp_path / "run")
@@ -275,6 +278,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(whole: Path, small_disk: Path) -> None:
     workdir = small_disk / "run"
     with pytest.raises(
@@ -302,6 +306,7 @@ def test_a_full_disk_is_heard_of_where_records_are_written_and_nothing_hangs(sma
     records.close()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

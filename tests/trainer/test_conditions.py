@@ -116,6 +116,7 @@ def own(seed: int = 0) -> Source:
     return Source("mine", (8, 8, 1), 10, 60, None, False, lambda: (images, images))
 
 
+@pytest.mark.slow
 def test_a_run_on_data_of_ones_own_does_not_go_on_with_others(tmp_path: Path) -> None:
     config = Config(str(tmp_path / "run"), **RUN)
     assert train(config, source=own(), figures=False)

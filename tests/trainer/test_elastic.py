@@ -146,6 +146,7 @@ def settled(begun: Path, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
     return found["state"], found["places"], summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 3), (2, 3)])
 def test_a_run_goes_on_with_fewer_and_with_more_workers(
     shape: tuple[int, int], begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -205,6 +206,7 @@ def test_a_run_goes_on_with_fewer_and_with_more_workers(
     assert {**summary, "seconds": None} == {**again, "seconds": None}
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_is_evaluated_again_if_others_finish_it(begun: Path, tmp_path: Path) -> None:
     shutil.copytree(begun, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
@@ -217,6 +219,7 @@ def test_a_run_killed_after_its_last_step_is_evaluated_again_if_others_finish_it
     assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_all_workers_of_data_parallel_stay_equal() -> None:
     method = data_parallel(optax.sgd(0.1, momentum=0.9))
 
@@ -244,6 +247,7 @@ def test_without_elastic_other_workers_are_refused_with_what_to_do(begun: Path) 
     assert json.loads((begun / "config.json").read_text())["workers"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_language_model_keeps_its_batch_size_or_is_refused(workers: int, tmp_path: Path) -> None:
     """Shards of 20 windows at first, fewer than a batch usually has; with four workers of 10."""

@@ -82,6 +82,7 @@ def _lost_within_10_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classification, "classification_loss", not_finite_once_it_has_fallen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_lost_within_10_steps")
 def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_meanwhile_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -112,6 +113,7 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
     assert summary["test_error"] < summary["leader_test_error"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_lost_within_10_steps")
 def test_a_run_that_ends_before_the_next_communication_without_a_center_is_given_up(tmp_path: Path) -> None:
     config = Config(str(tmp_path / "run"), algorithm="local_sgd", **SETTINGS | {"steps": 15})
@@ -120,6 +122,7 @@ def test_a_run_that_ends_before_the_next_communication_without_a_center_is_given
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [5, 10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["downpour", "diloco"])
 def test_a_center_that_is_not_finite_starts_nobody_again(method: str) -> None:
     base = optax.sgd(1.0)

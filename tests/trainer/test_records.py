@@ -392,6 +392,7 @@ DRAWINGS: dict[str, tuple[list[dict[str, Any]], list[LeaderRow], list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metrics", "leaders", "names"), DRAWINGS.values(), ids=DRAWINGS)
 def test_figures_are_drawn_with_errors_from_zero_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: Any, leaders: Any, names: list[str]

@@ -95,6 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(undisturbed: pathlib.Path) -> None:
     rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
@@ -126,6 +127,7 @@ def test_without_a_center_one_is_told_how_to_get_it(tmp_path: pathlib.Path) -> N
         load_center(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bitwise(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -171,6 +174,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bitwise(
     assert_same_run(undisturbed, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_two_checkpoints_resumes_bitwise(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -193,6 +197,7 @@ def wait_for(process: subprocess.Popen, condition: Any) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_a_larger_number_of_steps_goes_on(undisturbed: pathlib.Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     code, output = finish(start(undisturbed, "--resume"))
@@ -220,6 +225,7 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused_and_nothing_is_changed(
     assert (undisturbed / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +254,7 @@ def test_a_checkpoint_with_other_arrays_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_lost_workers_are_reported_and_the_run_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -271,6 +278,7 @@ def test_lost_workers_are_reported_and_the_run_goes_on(
     assert summary["test_error"] < 0.3
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +306,7 @@ def test_a_run_that_loses_every_worker_stops_and_names_the_last_good_checkpoint(
     assert not (workdir / "center").exists()
 
 
+@pytest.mark.slow
 def test_the_first_rounds_are_traced_and_compiled_programs_kept_where_told(undisturbed: pathlib.Path) -> None:
     assert len(list((undisturbed.parent / "profile").rglob("*.xplane.pb"))) == 1
     assert any((undisturbed.parent.parent / "compiled").iterdir())

@@ -70,6 +70,7 @@ def assert_same(one: Result, other: Result) -> None:
     assert json.dumps(strip[0]) == json.dumps(strip[1])
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_learned_and_nothing_is_written_without_a_workdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_task_of_ones_own_is_learned_and_nothing_is_written_without_a_workdir(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_metric_counts_each_sample_once() -> None:
     result = trainer().fit(8)
     params, model_state = result.center
@@ -93,6 +95,7 @@ def test_a_metric_counts_each_sample_once() -> None:
     jax.tree.map(np.testing.assert_array_equal, result.best, getattr(result, better))
 
 
+@pytest.mark.slow
 def test_without_metrics_models_are_judged_by_their_loss() -> None:
     result = trainer(task=task(metrics=None, test=None)).fit(8)
     expected, _ = loss(*result.center, HELD_OUT, jax.random.key(0))
@@ -125,6 +128,7 @@ SOURCES: dict[str, Callable[[], TrainingData]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit_from_whatever_source(tmp_path: Path, source: str) -> None:
     whole = trainer(tmp_path / "whole", task=task(SOURCES[source]())).fit(24, figures=False)
@@ -138,12 +142,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_from_whatever_source(tmp_pat
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["test_error"] == whole.summary["test_error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHOD, data_parallel(optax.sgd(0.1)), easgd(optax.adam(0.01), period=4)])
 def test_a_run_does_not_depend_on_the_devices(method: Any) -> None:
     one, eight = (trainer(method=method, devices=devices).fit(16) for devices in (1, 8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.center, eight.center)
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
     trainer(tmp_path).fit(8, figures=False)
     smaller = trainer(tmp_path, topology=Topology(1, 3), method=lambda topology: METHOD)
@@ -153,11 +159,13 @@ def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
     assert [row["groups"] * row["workers"] for row in result.metrics] == [8, 3]
 
 
+@pytest.mark.slow
 def test_workers_may_differ_in_speed() -> None:
     result = trainer(worker_speeds=[1.0] * 7 + [0.5]).fit(16)
     assert result.metrics[-1]["simulated_seconds"] > 16
 
 
+@pytest.mark.slow
 def test_the_trainer_of_flags_is_the_same(tmp_path: Path) -> None:
     """Digits by the command line's settings, and by the objects that these stand for."""
     config = Config(str(tmp_path), model="mlp", steps=16, groups=1, workers=2, global_period=4, eval_every=8)
@@ -175,6 +183,7 @@ def test_the_trainer_of_flags_is_the_same(tmp_path: Path) -> None:
         assert result.metrics[-1][figure] == pytest.approx(summary[figure], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_trainers_schedule_acts_or_is_refused() -> None:
     constant = trainer().fit(8)
     follows = lsgd(optax.chain(optax.sgd(0.1), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
@@ -191,6 +200,7 @@ def test_the_trainers_schedule_acts_or_is_refused() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["center", "leader", "best"])
 def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, which: str) -> None:
     result = trainer(tmp_path).fit(8, figures=False)
@@ -201,11 +211,13 @@ def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, wh
         load_model(tmp_path, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
 
 
+@pytest.mark.slow
 def test_a_plateau_looks_at_the_metric() -> None:
     follows = lsgd(optax.chain(optax.sgd(0.0), follow_factor()), local_period=2, global_period=4)
     assert trainer(method=follows, schedule=Schedule("plateau", patience=1)).fit(32).metrics
 
 
+@pytest.mark.slow
 def test_another_task_or_other_data_are_refused(tmp_path: Path) -> None:
     trainer(tmp_path).fit(8, figures=False)
     others = {
@@ -330,6 +342,7 @@ def test_an_error_in_ones_own_code_keeps_its_traceback() -> None:
         trainer(task=Task(init, broken, train=from_arrays(DATA, 8))).fit(8)
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_goes_where_ours_do() -> None:
     method = METHOD._replace(center=lambda params, state, axes: jax.tree.map(jnp.zeros_like, params))
     assert isinstance(Axes(), tuple)
