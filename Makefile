@@ -20,7 +20,7 @@ theory: $(VENV)/.installed-train
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4
 
-# A minute of it, for a loop of changes and tests.
+# A minute and a half of it, for a loop of changes and tests.
 test-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m "not slow and not processes"
 

@@ -12,7 +12,7 @@ from absl import flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, command, define, described, parse, refuse, usage_of
 from compilation_cache import use_compilation_cache
 
 TABLE = (
@@ -50,8 +50,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/batch_statistics.py --run=FOLDER [--flag=value ...]", "", described(__doc__)]
-    return "\n".join([*lines, "", *describe(TABLE)])
+    return usage_of("batch_statistics.py", described(__doc__), TABLE, "--run=FOLDER")
 
 
 def compare(folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from command_line import Flag, command, define, describe, parse
+from command_line import Flag, command, define, parse, usage_of
 
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.writable import make_writable
@@ -50,12 +50,11 @@ def experiment(
     """
     values = flags.FlagValues()  # its own: those of other scripts have the same names
     define(values, table)
-    usage = [f"usage: python experiments/{pathlib.Path(file).name} [--flag=value ...]", "", about, ""]
 
     @command
     def main(argv: list[str]) -> int:
         """Runs the command line and returns its exit code."""
-        done = parse(values, argv, "\n".join([*usage, *describe(table)]))
+        done = parse(values, argv, usage_of(pathlib.Path(file).name, about, table))
         if done is not None:
             return done
         given: dict[str, Any] = {flag.name: values[flag.name].value for flag in table if flag.name != "workdir"}

@@ -84,6 +84,19 @@ def describe(table: Iterable[Flag]) -> list[str]:
     return lines
 
 
+def usage_of(script: str, about: str, table: Iterable[Flag], needed: str = "") -> str:
+    """The text of --help.
+
+    Args:
+      script: its name, in experiments/.
+      about: what it says of itself.
+      table: its flags.
+      needed: those that have to be given, as --run=FOLDER.
+    """
+    given = " ".join(["usage: python experiments/" + script, *needed.split(), "[--flag=value ...]"])
+    return "\n".join([given, "", about, "", *describe(table)])
+
+
 def command(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
     """A `main` of which a signal, bad input, or having nothing to compute on make one line and an exit code."""
     return stoppable(functools.wraps(main)(lambda argv, _: main(argv)))

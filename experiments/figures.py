@@ -16,10 +16,10 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, command, define, described, parse, refuse, usage_of
 from palette import in_order, line_of
 
-from lsgd_jax.config.methods import GREY
+from lsgd_jax.trainer.colours import GREY
 
 if TYPE_CHECKING:
     from lsgd_jax.tasks.metric import Metric
@@ -119,8 +119,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/figures.py --runs=FOLDER,FOLDER [--flag=value ...]", "", described(__doc__)]
-    return "\n".join([*lines, "", *describe(TABLE)])
+    return usage_of("figures.py", described(__doc__), TABLE, "--runs=FOLDER,FOLDER")
 
 
 def read_runs(folder: pathlib.Path) -> list[Run]:

@@ -15,10 +15,10 @@ from absl import flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, command, define, described, parse, refuse, usage_of
 from compilation_cache import use_compilation_cache
 
-from lsgd_jax.config.methods import BLUE, ORANGE, VERMILLION
+from lsgd_jax.trainer.colours import BLUE, ORANGE, VERMILLION
 
 TABLE = (
     Flag("run", "path", None, "folder of a run with a checkpoint"),
@@ -81,8 +81,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/landscape.py --run=FOLDER [--flag=value ...]", "", described(__doc__)]
-    return "\n".join([*lines, "", *describe(TABLE)])
+    return usage_of("landscape.py", described(__doc__), TABLE, "--run=FOLDER")
 
 
 def survey(folder: pathlib.Path, *, worker: int | None, points: int, batches: int, data_dir: str | None) -> Landscape:

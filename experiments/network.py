@@ -12,7 +12,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, describe, described, parse, refuse
+from command_line import Flag, command, define, described, parse, refuse, usage_of
 from palette import line_of
 
 
@@ -39,7 +39,7 @@ class Model(NamedTuple):
 MODELS = {
     "cnn7": Model(
         "cnn7, CIFAR-10", 351_946, 128, 100 * 50_000, 0.003,
-        "the paper's net, as in lsgd_jax/models.py; 100 epochs; 12.4 GFLOP a step, at an assumed 4 TFLOP/s",
+        "the paper's net, as in lsgd_jax/models/small.py; 100 epochs; 12.4 GFLOP a step, at an assumed 4 TFLOP/s",
     ),
     "resnet50": Model(
         "ResNet-50, ImageNet", 25_557_032, 128, 90 * 1_281_167, 0.05,
@@ -107,8 +107,7 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/network.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
+    return usage_of("network.py", described(__doc__), TABLE)
 
 
 def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Row]:

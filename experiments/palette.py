@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from lsgd_jax.config.methods import BLACK, BLUE, GREEN, METHODS, ORANGE, PURPLE, SKY, VERMILLION, Style
+from lsgd_jax.config.methods import METHODS, Style
+from lsgd_jax.trainer.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 STYLES = {name: method.style for name, method in METHODS.items()}
 

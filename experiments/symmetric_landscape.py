@@ -25,7 +25,7 @@ from descent import descend
 from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
-from lsgd_jax.config.methods import BLACK, BLUE, GREEN, VERMILLION
+from lsgd_jax.trainer.colours import BLACK, BLUE, GREEN, VERMILLION
 
 TABLE = (
     Flag("workdir", "path", "runs/symmetric_landscape", "folder for figures, CSV files and claims.json"),

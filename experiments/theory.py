@@ -22,7 +22,7 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, table
-from command_line import Flag, define, describe, described, parse, refuse, stoppable
+from command_line import Flag, define, described, parse, refuse, stoppable, usage_of
 
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.errors import ExitCode
@@ -110,8 +110,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: python experiments/theory.py [--flag=value ...]", "", described(__doc__), ""]
-    return "\n".join([*lines, *describe(TABLE)])
+    return usage_of("theory.py", described(__doc__), TABLE)
 
 
 def run(name: str, workdir: pathlib.Path, seed: int, stop: StopRequest) -> Finished:

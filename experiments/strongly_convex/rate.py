@@ -20,7 +20,7 @@ import optax
 from claims import Claim, write_csv
 
 from lsgd_jax import DistributedOptimizer, independent, lsgd
-from lsgd_jax.config.methods import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION
+from lsgd_jax.trainer.colours import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION
 from strongly_convex.measure import Estimate, gaps_of_workers, slope
 from strongly_convex.problems import Problem
 from strongly_convex.schedules import scheduled_lgd

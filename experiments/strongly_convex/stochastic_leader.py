@@ -14,7 +14,7 @@ import optax
 from claims import Claim, write_csv
 
 from lsgd_jax import independent, lsgd
-from lsgd_jax.config.methods import BLACK, BLUE, GREY
+from lsgd_jax.trainer.colours import BLACK, BLUE, GREY
 from strongly_convex.measure import Estimate, gaps_of_workers, limit
 from strongly_convex.problems import Problem
 

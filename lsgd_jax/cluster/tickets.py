@@ -44,14 +44,14 @@ class CoordinatedRound:
             self._client.key_value_delete(f"{KEYS}/{self._turn - 1}")
 
 
-def share_round(meeting: SharedRound, budget: int, workers: int, step: Callable[[], None]) -> tuple[int, float]:
+def share_round(shared: SharedRound, budget: int, workers: int, step: Callable[[], None]) -> tuple[int, float]:
     """Takes steps until the tickets of a round are used up, and waits for the other processes.
 
     A ticket is claimed when the step before is done, not while it is computed: who holds
     one for the step after next makes all others wait for it, and a slow worker for long.
 
     Args:
-      meeting: of this round.
+      shared: this round.
       budget: steps of all workers together, a multiple of `workers`.
       workers: those of this process, which step together; every process has as many.
       step: computes a step of them.
@@ -60,9 +60,9 @@ def share_round(meeting: SharedRound, budget: int, workers: int, step: Callable[
       The steps that were taken, and the seconds of waiting.
     """
     steps = 0
-    while meeting.claim(workers) < budget:
+    while shared.claim(workers) < budget:
         step()
         steps += 1
     arrived = time.monotonic()
-    meeting.arrive()
+    shared.arrive()
     return steps, time.monotonic() - arrived

@@ -64,7 +64,7 @@ def make_method(config: Config) -> DistributedOptimizer:
     entry = METHODS[config.algorithm]
     base = base_optimizer(config, momentum=0.0 if entry.own_momentum else None)
     try:
-        method = getattr(lsgd_jax, entry.factory)(base, **arguments_from(entry, config, groups=config.groups))
+        method = getattr(lsgd_jax, entry.factory)(base, **arguments_from(entry, config))
         communications_of(method, config.groups)
     except ValueError as error:
         raise InputError(str(error)) from error

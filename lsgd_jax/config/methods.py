@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lsgd_jax.config.setting import setting
+from lsgd_jax.trainer.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 _of_methods = functools.partial(setting, "communication")
 
@@ -35,17 +36,16 @@ class MethodSettings:
     push: float = _of_methods(0.1, "length of the push away from the mean")
 
 
+# One group has no use for these.
+OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})
+
+
 class Style(NamedTuple):
     """A colour (one for methods of a kind), a marker and a line style of Matplotlib."""
 
     colour: str
     marker: str
     line: Any
-
-
-# Okabe and Ito's colours; their yellow is too light for a line on white.
-BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
-VERMILLION, PURPLE, SKY, GREY = "#D55E00", "#CC79A7", "#56B4E9", "#777777"
 
 
 class Method(NamedTuple):
@@ -84,9 +84,14 @@ METHODS: dict[str, Method] = {
         "now and then a pull to the worker that does best, in the group and of all (the paper)",
         Style(BLACK, "o", "-"),
         {
-            **{"local_pull": "local_pull", "local_period": "local_period", "stale_local_pull": "stale_local_pull"},
-            **{"global_pull": "global_pull", "global_period": "global_period"},
-            **{"stale_global_pull": "stale_global_pull", "window": "leader_window", "wire_dtype": "wire_dtype"},
+            "local_pull": "local_pull",
+            "global_pull": "global_pull",
+            "local_period": "local_period",
+            "global_period": "global_period",
+            "stale_local_pull": "stale_local_pull",
+            "stale_global_pull": "stale_global_pull",
+            "window": "leader_window",
+            "wire_dtype": "wire_dtype",
         },
     ),
     "easgd": Method(
@@ -144,21 +149,16 @@ def users_of(setting: str) -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if setting in method.arguments.values())
 
 
-def arguments_from(method: Method, settings: Any, *, groups: int) -> dict[str, Any]:
+def arguments_from(method: Method, config: Any) -> dict[str, Any]:
     """The arguments of a method's factory. One group has only the global level.
 
     Args:
       method: an entry of `METHODS`.
-      settings: with the settings that it uses as attributes.
-      groups: of the run.
+      config: the settings of a run, a `lsgd_jax.config.config.Config`.
     """
     used = {
-        argument: getattr(settings, setting)
+        argument: getattr(config, setting)
         for argument, setting in method.arguments.items()
-        if groups > 1 or setting not in OF_GROUPS
+        if config.groups > 1 or setting not in OF_GROUPS
     }
     return method.adapt(used)
-
-
-# One group has no use for these.
-OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})

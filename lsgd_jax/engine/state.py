@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
       own_steps: int32[groups, workers], local steps that each worker has taken itself.
       learning_rate: float32[], a factor on the base optimizer's updates, the same for all. In the
         state, so that runs which differ in it share a compiled program.
-      plateau: what `lsgd_jax.engine.schedules.see` has seen, the same for all; its
+      plateau: what `lsgd_jax.engine.schedules.update_plateau` has seen, the same for all; its
         `scale` is a factor on the learning rate.
     """
 

@@ -63,9 +63,9 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
     for line in told(places, shape):
         processes.say(line)
     fresh = run.init_state()
-    begun = FreshFields(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
+    fresh_fields = FreshFields(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
     del fresh  # its parameters would take memory
-    return settle(old, begun, places, run.method, run.topology)
+    return settle(old, fresh_fields, places, run.method, run.topology)
 
 
 def place(scores: np.ndarray, healthy: np.ndarray, shape: tuple[int, int]) -> Places:
@@ -114,7 +114,7 @@ def _healthy(params: Any) -> np.ndarray:
 
 
 def settle(
-    old: TrainState, begun: FreshFields, places: Places, method: DistributedOptimizer, topology: Topology
+    old: TrainState, fresh: FreshFields, places: Places, method: DistributedOptimizer, topology: Topology
 ) -> TrainState:
     """The state of the new workers, on their devices.
 
@@ -127,7 +127,7 @@ def settle(
 
     Args:
       old: of the old workers, NumPy arrays; `keys` are raw.
-      begun: what else the new ones need.
+      fresh: what else the new ones need.
       places: who is where.
       method: of the new ones.
       topology: where they live.
@@ -148,12 +148,12 @@ def settle(
     kept = TrainState(**own | shared)
     kept = kept._replace(
         keys=wrap_keys(kept.keys),
-        opt_state=kept.opt_state._replace(**begun.opt_state) if begun.opt_state else kept.opt_state,
-        learning_rate=begun.learning_rate,
+        opt_state=kept.opt_state._replace(**fresh.opt_state) if fresh.opt_state else kept.opt_state,
+        learning_rate=fresh.learning_rate,
     )
     new = processes.put(places.new, topology.per_worker)
     begin = jax.jit(_begin_new(method), donate_argnums=0, out_shardings=state_shardings(topology, kept))
-    return begin(kept, begun.keys, new)
+    return begin(kept, fresh.keys, new)
 
 
 def _begin_new(method: DistributedOptimizer) -> Any:

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lsgd_jax.tasks.metric import Metric
+from lsgd_jax.trainer.colours import BLUE, GREEN, ORANGE
 from lsgd_jax.trainer.records import LeaderRow
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 CURVES = (
     ("test", "center, test", BLUE, "-"),
     ("validation", "center, validation", BLUE, ":"),

@@ -16,7 +16,7 @@ from lsgd_jax.config.methods import METHODS, Method, MethodSettings, Style, argu
 @pytest.mark.parametrize("name", METHODS)
 def test_an_entry_gives_its_factory_what_that_takes(name: str) -> None:
     method = METHODS[name]
-    given = arguments_from(method, Config("run"), groups=2)
+    given = arguments_from(method, Config("run", groups=2))
     inspect.signature(getattr(lsgd_jax, method.factory)).bind("base", **given)
     assert {*method.arguments.values()} <= {field.name for field in dataclasses.fields(Config)}
 
