@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 import lsgd_jax
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.images import Batch, Preprocessing, augmented
+from lsgd_jax.data.images import Batch, Images, Preprocessing, augmented
 from lsgd_jax.data.sampling import make_batches, put_on_devices
 from lsgd_jax.engine.compiler import compiler_options
 from lsgd_jax.engine.state import TrainState, init_state

@@ -8,7 +8,7 @@ from lsgd_jax.engine.schedules import Schedule as Schedule, follow_factor as fol
 from lsgd_jax.data.sources import (
     from_arrays as from_arrays,
     from_function as from_function,
-    from_grain as from_grain,
 )
+from lsgd_jax.data.grain_source import from_grain as from_grain
 from lsgd_jax.tasks.task import Task as Task
 from lsgd_jax.trainer.trainer import Result as Result, Trainer as Trainer

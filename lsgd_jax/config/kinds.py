@@ -17,7 +17,6 @@ from lsgd_jax.models.language import LANGUAGE_MODELS, check_language_model, make
 from lsgd_jax.tasks.classification import ERROR, image_classification
 from lsgd_jax.tasks.language import BITS_PER_BYTE, bytes_of_worker, check_windows, language_modelling
 from lsgd_jax.tasks.metric import Metric, plain_metric
-from lsgd_jax.tasks.streamed_classification import streamed_classification
 from lsgd_jax.tasks.task import Init, Task, metric_of
 
 AnySource = Source | StreamedSource | TextSource | Task
@@ -131,23 +130,11 @@ def text_init(config: Config, source: TextSource) -> Init:
     return make_language_model(text_model(config), BYTES, text_batch_size(config, source), **text_sizes(config)).init
 
 
-def image_task(config: Config, source: Source) -> Task:
-    """Reads the images and makes the task."""
+def image_task(config: Config, source: ImageSource) -> Task:
+    """Makes the task; reads the images, if they fit in memory."""
     return image_classification(
         source,
-        image_batch_size(config, source),
-        model=config.model_name,
-        sampling=config.sampling,
-        compute_dtype=config.compute_dtype,
-        seed=config.seed,
-    )
-
-
-def streamed_task(config: Config, source: StreamedSource) -> Task:
-    """Makes the task; images are read once its data are open."""
-    return streamed_classification(
-        source,
-        streamed_batch_size(config, source),
+        kind_of(source).batch_size(config, source),
         model=config.model_name,
         sampling=config.sampling,
         compute_dtype=config.compute_dtype,
@@ -171,7 +158,7 @@ def text_task(config: Config, source: TextSource) -> Task:
 
 KINDS: dict[type, Kind] = {
     Source: Kind(ERROR, image_batch_size, image_init, image_task),
-    StreamedSource: Kind(ERROR, streamed_batch_size, image_init, streamed_task),
+    StreamedSource: Kind(ERROR, streamed_batch_size, image_init, image_task),
     TextSource: Kind(BITS_PER_BYTE, text_batch_size, text_init, text_task),
 }
 METRICS = {kind.metric.name: kind.metric for kind in KINDS.values()}

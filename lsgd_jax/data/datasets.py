@@ -9,10 +9,10 @@ import numpy as np
 
 from lsgd_jax.data.encoded import check_labels, open_split, open_test
 from lsgd_jax.data.fingerprint import FromFiles, digest_of
-from lsgd_jax.data.images import Preprocessing
+from lsgd_jax.data.images import Images, Preprocessing
 from lsgd_jax.data.pixels import decode
 from lsgd_jax.data.prepared import files_of, filled_splits, prepared_builder
-from lsgd_jax.data.streamed import StreamedSource, streamed_source
+from lsgd_jax.data.streamed import StreamedSource, streamed_source, streamed_splits
 from lsgd_jax.errors import InputError
 
 VALIDATION_SHARE = 0.1
@@ -23,17 +23,13 @@ MAX_BYTES = 8 * 2**30
 # The paper's, for pixels of 0 to 255.
 CIFAR10_MEAN = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
 CIFAR10_STD = (0.2023 * 255, 0.1994 * 255, 0.2010 * 255)
-
-
-class Images(NamedTuple):
-    """Raw images, uint8[count, height, width, channels], and labels, int32[count]."""
-
-    images: np.ndarray
-    labels: np.ndarray
+# ImageNet's, likewise, for all that is streamed.
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class Dataset(NamedTuple):
-    """A data set in memory.
+    """A data set in memory, as `Images`, or streamed: then its splits are Grain datasets of one image each.
 
     Attributes:
       train: what workers train on.
@@ -42,9 +38,9 @@ class Dataset(NamedTuple):
       preprocessing: how raw images become a model's input.
     """
 
-    train: Images
-    validation: Images
-    test: Images
+    train: Any
+    validation: Any
+    test: Any
     preprocessing: Preprocessing
 
 
@@ -135,12 +131,14 @@ def image_source(builder: Any) -> ImageSource:
     )
 
 
-def load_dataset(source: Source, *, seed: int) -> Dataset:
-    """Reads a set and holds a tenth of its training images out for validation, by `seed`.
+def load_dataset(source: ImageSource, *, seed: int) -> Dataset:
+    """Holds a tenth of a set's training images out for validation, by `seed`, and reads it if it fits in memory.
 
     Raises:
       InputError: if the set cannot be read, or a split has too few images or labels that are no classes.
     """
+    if isinstance(source, StreamedSource):
+        return Dataset(*streamed_splits(source, seed), Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop=source.side))
     everything, test = source.read()
     for split, images, least in (("train", everything, 2), ("test", test, 1)):
         if len(images.labels) < least:
@@ -213,11 +211,11 @@ def _fits_in_memory(builder: Any) -> bool:
 def _read(builder: Any, split: str) -> Images:
     records, shape = open_split(builder, split), builder.info.features["image"].shape
     classes = builder.info.features["label"].num_classes
+    whole = functools.partial(decode, channels=shape[-1])
     images = np.empty((len(records), *shape), np.uint8)
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), 1000):
-        rows = range(start, min(start + 1000, len(records)))
-        images[start : rows.stop], labels[start : rows.stop] = records.decode(
-            rows, shape, classes, lambda image: decode(image, channels=shape[-1])
-        )
+        for example in records.read(range(start, min(start + 1000, len(records)))):
+            images[example.number] = records.decoded(example, shape, classes, whole)
+            labels[example.number] = example.label
     return Images(images, labels)

@@ -2,12 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lsgd_jax.data.prepared import data_source, filled_splits
 from lsgd_jax.errors import InputError, first_line
+
+
+class Example(NamedTuple):
+    """An image as it is stored, with its place in its split."""
+
+    number: int
+    image: bytes
+    label: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +35,21 @@ class EncodedRecords:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
-        """(encoded image, label) of each.
+    def __getitem__(self, number: int) -> Example:
+        """An example, without the thread that reads several."""
+        return self._examples([number], lambda: [self.examples[number]])[0]
+
+    def read(self, numbers: Sequence[int]) -> list[Example]:
+        """Several examples.
 
         Raises:
           InputError: if a file is missing, cut off or damaged.
         """
+        return self._examples(numbers, lambda: self.examples.__getitems__(list(numbers)))
+
+    def _examples(self, numbers: Sequence[int], read: Callable[[], Sequence[Any]]) -> list[Example]:
         try:
-            return [(example["image"], int(example["label"])) for example in self.examples.__getitems__(list(indices))]
+            return [Example(i, x["image"], int(x["label"])) for i, x in zip(numbers, read(), strict=True)]
         except Exception as error:  # array_record has no class of its own for what it raises
             raise InputError(
                 f"cannot read the {self.split} split of {self.dataset!r} ({first_line(error)}): prepare the set again"
@@ -43,38 +58,34 @@ class EncodedRecords:
     def sample(self, count: int) -> list[np.ndarray]:
         """The number of examples, and `count` of them at even distances, encoded, with their labels."""
         indices = np.linspace(0, len(self) - 1, count, dtype=int).tolist()
-        examples = [(np.frombuffer(image, np.uint8), np.asarray(label)) for image, label in self.read(indices)]
+        examples = [(np.frombuffer(image, np.uint8), np.asarray(label)) for _, image, label in self.read(indices)]
         return [np.asarray(len(self)), *(array for example in examples for array in example)]
 
-    def decode(
-        self, indices: Sequence[int], shape: tuple[int, int, int], classes: int, pixels: Callable[[bytes], np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels: uint8[len(indices), height, width, channels] and int32[len(indices)].
+    def decoded(
+        self, example: Example, shape: tuple[int, int, int], classes: int, pixels: Callable[[bytes], np.ndarray]
+    ) -> np.ndarray:
+        """The pixels of an example of this split: uint8[height, width, channels].
 
         Args:
-          indices: which examples.
-          shape: (height, width, channels) of each image.
+          example: one whose label is to be a class.
+          shape: (height, width, channels) that the image is to have.
           classes: labels are below that number.
           pixels: from an encoded image to its pixels.
 
         Raises:
-          InputError: if one cannot be read or decoded, has another shape, or no such label; it is named.
+          InputError: if it cannot be decoded, has another shape, or no such label; it is named.
         """
-        images = np.empty((len(indices), *shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        for place, (index, (encoded, label)) in enumerate(zip(indices, self.read(indices), strict=True)):
-            check_labels(self.dataset, self.split, [label], classes, first=index)
-            try:
-                decoded = pixels(encoded)
-                if decoded.shape != shape:  # NumPy would repeat a single pixel
-                    raise ValueError(f"it is {'×'.join(map(str, decoded.shape))}, not {'×'.join(map(str, shape))}")
-            except Exception as error:  # what Pillow raises has no common class; memory may be short, too
-                raise InputError(
-                    f"cannot decode image {index} of the {self.split} split of {self.dataset!r} "
-                    f"({first_line(error)}): prepare the set again"
-                ) from error
-            images[place], labels[place] = decoded, label
-        return images, labels
+        check_labels(self.dataset, self.split, [example.label], classes, first=example.number)
+        try:
+            found = pixels(example.image)
+            if found.shape != shape:  # NumPy would repeat a single pixel
+                raise ValueError(f"it is {'×'.join(map(str, found.shape))}, not {'×'.join(map(str, shape))}")
+        except Exception as error:  # what Pillow raises has no common class; memory may be short, too
+            raise InputError(
+                f"cannot decode image {example.number} of the {self.split} split of {self.dataset!r} "
+                f"({first_line(error)}): prepare the set again"
+            ) from error
+        return found
 
 
 def check_labels(dataset: str, split: str, labels: Sequence[int] | np.ndarray, classes: int, *, first: int = 0) -> None:
@@ -121,6 +132,6 @@ def open_test(builder: Any) -> EncodedRecords:
     for split in ("test", "validation"):
         if split in filled_splits(builder):
             records = open_split(builder, split)
-            if records.read([0])[0][1] >= 0:
+            if records[0].label >= 0:
                 return records
     raise InputError(f"the test images of {builder.name!r} have no labels: choose another set")

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+
+class Images(NamedTuple):
+    """Raw images, uint8[count, height, width, channels], and labels, int32[count]; of one, without the first axis."""
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -50,7 +58,7 @@ def augment(images: jax.Array, key: jax.Array, how: Preprocessing) -> jax.Array:
     if how.flip:
         flipped = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
-    if how.crop is not None:
+    if how.crop is not None and (height, width) != (how.crop, how.crop):
         room = jnp.array([height - how.crop + 1, width - how.crop + 1])
         corners = jax.random.randint(crop_key, (batch, 2), 0, room)
         size = (how.crop, how.crop, channels)

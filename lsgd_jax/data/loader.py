@@ -1,7 +1,6 @@
-"""Minibatches and evaluation batches of encoded images, decoded by processes of Grain's."""
+"""Batches that processes of Grain's make, or a thread of this one."""
 
 import contextlib
-import dataclasses
 import gc
 import multiprocessing
 import os
@@ -11,92 +10,16 @@ from collections.abc import Callable, Generator
 from multiprocessing import connection
 from typing import Any, TypeVar
 
-import numpy as np
 from absl import flags
 
 from lsgd_jax.cluster.stopping import SIGNALS
-from lsgd_jax.data.crops import centre_crop, random_crop
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.encoded import EncodedRecords
-from lsgd_jax.data.sampling import drawn, shuffle
-from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.errors import NotYetError, first_line
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Minibatches:
-    """What each worker trains on at each step: a function of the seed, the worker and the step alone.
-
-    Attributes:
-      source: the data set.
-      sampling: "shard", each worker its own every n·l-th image after one shuffle of all, in a new
-        order each epoch (what does not fill a batch is left out of that epoch); "reshuffle", dealt
-        anew each epoch; or "iid", any images at random.
-      batch_size: a worker's.
-      workers: n·l, of all groups.
-      seed: of everything that is random.
-    """
-
-    source: StreamedSource
-    sampling: str
-    batch_size: int
-    workers: int
-    seed: int
-
-    def __call__(self, rank: int, step: int) -> Images:
-        """The minibatch of a worker at a step."""
-        rng = np.random.default_rng((self.seed, rank, step))
-        indices = self.indices(rank, step)
-        return _decoded(self.source, self.source.train, indices, lambda image, side: random_crop(image, side, rng))
-
-    def indices(self, rank: int, step: int) -> list[int]:
-        """Which images of the training split a worker sees at a step."""
-        samples = self.source.train_samples
-        places = drawn(self.sampling, samples, self.batch_size, self.workers, self.seed, rank, step)
-        everything = shuffle(len(self.source.train), self.seed)
-        return [everything(self.source.held_out + place) for place in places]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationBatches:
-    """The batches of the validation split, and after them those of the test split, in order.
-
-    Attributes:
-      source: the data set.
-      batch_size: images in each, but for the last of a split.
-      seed: which tells what is held out for validation.
-    """
-
-    source: StreamedSource
-    batch_size: int
-    seed: int
-
-    def splits(self) -> list[str]:
-        """The name of the split of each batch."""
-        counts = {"validation": self.source.held_out, "test": len(self.source.test)}
-        return [name for name, count in counts.items() for _ in range(-(-count // self.batch_size))]
-
-    def __call__(self, number: int) -> Images:
-        """A batch."""
-        splits = self.splits()
-        first = (number - splits.index(splits[number])) * self.batch_size
-        if splits[number] == "validation":
-            everything = shuffle(len(self.source.train), self.seed)
-            records = self.source.train
-            indices = [everything(i) for i in range(first, min(first + self.batch_size, self.source.held_out))]
-        else:
-            records = self.source.test
-            indices = list(range(first, min(first + self.batch_size, len(records))))
-        return _decoded(self.source, records, indices, centre_crop)
-
-
-def _decoded(
-    source: StreamedSource, records: EncodedRecords, indices: list[int], crop: Callable[[bytes, int], np.ndarray]
-) -> Images:
-    """Images of a split, cut to what a model of the set sees."""
-    return Images(*records.decode(indices, source.input_shape, source.classes, lambda image: crop(image, source.side)))
+# A process takes seconds to start, which fewer batches are not worth.
+BATCHES_PER_PROCESS = 4
 
 
 def stream(load: Callable[[int], T], numbers: range, processes: int) -> Generator[T, None, None]:
@@ -124,8 +47,8 @@ def stream(load: Callable[[int], T], numbers: range, processes: int) -> Generato
         if "terminated" not in str(error):
             raise
         raise NotYetError(
-            f"a process that decodes images is gone ({first_line(error)}): where memory or shared memory "
-            "(/dev/shm) is short, use fewer --loader_processes or a smaller --batch_size"
+            f"a process that reads data is gone ({first_line(error)}): where memory or shared memory "
+            "(/dev/shm) is short, use fewer processes (--loader_processes) or smaller batches"
         ) from error
     finally:
         if processes:

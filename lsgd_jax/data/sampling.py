@@ -94,36 +94,3 @@ def epoch_order(key: jax.Array, first_step: jax.Array, steps: int, samples: int,
     orders = jax.vmap(lambda key: jax.random.permutation(key, samples))(keys)
     batches = orders[:, : steps_per_epoch * batch_size].reshape(epochs * steps_per_epoch, batch_size)
     return batches[first_step - first_epoch * steps_per_epoch + jnp.arange(steps)]
-
-
-def drawn(sampling: str, samples: int, batch_size: int, workers: int, seed: int, rank: int, step: int) -> list[int]:
-    """Which samples a worker sees at a step, where they are drawn on the host: a function of all these alone.
-
-    Args:
-      sampling: "shard", each worker its own every n·l-th sample, in a new order each epoch (what does not
-        fill a batch is left out of that epoch); "reshuffle", dealt anew each epoch; or "iid", any at random.
-      samples: how many there are.
-      batch_size: a worker's.
-      workers: n·l, of all groups.
-      seed: of the run.
-      rank: of the worker.
-      step: those that it has taken before.
-    """
-    if sampling == "iid":
-        return np.random.default_rng((seed, rank, step, 1)).integers(samples, size=batch_size).tolist()
-    size = shard_size(samples, workers)
-    epoch, batch = divmod(step, size // batch_size)
-    own = range(batch * batch_size, (batch + 1) * batch_size)
-    if sampling == "reshuffle":
-        deal = shuffle(samples, seed, 0, 1 + epoch)
-        return [deal(i * workers + rank) for i in own]
-    order = shuffle(size, seed, 1 + rank, epoch)
-    return [order(i) * workers + rank for i in own]
-
-
-def shuffle(count: int, *seed: int) -> Callable[[int], int]:
-    """A permutation of the numbers below `count`, of which each is computed on its own: nothing is held in memory."""
-    from grain.experimental import index_shuffle
-
-    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return lambda index: index_shuffle(index, max_index=count - 1, seed=word, rounds=4)

@@ -1,7 +1,7 @@
 """Where the minibatches of a task come from: arrays on the devices, or a function on the host."""
 
+import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax.data.fingerprint import digest_of
-from lsgd_jax.data.prefetch import BatchOf, Prefetcher
-from lsgd_jax.data.sampling import SAMPLINGS, Augment, count_of, drawn, make_batches, put_on_devices, shard_size
+from lsgd_jax.data.loader import BATCHES_PER_PROCESS, stream
+from lsgd_jax.data.prefetch import BatchOf, OfRanks, Prefetcher
+from lsgd_jax.data.sampling import SAMPLINGS, Augment, count_of, make_batches, put_on_devices, shard_size
 from lsgd_jax.engine.local_steps import Batches
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.engine.train_step import LONGEST_CALL
 from lsgd_jax.errors import InputError
 
-# Of a dataset that repeats for ever.
-ENDLESS = 2**60
 # Of the minibatches of all workers that are on the devices at a time.
 BLOCK_BYTES = 2**29
 
@@ -53,6 +52,7 @@ class TrainingData:
         minibatch: the same ones each time, for what has to be measured again.
       augment: what becomes of one of these before the loss sees it, if anything.
       in_step: whether minibatches come to all workers step by step, so that none may be ahead of others.
+      processes: that read what is streamed; 0 for a thread of this one.
     """
 
     batch_size: int
@@ -61,6 +61,7 @@ class TrainingData:
     some: Callable[[int], Any] | None = None
     augment: Augment | None = None
     in_step: bool = False
+    processes: int = 0
 
 
 def resident(batches: Batches, data: Any) -> Stream:
@@ -127,73 +128,51 @@ def from_function(
     example, again = (check_arrays("what batch_of(0, 0) gives", batch_of(0, 0)) for _ in range(2))
     if jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), example, again)).count(True):
         raise InputError("batch_of(0, 0) gives other values the second time: make it a function of its arguments alone")
-    return streamed(batch_of, example, transform=transform, processes=processes)
 
-
-def streamed(batch_of: BatchOf, example: Any, *, transform: Augment | None = None, processes: int = 0) -> TrainingData:
-    """`from_function`, where the shapes of minibatches are known: those of an example, a pytree of arrays."""
-    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(example))
-
-    def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
+    def open_function(topology: Topology, seed: int, steps: int) -> Stream:
         del seed
-        length = block_length(nbytes, topology)
-        data_for = Prefetcher(batch_of, example, topology, length=length, steps=steps, processes=processes)
-        shape = (*topology.shape, length)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
-        return Stream(block_batches(length, transform), data_for, shapes, length, data_for.close)
+        return stream_of(batch_of, example, topology, steps, transform, processes)
 
-    some = functools.partial(_first, batch_of)
-    return TrainingData(count_of(example), open_stream, some=some, augment=transform, in_step=True)
+    def some(samples: int) -> Any:
+        return first_batches(batch_of, example, samples, processes)
+
+    return TrainingData(
+        count_of(example), open_function, some=some, augment=transform, in_step=True, processes=processes
+    )
 
 
-def from_grain(dataset: Any, batch_size: int, *, sampling: str = "shard", processes: int = 0) -> TrainingData:
-    """Minibatches of a Grain `MapDataset` whose elements are samples, streamed from the host.
+def stream_of(
+    batch_of: BatchOf, example: Any, topology: Topology, steps: int, transform: Augment | None, processes: int
+) -> Stream:
+    """The minibatches that a function makes on the host, for a run of so many steps.
 
     Args:
-      dataset: of finite length, with elements that are pytrees of arrays or numbers. It needs no
-        shuffling, sharding nor batching of its own.
-      batch_size: samples in a worker's minibatch.
-      sampling: as in `from_arrays`.
-      processes: that read it; 0 for a thread of this one.
-
-    Raises:
-      InputError: if it is no such dataset.
+      batch_of: `(worker, step) -> batch`.
+      example: a pytree of arrays of its shapes and dtypes.
+      topology: the workers.
+      steps: where the run ends.
+      transform: `(batch, key) -> batch`, on the devices, or None.
+      processes: that call the function.
     """
-    import grain
-
-    if not isinstance(dataset, grain.MapDataset):
-        raise InputError(f"dataset is {type(dataset).__name__}, which has no random access: use a grain.MapDataset")
-    check_drawing(batch_size, sampling)
-    count = len(dataset)
-    if count >= ENDLESS:
-        raise InputError("dataset has no end: leave .repeat() out, epochs are made here")
-
-    def open_stream(topology: Topology, seed: int, steps: int) -> Stream:
-        own = count if sampling == "iid" else shard_size(count, topology.size)
-        check_batch_size(batch_size, own, sampling)
-        batch_of = OfGrain(dataset, sampling, count, batch_size, topology.size, seed)
-        example = check_arrays("a minibatch of dataset", batch_of(0, 0))
-        return streamed(batch_of, example, processes=processes).open(topology, seed, steps)
-
-    first = OfGrain(dataset, "iid", count, batch_size, workers=1, seed=0)
-    return TrainingData(batch_size, open_stream, some=functools.partial(_first, first), in_step=True)
+    length = block_length(_nbytes(example), topology)
+    data_for = Prefetcher(batch_of, example, topology, length=length, steps=steps, processes=processes)
+    shape = (*topology.shape, length)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), example)
+    return Stream(block_batches(length, transform), data_for, shapes, length, data_for.close)
 
 
-@dataclasses.dataclass(frozen=True)
-class OfGrain:
-    """What each worker draws from a Grain dataset at each step."""
+def first_batches(batch_of: BatchOf, example: Any, samples: int, processes: int) -> Any:
+    """The first minibatches of worker 0, at least one: of about so many samples, or of BLOCK_BYTES if that is less.
 
-    dataset: Any
-    sampling: str
-    count: int
-    batch_size: int
-    workers: int
-    seed: int
+    Args are those of `stream_of`.
 
-    def __call__(self, rank: int, step: int) -> Any:
-        """A minibatch."""
-        places = drawn(self.sampling, self.count, self.batch_size, self.workers, self.seed, rank, step)
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *[self.dataset[place] for place in places])
+    Returns:
+      A pytree of arrays [batches, batch, ...].
+    """
+    count = max(1, min(samples // count_of(example), BLOCK_BYTES // max(1, _nbytes(example))))
+    processes = min(processes, count // BATCHES_PER_PROCESS)
+    with contextlib.closing(stream(OfRanks(batch_of, (0,)), range(count), processes)) as made:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
 
 
 def block_length(nbytes: int, topology: Topology) -> int:
@@ -275,8 +254,5 @@ def check_arrays(what: str, tree: Any) -> Any:
     return arrays
 
 
-def _first(batch_of: BatchOf, samples: int) -> Any:
-    """The first minibatches of worker 0, of about so many samples and at least one."""
-    made = [batch_of(0, 0)]
-    made += [batch_of(0, step) for step in range(1, samples // count_of(made[0]))]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *made)
+def _nbytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

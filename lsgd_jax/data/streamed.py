@@ -1,16 +1,24 @@
-"""Image sets that do not fit in memory: what is known of one before its images are decoded."""
+"""Image sets that do not fit in memory: Grain datasets whose images are decoded as they are read."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
-from lsgd_jax.data.encoded import EncodedRecords, open_split, open_test
+import numpy as np
+
+from lsgd_jax.data.crops import centre_crop, random_crop
+from lsgd_jax.data.encoded import EncodedRecords, Example, open_split, open_test
 from lsgd_jax.data.fingerprint import digest_of
+from lsgd_jax.data.grain_source import word
+from lsgd_jax.data.images import Images
 from lsgd_jax.errors import InputError
 
 LARGEST_SIDE = 224
 # Examples of each split that are to tell whether a set is the same.
 SAMPLE = 64
+# In what order images are drawn: a run does not go on in another.
+ORDER = "order 2 of "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +44,7 @@ class StreamedSource:
     @functools.cached_property
     def digest(self) -> str:
         """Of a part of the images: all of them would take hours to read."""
-        return digest_of(lambda: (self.train.sample(SAMPLE), self.test.sample(SAMPLE)))
+        return ORDER + digest_of(lambda: (self.train.sample(SAMPLE), self.test.sample(SAMPLE)))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -78,3 +86,33 @@ def streamed_source(builder: Any, *, held_out: int) -> StreamedSource:
         held_out=held_out,
         test=open_test(builder),
     )
+
+
+def streamed_splits(source: StreamedSource, seed: int) -> tuple[Any, Any, Any]:
+    """(training, validation, test): Grain datasets whose elements are `Images` of one image.
+
+    Args:
+      source: the set.
+      seed: of what is held out for validation, and of the crops.
+    """
+    import grain
+
+    # The same order in all epochs: what is held out in one would be trained on in another.
+    mixed = grain.MapDataset.source(source.train).shuffle(seed=word(seed, 0)).repeat(1, reseed_each_epoch=False)
+    train = mixed[source.held_out :].random_map(functools.partial(_random_sample, source), seed=word(seed, 1))
+    centre = functools.partial(centre_crop, side=source.side)
+    validation = mixed[: source.held_out].map(functools.partial(_sample, source, source.train, centre))
+    test = grain.MapDataset.source(source.test).map(functools.partial(_sample, source, source.test, centre))
+    return train, validation, test
+
+
+def _random_sample(source: StreamedSource, example: Example, rng: np.random.Generator) -> Images:
+    return _sample(source, source.train, lambda encoded: random_crop(encoded, source.side, rng), example)
+
+
+def _sample(
+    source: StreamedSource, records: EncodedRecords, crop: Callable[[bytes], np.ndarray], example: Example
+) -> Images:
+    """One image, cut to what a model of the set sees, and its label."""
+    image = records.decoded(example, source.input_shape, source.classes, crop)
+    return Images(image, np.asarray(example.label, np.int32))

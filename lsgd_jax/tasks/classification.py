@@ -1,4 +1,4 @@
-"""Classifying images that fit in memory."""
+"""Classifying images."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from lsgd_jax.data.datasets import ImageSource, Source, load_dataset
+from lsgd_jax.data.grain_source import from_grain
 from lsgd_jax.data.images import Batch, Preprocessing, augment, augmented, preprocess
 from lsgd_jax.data.sources import from_arrays
 from lsgd_jax.engine.local_steps import Loss
@@ -27,15 +28,16 @@ ERROR = Metric("error", "error", "%", scale=100.0, digits=2, worst=1.0)
 
 
 def image_classification(
-    source: Source,
+    source: ImageSource,
     batch_size: int,
     *,
     model: str,
     sampling: str = "shard",
     compute_dtype: Dtype = None,
     seed: int = 0,
+    processes: int = 0,
 ) -> Task:
-    """Classifying the images of a set that fits in memory, which is read now.
+    """Classifying the images of a set: one that fits in memory is read now, others while training.
 
     Args:
       source: the set.
@@ -44,6 +46,7 @@ def image_classification(
       sampling: as in `from_arrays`.
       compute_dtype: of products while training; None for float32.
       seed: of the images that are held out for validation.
+      processes: that decode what does not fit in memory; 0 for a thread of this one.
 
     Raises:
       InputError: if the set cannot be read, or the model does not fit its images.
@@ -52,17 +55,26 @@ def image_classification(
     network, how = make_model(model, source.input_shape, source.classes), dataset.preprocessing
     splits = {"validation": dataset.validation, "test": dataset.test}
     figures = classification_figures(network, how)
-    prepare_center = make_prepare_center(
-        network, lambda count: dataset.train.images[:count], functools.partial(augment, how=how)
-    )
+    if isinstance(source, Source):
+        train = from_arrays(dataset.train, batch_size, sampling=sampling, augment=augmented(how))
+    else:
+        train = from_grain(dataset.train, batch_size, sampling=sampling, transform=augmented(how), processes=processes)
+
+    def read(count: int) -> np.ndarray:
+        if isinstance(source, Source):
+            return dataset.train.images[:count]
+        assert train.some is not None
+        return np.concatenate(train.some(count).images)
+
+    prepare_center = make_prepare_center(network, read, functools.partial(augment, how=how))
     return Task(
         init=network.init,
         loss=classification_loss(make_model(model, source.input_shape, source.classes, compute_dtype)),
-        train=from_arrays(dataset.train, batch_size, sampling=sampling, augment=augmented(how)),
+        train=train,
         name=source.name,
         unit="images",
         metric=ERROR,
-        evaluate=lambda topology: evaluate_splits(figures, splits, topology),
+        evaluate=lambda topology: evaluate_splits(figures, splits, topology, processes),
         prepare_center=prepare_center if has_batch_statistics(network) else None,
         description=describe(model, source, how),
     )

@@ -1,5 +1,6 @@
 """What the evaluated models get right: the center, the leader, and each worker."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.cluster.processes import put
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.data.background import Background
+from lsgd_jax.data.grain_source import batched, is_dataset
+from lsgd_jax.data.loader import BATCHES_PER_PROCESS, stream
 from lsgd_jax.engine.topology import Topology
 
 BATCH_SIZE = 256
@@ -69,19 +73,44 @@ def make_evaluate(figures: SampleFigures) -> Callable[[Candidate, EvaluationSet]
     return evaluate
 
 
-def evaluate_splits(figures: SampleFigures, splits: Mapping[str, Any], topology: Topology) -> Evaluate:
+def evaluate_splits(
+    figures: SampleFigures, splits: Mapping[str, Any], topology: Topology, processes: int = 0
+) -> Evaluate:
     """Makes `(candidate, prefix) -> figures`, the mean of each over each split.
 
     Args:
       figures: of the samples of a batch.
-      splits: by name, pytrees of arrays.
+      splits: by name, pytrees of arrays, or Grain datasets of samples, which are read each time.
       topology: the devices.
+      processes: that read these; 0 for a thread of this one.
     """
     evaluate = make_evaluate(figures)
-    on_devices = {name: put_evaluation_set(split, topology) for name, split in splits.items()}
+
+    def of_arrays(split: Any) -> Callable[[Candidate], dict[str, jax.Array]]:
+        on_devices = put_evaluation_set(split, topology)
+        return lambda candidate: evaluate(candidate, on_devices)
+
+    def of_dataset(split: Any) -> Callable[[Candidate], dict[str, jax.Array]]:
+        size = min(BATCH_SIZE, len(split))
+        batches = batched(split, size)
+        readers = min(processes, len(batches) // BATCHES_PER_PROCESS)
+
+        def of(candidate: Candidate) -> dict[str, jax.Array]:
+            found: list[dict[str, jax.Array]] = []
+            read = Background(lambda _: stream(batches.__getitem__, range(len(batches)), readers))
+            with contextlib.closing(read):
+                for batch in read:
+                    found.append(evaluate(candidate, put_evaluation_set(batch, topology, size)))
+                    jax.block_until_ready(found[-2:][0])  # few batches are on the devices at a time
+            counts = np.diff([*range(0, len(split), size), len(split)])
+            return {name: np.average([float(x[name]) for x in found], weights=counts) for name in found[0]}
+
+        return of
+
+    of_splits = {name: (of_dataset if is_dataset(split) else of_arrays)(split) for name, split in splits.items()}
 
     def all_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
-        means = {name: evaluate(candidate, split) for name, split in on_devices.items()}
+        means = {name: of(candidate) for name, of in of_splits.items()}
         return {f"{prefix}{name}_{key}": float(x) for name, split in means.items() for key, x in split.items()}
 
     return all_splits

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lsgd_jax.data.grain_source import check_dataset, empty_batch, is_dataset
 from lsgd_jax.data.sources import Stream, TrainingData, check_arrays
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.numerics import run_key
@@ -32,8 +33,8 @@ class Task:
       loss: `(params, model_state, batch, key) -> (loss, model_state)` of one worker on one
         minibatch; a float scalar.
       train: where minibatches come from: `from_arrays`, `from_function` or `from_grain`.
-      validation: a pytree of arrays, a sample for each entry of their leading axes; what models are
-        chosen by. None for none.
+      validation: what models are chosen by: a pytree of arrays, a sample for each entry of their leading
+        axes, or a Grain `MapDataset` of samples, which is read each time. None for none.
       test: likewise; only reported.
       metrics: by name, `(params, model_state, batch) -> float[batch]`, a figure of each sample; the
         lower, the better. They are averaged over a whole split, each sample once. Models are chosen
@@ -71,8 +72,10 @@ class Task:
         if not isinstance(self.train, TrainingData):
             raise InputError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
         for name in SPLITS:
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_arrays(name, getattr(self, name)))
+            if is_dataset(split := getattr(self, name)):
+                check_dataset(name, split)
+            elif split is not None:
+                object.__setattr__(self, name, check_arrays(name, split))
         if self.metrics is not None:
             if not isinstance(self.metrics, Mapping) or not self.metrics:
                 raise InputError(
@@ -158,7 +161,9 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         batches=stream.batches,
         data_for=stream.data_for,
         longest_call=stream.longest_call,
-        evaluate=task.evaluate(topology) if task.evaluate else evaluate_splits(figures_of(metrics), splits, topology),
+        evaluate=task.evaluate(topology)
+        if task.evaluate
+        else evaluate_splits(figures_of(metrics), splits, topology, task.train.processes),
         prepare_center=task.prepare_center(topology, seed) if task.prepare_center else lambda center: center,
         description=task.description or {"kind": "own", "model": task.name},
         metric=metric_of(task),
@@ -224,7 +229,8 @@ def check_metric(name: str, metric: SampleMetric, params: Any, model_state: Any,
     Raises:
       InputError: telling its shape.
     """
-    few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), split)
+    samples = empty_batch(split, 1) if is_dataset(split) else split
+    few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), samples)
     found = jax.eval_shape(metric, params, model_state, few)
     if getattr(found, "shape", None) != (3,):
         told = getattr(found, "shape", type(found).__name__)

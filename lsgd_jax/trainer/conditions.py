@@ -107,6 +107,10 @@ def check_precision(workdir: pathlib.Path) -> None:
 
 def _check_same_data(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
     if now.digest != before.digest:
+        if now.digest.split()[-1] == before.digest.split()[-1]:
+            raise InputError(
+                f"{now.data!r} is drawn in another order by this version than {whose} it: use a new --workdir"
+            )
         what = f"{before.data!r} as it was then" if now.data == before.data else f"{before.data!r}"
         raise _other_data(now.data, whose, what, todo)
 

@@ -14,8 +14,8 @@ from refusals import refusal
 from sklearn.datasets import load_digits
 
 from lsgd_jax.data import datasets
-from lsgd_jax.data.datasets import Dataset, Images, Source, find_dataset, load_dataset
-from lsgd_jax.data.images import preprocess
+from lsgd_jax.data.datasets import Dataset, Source, find_dataset, load_dataset
+from lsgd_jax.data.images import Images, preprocess
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "tfds"
 needs_cifar = pytest.mark.skipif(not (CIFAR / "cifar10").is_dir(), reason=f"no CIFAR-10 in {CIFAR}")

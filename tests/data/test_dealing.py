@@ -1,7 +1,6 @@
 """Samples that are dealt anew to the workers in each epoch: what each of them draws, step by step."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,18 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from prepared_sets import TRAIN, WHOLE, examples, minibatches, numbered, write_imagenet
+from prepared_sets import WHOLE, numbered
 from refusals import refusal
 from regression import QUICK
 
 from lsgd_jax import Topology, init_state, local_sgd, make_train_step
 from lsgd_jax.config.config import Config, check_config
 from lsgd_jax.config.kinds import text_batch_size
-from lsgd_jax.data.datasets import find_dataset
 from lsgd_jax.data.images import augmented
 from lsgd_jax.data.permutation import permuted
 from lsgd_jax.data.sampling import make_batches, put_on_devices
-from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.data.text import TextSource
 from lsgd_jax.data.text_batches import make_text_batches, put_text_on_devices
 from lsgd_jax.engine.simulated_speeds import make_asynchronous_step
@@ -145,17 +142,3 @@ def test_a_model_that_reads_in_order_does_not_go_with_it() -> None:
     with refusal("--sampling=reshuffle", "lstm", "--sampling=shard"):
         text_batch_size(config, source)
     check_config(config)
-
-
-def test_streamed_images_are_dealt_anew_each_epoch(tmp_path: Path) -> None:
-    source = find_dataset("tiny", data_dir=write_imagenet(tmp_path, examples(*range(TRAIN))))
-    assert isinstance(source, StreamedSource)
-    deals = minibatches(source, sampling="reshuffle")  # 22 images for 3 workers: 2 batches of 3 in an epoch
-    epochs = [[[deals.indices(rank, 2 * epoch + i) for i in (0, 1)] for rank in range(3)] for epoch in range(12)]
-    for epoch in epochs:
-        assert len({index for worker in epoch for batch in worker for index in batch}) == 18
-    seen = [{index for epoch in epochs for batch in epoch[rank] for index in batch} for rank in range(3)]
-    assert min(map(len, seen)) > 15, "with shards of its own a worker would see 7"
-    shards = minibatches(source)
-    everything = {index for step in range(14) for rank in range(3) for index in shards.indices(rank, step)}
-    assert len(set.union(*seen) - everything) == 1, "the image that no shard has; none that is held out"

@@ -15,10 +15,9 @@ from lsgd_jax.data import streamed
 from lsgd_jax.data.crops import centre_crop, random_crop
 from lsgd_jax.data.datasets import find_dataset, load_dataset
 from lsgd_jax.data.encoded import open_split
-from lsgd_jax.data.loader import EvaluationBatches
 from lsgd_jax.data.pixels import decode
 from lsgd_jax.data.prepared import prepared_builder
-from lsgd_jax.data.streamed import StreamedSource
+from lsgd_jax.data.streamed import StreamedSource, streamed_splits
 
 GREY = np.arange(0, 256, 2, dtype=np.uint8).reshape(8, 16)
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 16, 4), dtype=np.uint8)
@@ -103,10 +102,10 @@ def test_an_image_that_cannot_be_used_is_named(
     shape = (5, 7, 3) if in_memory else (None, None, 3)
     folder = write_set(tmp_path, splits, image=tfds.features.Image(shape=shape))
     examples = open_split(prepared_builder("tiny", folder, download=False), "test").read(range(21))
-    number = [image for image, _ in examples].index(encoded)
+    number = [example.image for example in examples].index(encoded)
     source = find_dataset("tiny", data_dir=folder)
     with refusal("'tiny'", f"image {number} of the test split", reason, "prepare the set again"):
         if isinstance(source, StreamedSource):
-            list(map(EvaluationBatches(source, 8, seed=0), range(4)))
+            list(streamed_splits(source, seed=0)[2])
         else:
             load_dataset(source, seed=0)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from prepared_sets import WHOLE, numbered
 
 from lsgd_jax import Topology
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.images import augmented
+from lsgd_jax.data.images import Images, augmented
 from lsgd_jax.data.sampling import epoch_order, make_batches, put_on_devices, shard_size
 
 KEY = jax.random.key(7)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,14 +28,15 @@ from lsgd_jax.config.train import train
 from lsgd_jax.data import datasets, sources, streamed
 from lsgd_jax.data.crops import centre_crop, random_box, random_crop
 from lsgd_jax.data.datasets import find_dataset
-from lsgd_jax.data.loader import EvaluationBatches, stream
+from lsgd_jax.data.grain_source import OfWorkers, of_worker, stacked
+from lsgd_jax.data.loader import stream
 from lsgd_jax.data.prefetch import OfRanks, Prefetcher, local_ranks
 from lsgd_jax.data.sources import block_length
-from lsgd_jax.data.streamed import EncodedRecords, StreamedSource
+from lsgd_jax.data.streamed import EncodedRecords, StreamedSource, streamed_splits
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import make_model
-from lsgd_jax.tasks import streamed_classification
+from lsgd_jax.tasks import evaluation
 
 SIDE = 12
 
@@ -154,42 +156,71 @@ def test_of_imagenets_splits_validation_is_reported_since_test_has_no_labels(sou
     assert (source.input_shape, source.classes, source.held_out) == ((SIDE, SIDE, 3), 40, HELD_OUT)
 
 
-def labels_of(source: StreamedSource, indices: list[int]) -> list[int]:
-    """Which images these are, however TFDS has ordered them."""
-    return [label for _, label in source.train.read(indices)]
+def epochs_of(sampling: str, epochs: int, *, samples: int = 22) -> list[list[list[list[int]]]]:
+    """The samples of 3 workers, by epoch, worker and batch: 22 make shards of 7, of which 2 batches of 3 are seen."""
+    numbers = grain.MapDataset.range(samples)
+    drawn = OfWorkers(tuple(of_worker(numbers, sampling, 3, 3, 0, rank) for rank in range(3)))
+    return [[[drawn(rank, 2 * epoch + i).tolist() for i in (0, 1)] for rank in range(3)] for epoch in range(epochs)]
 
 
-@pytest.mark.slow
-def test_shards_are_disjoint_and_cover_an_epoch_in_a_new_order_each_time(source: StreamedSource) -> None:
-    drawn = minibatches(source)  # 22 images: shards of 7, of which 2 batches of 3 are seen in an epoch
-    epochs = [[[drawn.indices(rank, 2 * epoch + i) for i in (0, 1)] for rank in range(3)] for epoch in range(30)]
-    seen = [{index for epoch in epochs for batch in epoch[rank] for index in batch} for rank in range(3)]
+def seen_by(epochs: list[list[list[list[int]]]], rank: int) -> set[int]:
+    return {sample for epoch in epochs for batch in epoch[rank] for sample in batch}
+
+
+def test_shards_are_disjoint_and_cover_an_epoch_in_a_new_order_each_time() -> None:
+    epochs = epochs_of("shard", 30)
+    seen = [seen_by(epochs, rank) for rank in range(3)]
     assert [len(shard) for shard in seen] == [7, 7, 7], "what is left out of one epoch is in another"
     assert len(set.union(*seen)) == 21
     for epoch in epochs:
-        assert len({index for worker in epoch for batch in worker for index in batch}) == 18
+        assert len({sample for worker in epoch for batch in worker for sample in batch}) == 18
     assert len({str(epoch) for epoch in epochs}) == 30
-    validation = EvaluationBatches(source, 4, 0)(0).labels.tolist()
-    assert len(validation) == HELD_OUT
-    assert not set(validation) & set(labels_of(source, list(set.union(*seen))))
+
+
+def test_shards_that_are_dealt_anew_are_disjoint_in_each_epoch_and_reach_everything() -> None:
+    epochs = epochs_of("reshuffle", 12)
+    for epoch in epochs:
+        assert len({sample for worker in epoch for batch in worker for sample in batch}) == 18
+    seen = [seen_by(epochs, rank) for rank in range(3)]
+    assert min(map(len, seen)) > 15, "with shards of its own a worker would see 7"
+    assert set.union(*seen) == set(range(22))
+
+
+def test_workers_draw_from_all_samples_with_iid() -> None:
+    epochs = epochs_of("iid", 20)
+    assert len({str(batch) for epoch in epochs for worker in epoch for batch in worker}) > 110, "of 120"
+    assert [seen_by(epochs, rank) for rank in range(3)] == [set(range(22))] * 3
+
+
+@pytest.mark.parametrize("sampling", ["shard", "reshuffle", "iid"])
+def test_what_is_random_in_a_dataset_is_drawn_anew_each_time_a_sample_comes(sampling: str) -> None:
+    noisy = grain.MapDataset.range(6).seed(0).random_map(lambda number, rng: (number, rng.integers(2**60)))
+    drawn = OfWorkers(tuple(of_worker(noisy, sampling, 3, 2, 0, rank) for rank in range(2)))
+    found = [sample for step in range(30) for rank in range(2) for sample in zip(*drawn(rank, step), strict=True)]
+    assert len(found) == len({noise for _, noise in found}) == 180
+    np.testing.assert_array_equal(drawn(1, 7)[1], drawn(1, 7)[1])
 
 
 @pytest.mark.slow
-def test_workers_draw_from_all_training_images_with_iid(source: StreamedSource) -> None:
-    drawn = minibatches(source, sampling="iid", batch_size=10)
-    batches = {(rank, step): drawn.indices(rank, step) for rank in range(3) for step in range(40)}
-    assert len({tuple(batch) for batch in batches.values()}) == 120
-    validation = set(EvaluationBatches(source, 4, 0)(0).labels.tolist())
-    for rank in range(3):
-        seen = {index for (r, _), batch in batches.items() if r == rank for index in batch}
-        assert set(labels_of(source, list(seen))) == set(range(TRAIN)) - validation
+@pytest.mark.parametrize("sampling", ["shard", "reshuffle", "iid"])
+def test_images_that_are_held_out_are_never_trained_on(source: StreamedSource, sampling: str) -> None:
+    _, validation, test = streamed_splits(source, seed=0)
+    held_out = {int(image.labels) for image in validation}
+    assert len(held_out) == HELD_OUT
+    assert {int(image.labels) for image in test} == set(range(TRAIN, TRAIN + TEST))
+    drawn = minibatches(source, sampling=sampling)
+    seen = {label for step in range(60) for rank in range(3) for label in drawn(rank, step).labels.tolist()}
+    assert not seen & held_out
+    assert len(seen) == (21 if sampling == "shard" else TRAIN - HELD_OUT), "in all epochs"
+    other = {int(image.labels) for image in streamed_splits(source, seed=1)[1]}
+    assert other != held_out
 
 
-def test_a_minibatch_holds_the_images_of_its_indices_with_their_labels(source: StreamedSource) -> None:
+def test_a_minibatch_holds_images_with_their_labels(source: StreamedSource) -> None:
     drawn = minibatches(source)
     batch = drawn(1, 5)
-    assert batch.labels.tolist() == labels_of(source, drawn.indices(1, 5))
     assert (batch.images.shape, batch.images.dtype) == ((3, SIDE, SIDE, 3), np.uint8)
+    assert (batch.labels.shape, batch.labels.dtype) == ((3,), np.int32)
     for pixels, label in zip(batch.images, batch.labels, strict=True):
         colours = np.asarray(decoded(examples(int(label))[0]["image"])).reshape(-1, 3).astype(int)
         low, high = colours.min(0), colours.max(0)
@@ -228,9 +259,8 @@ def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_i
         example["image"] = example["image"][:150]
     broken = find_dataset("tiny", data_dir=write_imagenet(tmp_path, damaged))
     assert isinstance(broken, StreamedSource)
-    drawn = minibatches(broken)
-    with refusal("'tiny'", "train", f"image {drawn.indices(0, 0)[0]} ", "prepare the set again"):
-        list(stream(OfRanks(drawn, (0, 1, 2)), range(4), 1))
+    with refusal("'tiny'", "train", "cannot decode image ", "prepare the set again"):
+        list(stream(OfRanks(minibatches(broken), (0, 1, 2)), range(4), 1))
     loaded = stream(OfRanks(minibatches(source), (0, 1, 2)), range(10**6), 1)
     next(loaded)
     (process,) = multiprocessing.active_children()
@@ -289,15 +319,13 @@ def config(folder: str, workdir: Path, **more: Any) -> Config:
 def test_evaluation_counts_as_numpy_does(
     folder: str, source: StreamedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamed_classification, "BATCH_SIZE", 3)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 3)
     run = build_run(config(folder, tmp_path), source)
     params, model_state = run.task.init(jax.random.key(3))
     model = make_model(config(folder, tmp_path).model_name, source.input_shape, source.classes)
     figures = run.task.evaluate((params, model_state), "leader_")
-    everything = EvaluationBatches(source, 100, 0)
-    assert everything.splits() == ["validation", "test"]
-    for number, split in enumerate(everything.splits()):
-        images, labels = everything(number)
+    for split, dataset in zip(("validation", "test"), streamed_splits(source, 0)[1:], strict=True):
+        images, labels = stacked(list(dataset))
         pixels = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         logits = np.asarray(model.apply(params, model_state, pixels.astype(np.float32), None)[0], np.float64)
         losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
@@ -387,8 +415,13 @@ def test_sets_that_cannot_be_streamed_are_refused_with_what_to_do(tmp_path: Path
 
 def test_what_array_record_raises_is_told_in_one_line() -> None:
     class Broken:
-        def __getitems__(self, indices: list[int]) -> list[Any]:
-            raise RuntimeError(f"cut off at {indices}\nand more")
+        def __getitem__(self, number: int) -> Any:
+            raise RuntimeError(f"cut off at {number}\nand more")
 
-    with pytest.raises(InputError, match=r"cannot read the train split of 'set' \(cut off at \[3\]\): prepare"):
-        EncodedRecords("set", "train", Broken()).read([3])
+        def __getitems__(self, numbers: list[int]) -> list[Any]:
+            return [self[number] for number in numbers]
+
+    records = EncodedRecords("set", "train", Broken())
+    for read in (lambda: records[3], lambda: records.read([3])):
+        with pytest.raises(InputError, match=r"cannot read the train split of 'set' \(cut off at 3\): prepare"):
+            read()

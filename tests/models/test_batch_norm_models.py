@@ -14,8 +14,7 @@ from jax import lax
 from regression import QUICK
 
 from lsgd_jax import Topology, init_state, lsgd, make_train_step
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.images import Preprocessing, augmented
+from lsgd_jax.data.images import Images, Preprocessing, augmented
 from lsgd_jax.data.sampling import make_batches, put_on_devices
 from lsgd_jax.models import make_model
 from lsgd_jax.models.functional import FunctionalModel, functional_model

@@ -9,10 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.images import Preprocessing
-from lsgd_jax.data.loader import Minibatches
-from lsgd_jax.data.streamed import StreamedSource
+from lsgd_jax.data.grain_source import OfWorkers, of_worker
+from lsgd_jax.data.images import Images, Preprocessing
+from lsgd_jax.data.streamed import StreamedSource, streamed_splits
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 5, 7, 3), dtype=np.uint8)
 IMAGE, LABEL = tfds.features.Image(shape=(5, 7, 3)), tfds.features.ClassLabel(num_classes=4)
@@ -83,9 +82,11 @@ def write_imagenet(folder: Path, train: list[Any], **more: list[Any]) -> str:
     return write_set(folder, splits, image=ANY_SIZE, label=tfds.features.ClassLabel(num_classes=40))
 
 
-def minibatches(source: StreamedSource, *, workers: int = 3, batch_size: int = 3, **more: Any) -> Minibatches:
-    given = {"sampling": "shard", "seed": 0} | more
-    return Minibatches(source, batch_size=batch_size, workers=workers, **given)
+def minibatches(
+    source: StreamedSource, *, workers: int = 3, batch_size: int = 3, sampling: str = "shard", seed: int = 0
+) -> OfWorkers:
+    train, *_ = streamed_splits(source, seed)
+    return OfWorkers(tuple(of_worker(train, sampling, batch_size, workers, seed, rank) for rank in range(workers)))
 
 
 def bytes_of(split: Images) -> list[bytes]:

@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 from lsgd_jax import Axes, Topology, data_parallel, lsgd
-from lsgd_jax.data.datasets import Images
-from lsgd_jax.data.images import Preprocessing
+from lsgd_jax.data.images import Images, Preprocessing
 from lsgd_jax.engine.schedules import start_plateau
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.models import FunctionalModel

@@ -19,8 +19,9 @@ from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source
 from lsgd_jax.config.reload import reload_run
 from lsgd_jax.config.train import train
-from lsgd_jax.data.datasets import Images, Source, find_dataset
+from lsgd_jax.data.datasets import Source, find_dataset
 from lsgd_jax.data.fingerprint import digest_of, once
+from lsgd_jax.data.images import Images
 from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.trainer.conditions import FILE, agreed_conditions, conditions_of, read_conditions, write_conditions
 

@@ -19,10 +19,12 @@ from lsgd_jax.config import from_config
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, image_task
 from lsgd_jax.config.train import train
-from lsgd_jax.data.sources import TrainingData, from_arrays, from_function, from_grain
+from lsgd_jax.data.grain_source import from_grain
+from lsgd_jax.data.sources import TrainingData, from_arrays, from_function
 from lsgd_jax.engine.method_checks import follows_factor
 from lsgd_jax.engine.schedules import Schedule, follow_factor
 from lsgd_jax.errors import InputError
+from lsgd_jax.tasks import evaluation
 from lsgd_jax.tasks.task import Task
 from lsgd_jax.trainer.saved_models import load_model
 from lsgd_jax.trainer.trainer import Result, Trainer
@@ -115,6 +117,20 @@ SAMPLES = grain.MapDataset.source([{"x": x, "y": y} for x, y in zip(DATA["x"], D
 def batch_of(worker: int, step: int) -> Any:
     chosen = np.random.default_rng((worker, step)).integers(len(DATA["y"]), size=8)
     return jax.tree.map(lambda x: x[chosen], DATA)
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.processes])])
+def test_a_validation_set_of_grains_is_judged_as_arrays_are(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)  # 10 batches, the last of a single sample
+    monkeypatch.setattr(evaluation, "BATCHES_PER_PROCESS", 1)
+    source = from_grain(SAMPLES, 8, processes=processes)
+    arrays, streamed = (
+        trainer(task=task(source, validation=held)).fit(16).metrics for held in (HELD_OUT, SAMPLES[:37])
+    )
+    for of_arrays, of_stream in zip(arrays, streamed, strict=True):
+        names = [name for name in of_arrays if "validation" in name]
+        assert len(names) == 2
+        np.testing.assert_allclose([of_stream[n] for n in names], [of_arrays[n] for n in names], rtol=1e-6)
 
 
 SOURCES: dict[str, Callable[[], TrainingData]] = {
@@ -286,6 +302,24 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "integers beyond 32 bits": (lambda: from_arrays({"x": np.array([2**40])}, 1), "integers beyond 32 bits"),
     "lists for arrays": (lambda: from_arrays({"x": [1, 2]}, 1), r"tree\['x'\]\[0\] is a single number"),
     "a dataset without an end": (lambda: from_grain(SAMPLES.repeat(), 8), "dataset has no end"),
+    "a dataset with gaps": (lambda: from_grain(SAMPLES.filter(lambda sample: sample["y"]), 8), "dataset has gaps"),
+    "a dataset without samples": (lambda: from_grain(SAMPLES[:0], 8), "dataset has no sample"),
+    "a dataset of text": (
+        lambda: trainer(task=task(from_grain(SAMPLES.map(lambda sample: {"x": "a"}), 8))).fit(8),
+        r"the first sample of the Grain dataset, .*\['x'\] is an array of <U1: use numbers",
+    ),
+    "a validation stream of Grain's": (
+        lambda: task(validation=SAMPLES.to_iter_dataset()),
+        "validation is .*, which has no random access: use a grain.MapDataset",
+    ),
+    "samples of different shapes": (
+        lambda: trainer(
+            task=task(
+                from_grain(SAMPLES.map_with_index(lambda i, sample: sample | {"x": sample["x"][: 7 - i % 3 % 2]}), 8)
+            )
+        ).fit(8),
+        "samples of a Grain dataset differ in their structure or shapes",
+    ),
     "a function that draws anew": (
         lambda: from_function(lambda worker, step: {"x": np.random.default_rng().normal(size=8)}),
         "gives other values the second time",
