@@ -12,8 +12,8 @@ from absl import flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, described, parse, refuse, usage_of
-from compilation_cache import use_compilation_cache
+from lsgd_jax.commands.command_line import Flag, command, define, described, parse, refuse, usage_of
+from lsgd_jax.commands.compilation_cache import use_compilation_cache
 
 TABLE = (
     Flag("run", "path", None, "folder of a run with a checkpoint"),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from command_line import Flag, command, define, parse, usage_of
 
+from lsgd_jax.commands.command_line import Flag, command, define, parse, usage_of
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.writable import make_writable
 

@@ -22,10 +22,10 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag, described
-from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, data_parallel, downpour, easgd, ledger, lsgd
+from lsgd_jax.commands.command_line import Flag, described
+from lsgd_jax.compare.palette import line_of
 from lsgd_jax.errors import InputError
 
 TABLE = (

@@ -10,7 +10,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import conclude, experiment
-from command_line import Flag, described
+
+from lsgd_jax.commands.command_line import Flag, described
 
 TABLE = (
     Flag("workdir", "path", "runs/convergence", "folder for the figures, the CSV files and claims.json"),

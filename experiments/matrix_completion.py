@@ -20,11 +20,11 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, interval, share, write_csv
-from command_line import Flag, described
 from low_rank import CONVERGED, STUCK, WORKERS, Line, Problems, draw_problems, mirrored, on_sides, run
-from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, dppf, easgd, independent, local_sgd, lsgd
+from lsgd_jax.commands.command_line import Flag, described
+from lsgd_jax.compare.palette import line_of
 from lsgd_jax.errors import InputError
 
 TABLE = (

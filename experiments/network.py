@@ -12,8 +12,8 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from command_line import Flag, command, define, described, parse, refuse, usage_of
-from palette import line_of
+from lsgd_jax.commands.command_line import Flag, command, define, described, parse, refuse, usage_of
+from lsgd_jax.compare.palette import line_of
 
 
 class Model(NamedTuple):

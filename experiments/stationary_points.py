@@ -22,9 +22,10 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag, described
-from palette import STYLES, line_of
 from rest_points import LANDSCAPES, SEARCHES, STRENGTHS, Row, search
+
+from lsgd_jax.commands.command_line import Flag, described
+from lsgd_jax.compare.palette import STYLES, line_of
 
 TABLE = (
     Flag("workdir", "path", "runs/stationary_points", "folder for stationary_points.png, .csv and claims.json"),

@@ -27,7 +27,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, write_csv
-from command_line import Flag, described
+
+from lsgd_jax.commands.command_line import Flag, described
 
 TABLE = (
     Flag("workdir", "path", "runs/step_direction", "folder for the figure, the CSV file and claims.json"),
@@ -194,7 +195,8 @@ def conclusions(shares: Sequence[Share]) -> list[Claim]:
 def draw(path: pathlib.Path, shares: Sequence[Share]) -> None:
     """Where at least half serve, over λ and θ, a panel for each quadratic."""
     from matplotlib.figure import Figure
-    from palette import BLACK, BLUE, VERMILLION
+
+    from lsgd_jax.compare.palette import BLACK, BLUE, VERMILLION
 
     rows, columns = -(-len(QUADRATICS) // 3), min(3, len(QUADRATICS))
     figure = Figure(figsize=(3.6 * columns, 3.2 * rows + 0.5), layout="constrained")

@@ -20,11 +20,11 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, conclude, experiment, share, write_csv
-from command_line import Flag, described
 from descent import descend
-from palette import line_of
 
 from lsgd_jax import DistributedOptimizer, easgd, lsgd
+from lsgd_jax.commands.command_line import Flag, described
+from lsgd_jax.compare.palette import line_of
 from lsgd_jax.trainer.colours import BLACK, BLUE, GREEN, VERMILLION
 
 TABLE = (

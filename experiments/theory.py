@@ -22,9 +22,9 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from claims import Claim, table
-from command_line import Flag, define, described, parse, refuse, stoppable, usage_of
 
 from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.commands.command_line import Flag, define, described, parse, refuse, stoppable, usage_of
 from lsgd_jax.errors import ExitCode
 
 EXPERIMENTS = {

@@ -1,6 +1,7 @@
 """Starts a script as several processes of this machine, which train together over loopback.
 
-    python -m lsgd_jax.launch --processes=4 experiments/train.py --steps=1000
+    python -m lsgd_jax.launch --processes=4 -m lsgd_jax.train --steps=1000
+    python -m lsgd_jax.launch --processes=4 mine.py --steps=1000
 
 The script is started once a process, with --coordinator_address, --num_processes and --process_id
 after its own flags. When one process fails, the others are ended; when the launcher does, they
@@ -8,6 +9,7 @@ save and end. Where this machine has NVIDIA GPUs, each process gets its share of
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -66,13 +68,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="start again without the processes that were killed; the script then gets --elastic after --resume",
     )
+    parser.add_argument("-m", action="store_true", dest="module", help="the script is a module, as of python -m")
     parser.add_argument("script", help="what to start, and its flags")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.processes < 1 or options.max_restarts < 0:
         parser.error("--processes must be at least 1, and --max_restarts at least 0")
-    if not os.path.isfile(options.script):
-        parser.error(f"there is no script {options.script}: name one after the flags of the launcher")
+    if not (_is_module(options.script) if options.module else os.path.isfile(options.script)):
+        kind = "module" if options.module else "script"
+        parser.error(f"there is no {kind} {options.script}: name one after the flags of the launcher")
     script_flags = _with_flagfiles(options.flags)
     given = _value_in(script_flags, "workdir")
     try:
@@ -90,7 +94,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _start(options: argparse.Namespace, members: Members) -> int:
     """Launches the script, again if it fails, and returns the last exit code."""
-    command = [sys.executable, options.script, *options.flags]
+    command = [sys.executable, *(["-m"] if options.module else []), options.script, *options.flags]
     elastic = ["--elastic"] if options.elastic else []
     if options.automatic:  # one command for all starts
         command += elastic
@@ -115,6 +119,13 @@ def _start(options: argparse.Namespace, members: Members) -> int:
                 environments = survivors or environments
                 told += f", with {len(environments)} of {options.processes} processes"
         _tell(told)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # of the package that it is in
+        return False
 
 
 def _with_flagfiles(flags: Sequence[str]) -> list[str]:

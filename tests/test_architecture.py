@@ -57,7 +57,7 @@ def importing(files: Iterator[Path], *packages: str) -> list[tuple[str, str]]:
 # Each room may import those before it, and itself.
 ROOMS = (
     "errors", "files", "collectives", "optimizers", "engine", "accounting", "cluster", "data", "models", "tasks",
-    "trainer", "config",
+    "trainer", "config", "commands", "compare",
 )  # fmt: skip
 
 

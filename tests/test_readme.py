@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from claims import interval
-from comparison.evaluations import spread
-from comparison.significance import not_apart, standard_errors
+
+from lsgd_jax.compare.evaluations import spread
+from lsgd_jax.compare.significance import not_apart, standard_errors
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -138,7 +138,8 @@ def conclusions(cells: Sequence[Cell]) -> list[Claim]:
 def draw(path: pathlib.Path, problems: Sequence[Problem], cells: Sequence[Cell]) -> None:
     """The share of pairs for which the bound does not hold, over Mη and κηλ, with the theorem's condition."""
     from matplotlib.figure import Figure
-    from palette import BLUE
+
+    from lsgd_jax.compare.palette import BLUE
 
     figure = Figure(figsize=(4.0 * len(problems), 4.2), layout="constrained")
     panels = figure.subplots(1, len(problems), squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""From flags to objects: the only place that knows `Config`.
+"""From flags to objects: the only place below command lines that knows `Config`.
 
-Imports everything below; nothing of the library imports it.
+Imports everything below.
 """

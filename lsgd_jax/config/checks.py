@@ -11,6 +11,7 @@ from lsgd_jax.config.from_config import check_asynchronous, schedule_of
 from lsgd_jax.config.kinds import AnySource, find_source, kind_of
 from lsgd_jax.config.make_method import make_method
 from lsgd_jax.config.saved import read_config
+from lsgd_jax.config.usual import usual_settings
 from lsgd_jax.engine.numerics import check_jax
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
@@ -31,13 +32,13 @@ def check_alone(config: Config) -> None:
 
 
 def load_config(workdir: str, given: dict[str, Any], *, resume: bool) -> Config:
-    """The settings of a run: those given, over the saved ones of a run to be resumed, over the defaults.
+    """The settings of a run: those given, over the saved ones of a run to be resumed, or over those that suit its data.
 
     Raises:
       InputError: if a run is to be resumed and there is none, or its saved settings cannot be.
     """
     if not resume:
-        return Config(**given)
+        return Config(**usual_settings(given) | given)
     path = pathlib.Path(workdir)
     check_workdir(path, resume=True)
     saved = Config(**read_config(path))

@@ -37,7 +37,7 @@ _run = functools.partial(setting, "run")
 
 @dataclasses.dataclass(frozen=True)
 class Config(MethodSettings):
-    """The settings of a run, which are the flags of `experiments/train.py`, and those of methods.
+    """The settings of a run, which are the flags of `lsgd_jax.train`, and those of methods.
 
     None stands for a default that depends on other settings; see the properties.
     """

@@ -46,7 +46,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
-            raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, experiments/train.py does")
+            raise InputError(f"there is no checkpoint in {workdir}: a comparison keeps none, train.py does")
         if damage := checkpoints.damage(step):
             raise InputError(f"the checkpoint of step {step} in {workdir} is damaged ({damage}): go on with --resume")
         groups, workers = checkpoints.info(step).shape  # it may be about to go on with others

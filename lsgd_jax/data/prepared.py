@@ -11,6 +11,36 @@ from typing import Any
 
 from lsgd_jax.errors import InputError, NotYetError, first_line, is_disk_full
 
+DEFAULT_DIR = "the default TFDS folder"
+
+
+def find_builder(name: str, data_dir: str | None) -> Any:
+    """The TFDS builder of a set, which may not be on disk.
+
+    Args:
+      name: the set's.
+      data_dir: where prepared TFDS sets are; TFDS's own default (~/tensorflow_datasets) if None.
+
+    Raises:
+      InputError: if there is no such set.
+    """
+    import tensorflow_datasets as tfds
+
+    where = data_dir or DEFAULT_DIR
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        close = _versions_in(name, data_dir)[-1:] or difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS set"
+        raise InputError(f"unknown data set {name!r}: {hint}") from error
+    except ImportError as error:
+        raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
+    except Exception as error:  # TFDS has no common class for what a bad name or folder raises
+        there = _versions_in(name, data_dir)
+        hint = f" ({where} has {', '.join(there)}: use that)" if there else ""
+        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}{hint}") from error
+
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     """The TFDS builder of a set that is on disk, after downloading it if that is asked for and needed.
@@ -23,22 +53,7 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     Raises:
       InputError: if there is no such set, or it is not there.
     """
-    import tensorflow_datasets as tfds
-
-    where = data_dir or "the default TFDS folder"
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        close = _versions_in(name, data_dir)[-1:] or difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "use 'digits', 'cifar10', or another TFDS set"
-        raise InputError(f"unknown data set {name!r}: {hint}") from error
-    except ImportError as error:
-        raise InputError(f"data set {name!r} needs TensorFlow to be read: choose another") from error
-    except Exception as error:  # TFDS has no common class for what a bad name or folder raises
-        there = _versions_in(name, data_dir)
-        hint = f" ({where} has {', '.join(there)}: use that)" if there else ""
-        raise InputError(f"cannot open data set {name!r} in {where}: {first_line(error)}{hint}") from error
+    builder, where = find_builder(name, data_dir), data_dir or DEFAULT_DIR
     if builder.is_prepared():
         return builder
     if not download:

@@ -324,3 +324,12 @@ def test_gpus_are_dealt_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> Non
         launch._shares_of_gpus(3)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert launch._shares_of_gpus(3) == [{}] * 3
+
+
+def test_a_module_is_started_as_a_script_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--processes=2", "-m", "lsgd_jax.train", "--help"]) == 0
+    assert "usage: python -m lsgd_jax.train" in capfd.readouterr().out
+    for absent in ("lsgd_jax.trian", "lsgd.train"):
+        with pytest.raises(SystemExit) as ended:
+            launch.main(["--processes=2", "-m", absent])
+        assert (ended.value.code, f"there is no module {absent}" in capfd.readouterr().err) == (2, True)

@@ -3,14 +3,15 @@
 import math
 
 import pytest
-from comparison.figures import levels
-from comparison.tables import (
+from made_up_runs import LSGD, PARALLEL, STEPS, cells, comparison, falling, methods, outcome
+
+from lsgd_jax.compare.figures import levels
+from lsgd_jax.compare.tables import (
     Budget,
     budget_table,
     least_bytes,
     least_seconds,
 )
-from made_up_runs import LSGD, PARALLEL, STEPS, cells, comparison, falling, methods, outcome
 
 
 def test_at_equal_bytes_every_method_stops_within_what_the_thriftiest_sends() -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison.plan import make_plan
-from comparison.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
 from made_up_runs import a_plan, leave
 
-import compare as script  # isort: skip
-from comparison import running
-
 from lsgd_jax.cluster.stopping import StopRequest, stop_on_signals
+from lsgd_jax.compare import command as script
+from lsgd_jax.compare import running
+from lsgd_jax.compare.plan import make_plan
+from lsgd_jax.compare.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
 from lsgd_jax.config.config import Config
 from lsgd_jax.errors import AllWorkersLostError, ExitCode, InputError
 
@@ -197,7 +196,7 @@ def test_the_pace_of_this_machine_is_measured(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_stops_the_comparison_and_leaves_it_to_be_continued(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, script.__file__, f"--workdir={tmp_path}", "--methods=none", "--model=mlp"),
+        *(sys.executable, "-m", "lsgd_jax.compare", f"--workdir={tmp_path}", "--methods=none", "--model=mlp"),
         *("--groups=1", "--workers=2", "--batch_size=8", "--steps=20000", "--eval_every=20000"),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

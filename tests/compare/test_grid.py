@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison.grid import choose, make_trial, read_variations, settings_of
-from comparison.plan import make_plan
-from comparison.trials import Trial, TrialOutcome
 from made_up_runs import a_plan
-from settings import given_settings
 
-import compare as script  # isort: skip
-
+from lsgd_jax.commands.settings import given_settings
+from lsgd_jax.compare import command as script
+from lsgd_jax.compare.grid import choose, make_trial, read_variations, settings_of
+from lsgd_jax.compare.plan import make_plan
+from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.methods import METHODS
 from lsgd_jax.errors import InputError
@@ -184,7 +183,7 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any
 def test_the_flagfiles_give_every_method_as_many_settings(
     name: str, methods: Collection[str], settings: int, more: dict[str, int]
 ) -> None:
-    flagfile = Path(script.__file__).parent / "flagfiles" / f"{name}.flags"
+    flagfile = Path(__file__).parents[2] / "experiments" / "flagfiles" / f"{name}.flags"
     script.FLAGS.unparse_flags()
     script.FLAGS(["compare.py", f"--flagfile={flagfile}"])
     base = Config(workdir="w", **given_settings(script.FLAGS))

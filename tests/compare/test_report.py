@@ -7,18 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import palette
 import pytest
-import train
 from absl.testing import flagsaver
-from comparison import figures, report
-from comparison.evaluations import final_validation_error
-from comparison.figures import levels, sensitivity
-from comparison.tables import (
-    at_the_edge,
-    main_table,
-)
-from comparison.trials import TrialOutcome
 from made_up_runs import (
     CHOSEN,
     COMPUTE,
@@ -34,8 +24,18 @@ from made_up_runs import (
     outcome,
 )
 from matplotlib.axes import Axes as Panel
-from settings import given_settings
 
+from lsgd_jax import train
+from lsgd_jax.commands.settings import given_settings
+from lsgd_jax.compare import figures, palette, report
+from lsgd_jax.compare.evaluations import final_validation_error
+from lsgd_jax.compare.figures import levels, sensitivity
+from lsgd_jax.compare.tables import (
+    at_the_edge,
+    main_table,
+)
+from lsgd_jax.compare.trials import TrialOutcome
+from lsgd_jax.config.checks import load_config
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.methods import METHODS
 
@@ -235,15 +235,15 @@ def test_sensitivity_takes_the_best_of_the_other_flags_for_each_value() -> None:
 def test_the_command_of_a_setting_repeats_it(changed: dict[str, Any]) -> None:
     config = Config("runs/x", **changed)
     words = shlex.split(report.train_command(config))
-    assert words[:2] == ["python", "experiments/train.py"]
-    assert len(words) == 2 + len(changed)
+    assert words[:3] == ["python", "-m", "lsgd_jax.train"]
+    assert len(words) == 3 + len(changed) + (4 if "dataset" in changed else 0), "those that differ, or may"
     with flagsaver.flagsaver():
-        train.FLAGS(words[1:])
-        assert Config("runs/x", **given_settings(train.FLAGS)) == config
+        train.FLAGS(words[2:])
+        assert load_config("runs/x", given_settings(train.FLAGS) | {"workdir": "runs/x"}, resume=False) == config
 
 
 def test_the_report_has_the_command_of_each_chosen_setting(written: dict[str, str]) -> None:
-    commands = re.findall(r"^python experiments/train\.py .*", written["report.md"], re.MULTILINE)
+    commands = re.findall(r"^python -m lsgd_jax\.train .*", written["report.md"], re.MULTILINE)
     tested = {made.trial.method: made for made in reversed(comparison()) if made.trial.phase == "test"}
     assert commands == [report.train_command(tested[method].trial.config) for method in CHOSEN]
 
@@ -282,7 +282,7 @@ def test_methods_of_ones_own_are_in_every_table_figure_and_csv_file(
     assert "# Comparison of lsgd, data_parallel, mine.py:first, mine.py:second" in text
     for name in own:
         assert text.count(f"\n| {name} |") == 4, "settings, and what is equal: samples, bytes, predicted time"
-        assert f"python experiments/train.py --algorithm={name} " in text
+        assert f"python -m lsgd_jax.train --algorithm={name} " in text
         assert sum(row["method"] == name for row in rows(files["curves.csv"])) == 3 * 4
     plot, lines = Panel.plot, list[dict[str, Any]]()
     monkeypatch.setattr(Panel, "plot", lambda panel, *data, **style: (lines.append(style), plot(panel, *data, **style)))

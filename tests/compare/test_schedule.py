@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison.evaluations import make_cost
-from comparison.plan import Plan, make_plan
-from comparison.schedule import DENSEST
 
 from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.compare.evaluations import make_cost
+from lsgd_jax.compare.plan import Plan, make_plan
+from lsgd_jax.compare.schedule import DENSEST
 from lsgd_jax.errors import InputError
 
 NETWORK = "1 Gb/s Ethernet"

@@ -5,11 +5,12 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comparison.evaluations import spread
-from comparison.significance import not_apart, standard_errors
-from comparison.tables import budget_table, least_bytes, least_seconds, main_table, time_unit
 from made_up_runs import PARALLEL, cells, falling, methods, outcome
 from published_runs import FOLDERS, read_published
+
+from lsgd_jax.compare.evaluations import spread
+from lsgd_jax.compare.significance import not_apart, standard_errors
+from lsgd_jax.compare.tables import budget_table, least_bytes, least_seconds, main_table, time_unit
 
 
 def test_a_difference_is_measured_in_standard_errors_of_it() -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison import report
-from comparison.evaluations import evaluate_all
-from comparison.grid import choose
-from comparison.plan import make_plan
-from comparison.tables import group_by_method, main_table
-from comparison.trials import Trial, TrialOutcome
 
 from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.compare import report
+from lsgd_jax.compare.evaluations import evaluate_all
+from lsgd_jax.compare.grid import choose
+from lsgd_jax.compare.plan import make_plan
+from lsgd_jax.compare.tables import group_by_method, main_table
+from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.tasks.language import BITS_PER_BYTE
 

@@ -149,7 +149,7 @@ def test_flags_that_are_right_reach_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "flag"),
     [
-        *((path.stem, "workdir") for path in SCRIPT.parent.glob("*.py") if "\ndef main(" in path.read_text()),
+        *((path.stem, "workdir") for path in SCRIPT.parent.glob("*.py") if "main(sys.argv)" in path.read_text()),
         ("figures", "runs"),
         ("landscape", "run"),
         ("batch_statistics", "run"),

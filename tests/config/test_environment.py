@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import command_line
-import environment
 import jax
 import jax.numpy as jnp
 import pytest
-from compilation_cache import use_compilation_cache
 from jax.experimental.compilation_cache import compilation_cache
 from made_up_runs import a_plan
 
 from lsgd_jax.cluster import processes
+from lsgd_jax.commands import command_line, environment
+from lsgd_jax.commands.compilation_cache import use_compilation_cache
 from lsgd_jax.config.config import Config, usable_cores
 from lsgd_jax.config.train import train
 from lsgd_jax.errors import InputError

@@ -4,10 +4,10 @@ import dataclasses
 import inspect
 
 import pytest
-import settings
-from settings import GROUPS, methods_help
 
 import lsgd_jax
+from lsgd_jax.commands import settings
+from lsgd_jax.commands.settings import GROUPS, methods_help
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.make_method import make_method
 from lsgd_jax.config.methods import METHODS, Method, MethodSettings, Style, arguments_from, users_of

@@ -10,7 +10,7 @@ import pytest
 from absl.testing import flagsaver
 from commands import refused, train
 
-import compare  # isort: skip
+from lsgd_jax.compare import command as compare
 
 pytestmark = pytest.mark.usefixtures("fresh_flags")
 

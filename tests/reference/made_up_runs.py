@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.evaluations import evaluate_all
-from comparison.plan import Plan, make_plan
-from comparison.tables import Method, group_by_method
-from comparison.trials import Trial, TrialOutcome
-
 from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.compare.evaluations import evaluate_all
+from lsgd_jax.compare.plan import Plan, make_plan
+from lsgd_jax.compare.tables import Method, group_by_method
+from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.files.files import write_json
 

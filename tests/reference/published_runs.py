@@ -3,11 +3,10 @@
 import csv
 from pathlib import Path
 
-from comparison.evaluations import Errors, Evaluation, Run
-from comparison.grid import TYPES
-from comparison.tables import Method, group_by_method
-from comparison.trials import Setting, Trial
-
+from lsgd_jax.compare.evaluations import Errors, Evaluation, Run
+from lsgd_jax.compare.grid import TYPES
+from lsgd_jax.compare.tables import Method, group_by_method
+from lsgd_jax.compare.trials import Setting, Trial
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import METRICS
 from lsgd_jax.tasks.metric import Metric

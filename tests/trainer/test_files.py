@@ -9,10 +9,10 @@ from typing import Any
 
 import figures
 import pytest
-from comparison.trials import Trial, finished
 from made_up_runs import leave
 
 from lsgd_jax import load_center
+from lsgd_jax.compare.trials import Trial, finished
 from lsgd_jax.config import summary
 from lsgd_jax.config.checks import load_config
 from lsgd_jax.config.config import Config

@@ -14,7 +14,7 @@ from made_up_runs import leave
 
 import figures  # isort: skip
 import landscape  # isort: skip
-from palette import line_of  # isort: skip
+from lsgd_jax.compare.palette import line_of  # isort: skip
 
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.reload import reload_run

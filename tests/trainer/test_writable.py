@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison.report import FILES
 from made_up_runs import a_plan, leave
 
-from comparison import running  # isort: skip
+from lsgd_jax.compare.report import FILES
+
+from lsgd_jax.compare import running  # isort: skip
 
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.config.config import Config

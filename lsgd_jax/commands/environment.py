@@ -1,4 +1,4 @@
-"""What the command lines of experiments make of their environment."""
+"""What command lines make of their environment."""
 
 import importlib.metadata
 import logging

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from comparison.trials import Trial, TrialOutcome
 from lsgd_jax import ledger
 from lsgd_jax.accounting.ledger import Ledger
 from lsgd_jax.accounting.network import Network, run_seconds
+from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, kind_of
 from lsgd_jax.config.make_method import make_method

@@ -3,9 +3,9 @@
 import bisect
 from collections.abc import Callable, Sequence
 
-from comparison.budgets import most
-from comparison.evaluations import Cost
-from comparison.trials import Setting, Trial
+from lsgd_jax.compare.budgets import most
+from lsgd_jax.compare.evaluations import Cost
+from lsgd_jax.compare.trials import Setting, Trial
 from lsgd_jax.config.config import Config
 
 DENSEST = 4  # times as many evaluations as asked for, at most

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from settings import GROUPS, PROCESS_FLAGS
-
-from comparison.evaluations import final_validation_error
-from comparison.trials import Setting, Trial, TrialOutcome
+from lsgd_jax.commands.settings import GROUPS, PROCESS_FLAGS
+from lsgd_jax.compare.evaluations import final_validation_error
+from lsgd_jax.compare.trials import Setting, Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import schedule_of
 from lsgd_jax.config.make_method import make_method

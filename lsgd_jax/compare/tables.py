@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from palette import in_order
-
-from comparison.budgets import most
-from comparison.evaluations import Evaluation, Run, Spread, spread
-from comparison.significance import not_apart
-from comparison.trials import Setting
+from lsgd_jax.compare.budgets import most
+from lsgd_jax.compare.evaluations import Evaluation, Run, Spread, spread
+from lsgd_jax.compare.palette import in_order
+from lsgd_jax.compare.significance import not_apart
+from lsgd_jax.compare.trials import Setting
 from lsgd_jax.tasks.metric import Metric
 
 NO_DIFFERENCE = "no difference to"

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes as Panel
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from palette import line_of
 
-from comparison.evaluations import Evaluation
-from comparison.tables import Method, time_unit
+from lsgd_jax.compare.evaluations import Evaluation
+from lsgd_jax.compare.palette import line_of
+from lsgd_jax.compare.tables import Method, time_unit
 from lsgd_jax.tasks.metric import Metric
 
 Styles = dict[str, dict[str, Any]]

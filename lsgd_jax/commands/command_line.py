@@ -1,4 +1,4 @@
-"""What the command lines of experiments have in common: flags, help, and one line for whatever ends them early."""
+"""Flags, help, and one line for whatever ends a command line early."""
 
 import functools
 import sys
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from absl import flags
-from environment import set_for_this_program, why_jax_cannot_start
 
 from lsgd_jax.cluster.stopping import StopRequest, ended_by_signals
+from lsgd_jax.commands.environment import set_for_this_program, why_jax_cannot_start
 from lsgd_jax.errors import ExitCode, ReportedError
 from lsgd_jax.files.output import lasting_output
 from lsgd_jax.files.paths import expanded, why_not_local
@@ -107,7 +107,7 @@ def stoppable(main: Callable[[list[str], StopRequest], int]) -> Callable[[list[s
 
     @functools.wraps(main)
     def guarded(argv: list[str]) -> int:
-        with ended_by_signals(_name(argv)) as stop:
+        with ended_by_signals(program_name(argv)) as stop:
             try:
                 return main(argv, stop)
             except ReportedError as error:
@@ -138,9 +138,10 @@ def parse(values: flags.FlagValues, argv: list[str], usage: str) -> int | None:
 
 def refuse(argv: list[str], reason: str, code: ExitCode = ExitCode.BAD_INPUT) -> int:
     """Tells in one line why a program ends, after its name; returns the exit code."""
-    print(f"{_name(argv)}: error: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"{program_name(argv)}: error: {' '.join(reason.split())}", file=sys.stderr)
     return code
 
 
-def _name(argv: list[str]) -> str:
-    return argv[0].rsplit("/", 1)[-1]
+def program_name(argv: list[str]) -> str:
+    """What a program is called in what it says: train.py, or lsgd_jax.train."""
+    return argv[0].rsplit("/", 1)[-1].removeprefix("-m ")

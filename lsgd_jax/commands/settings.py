@@ -6,10 +6,11 @@ import typing
 from typing import Any
 
 from absl import flags
-from command_line import Flag
 
+from lsgd_jax.commands.command_line import Flag
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.methods import METHODS, users_of
+from lsgd_jax.config.usual import USUAL
 
 KINDS = {str: "string", int: "integer", float: "float", bool: "boolean"}
 # A setting that more methods have is preceded by none of their names.
@@ -61,6 +62,14 @@ GROUPS = {group: members + PROCESS.get(group, ()) for group, members in _flags_o
 def methods_help() -> list[str]:
     """The lines of a help text about methods."""
     return ["methods:", *(f"  {name:<18} {method.summary}" for name, method in METHODS.items())]
+
+
+def usual_help() -> list[str]:
+    """The lines of a help text about defaults."""
+    lines = ["defaults of some data, in place of those below:"]
+    for kind, values in USUAL.items():
+        lines.append(f"  {kind:<18} " + " ".join(f"--{name}={value}" for name, value in values.items()))
+    return lines
 
 
 def given_settings(values: flags.FlagValues) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 
-from comparison.grid import choose
-from comparison.plan import Plan
-from comparison.report import FILES, write_report
-from comparison.trials import DIVERGED, Setting, Trial, TrialOutcome, finished
 from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.compare.grid import choose
+from lsgd_jax.compare.plan import Plan
+from lsgd_jax.compare.report import FILES, write_report
+from lsgd_jax.compare.trials import DIVERGED, Setting, Trial, TrialOutcome, finished
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import build_run
 from lsgd_jax.config.kinds import AnySource, kind_of

@@ -8,12 +8,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from comparison.budgets import SLACK
-from comparison.evaluations import Errors, Evaluation, Run, evaluate_all
-from comparison.figures import LEAST, draw_figures
-from comparison.schedule import DENSEST
-from comparison.significance import LEAST as TOLD_APART
-from comparison.tables import (
+from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.compare.budgets import SLACK
+from lsgd_jax.compare.evaluations import Errors, Evaluation, Run, evaluate_all
+from lsgd_jax.compare.figures import LEAST, draw_figures
+from lsgd_jax.compare.schedule import DENSEST
+from lsgd_jax.compare.significance import LEAST as TOLD_APART
+from lsgd_jax.compare.tables import (
     NO_DIFFERENCE,
     Method,
     Setting,
@@ -28,9 +29,9 @@ from comparison.tables import (
     search_table,
     time_unit,
 )
-from comparison.trials import Trial, TrialOutcome
-from lsgd_jax.accounting.network import NETWORKS
+from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
+from lsgd_jax.config.usual import USUAL
 from lsgd_jax.files.files import write_csv, write_whole
 from lsgd_jax.tasks.metric import Metric
 from lsgd_jax.trainer.provenance import PACKAGES
@@ -276,14 +277,16 @@ def _representative(method: Method) -> Trial | None:
 
 
 def train_command(config: Config) -> str:
-    """The command line of a single run: the flags that differ from the defaults, without --workdir."""
+    """The command line of a single run: the flags that differ from defaults, or have other ones for some data."""
     defaults = Config(workdir=config.workdir)
+    other_data = (config.dataset, config.text_file) != (defaults.dataset, None)
+    told = {name for of_kind in USUAL.values() for name in of_kind} if other_data else set()
     changed: dict[str, Any] = {
         field.name: value
         for field in dataclasses.fields(Config)
-        if (value := getattr(config, field.name)) != getattr(defaults, field.name)
+        if (value := getattr(config, field.name)) != getattr(defaults, field.name) or field.name in told
     }
-    return shlex.join(["python", "experiments/train.py", *(f"--{flag}={value}" for flag, value in changed.items())])
+    return shlex.join(["python", "-m", "lsgd_jax.train", *(f"--{flag}={value}" for flag, value in changed.items())])
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from comparison.evaluations import Spread
+from lsgd_jax.compare.evaluations import Spread
 
 LEAST = 2.0  # standard errors of a difference
 

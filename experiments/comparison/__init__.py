@@ -1,1 +1,0 @@
-"""Comparing methods: the grid, its runs, and the report. `experiments/compare.py` is its command line."""

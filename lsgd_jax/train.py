@@ -1,0 +1,165 @@
+"""Trains an image classifier or a language model on many workers that talk rarely, with LSGD or a baseline.
+
+Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
+"""
+
+import datetime
+import itertools
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from absl import flags, logging
+
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.commands.command_line import define, describe, described, parse, program_name, refuse, stoppable
+from lsgd_jax.commands.compilation_cache import use_compilation_cache
+from lsgd_jax.commands.settings import GROUPS, given_settings, methods_help, usual_help
+from lsgd_jax.errors import ExitCode
+
+FLAGS = flags.FLAGS
+LONGEST_WAIT = 10**6  # seconds
+# A center is far behind a leader whose figure is less than so much of its own.
+FAR = 0.8
+
+define(FLAGS, itertools.chain(*GROUPS.values()))
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = [
+        "usage: python -m lsgd_jax.train [--flag=value ...]",
+        "",
+        described(__doc__),
+        "",
+        *methods_help(),
+        "",
+        *usual_help(),
+        "",
+    ]
+    for group, members in GROUPS.items():
+        lines += [f"{group}:", *describe(members), ""]
+    lines.append("  --flagfile=FILE            read flags from a file, one a line")
+    return "\n".join(lines)
+
+
+@stoppable
+def main(argv: list[str], stop: StopRequest) -> int:
+    """Runs the command line and returns its exit code."""
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+    if FLAGS.resume == "auto":
+        stop.exit_code = ExitCode.STOPPED
+
+    if FLAGS.resume and FLAGS.workdir is None:
+        return refuse(argv, "--resume needs to know the run: add its --workdir")
+    if FLAGS.elastic and not FLAGS.resume:
+        return refuse(argv, "--elastic is for runs that go on: add --resume and the run's --workdir")
+    waits: dict[str, Any] = {name: FLAGS[name].value for name in ("connect_timeout", "heartbeat_timeout")}
+    for name, seconds in waits.items():
+        if not 0 < seconds <= LONGEST_WAIT:
+            return refuse(argv, f"--{name}={seconds}: must be more than 0 and at most {LONGEST_WAIT:,}")
+
+    # Only now: a mistyped flag is told without waiting for these.
+    from lsgd_jax.cluster import joining
+
+    logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
+    return joining.guard(lambda: run(argv[0], stop), FLAGS.heartbeat_timeout)
+
+
+def run(program: str, stop: StopRequest) -> int:
+    """What each process does; returns its exit code."""
+    from lsgd_jax.cluster import joining, processes
+
+    joining.connect(
+        FLAGS.coordinator_address,
+        FLAGS.num_processes,
+        FLAGS.process_id,
+        FLAGS.connect_timeout,
+        FLAGS.heartbeat_timeout,
+    )
+    stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
+
+    from lsgd_jax.config.checks import load_config
+    from lsgd_jax.config.train import train
+    from lsgd_jax.trainer.workdir import is_started
+
+    given = given_settings(FLAGS)
+    workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
+    again = FLAGS.resume == "auto"  # the same command, until the run is finished
+    resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
+    shape = {} if resume else processes.default_shape(given)
+    config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
+    use_compilation_cache(FLAGS.compilation_cache)
+    elastic = FLAGS.elastic and resume
+    try:
+        summary = train(config, resume=resume, elastic=elastic, profile_dir=FLAGS.profile_dir, stop=stop)
+    except KeyboardInterrupt:
+        told = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
+        print(f"{program_name([program])}: interrupted\n{told}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
+    return ExitCode.STOPPED if summary is None and again else ExitCode.DONE
+
+
+def table(summary: dict[str, Any], workdir: str) -> str:
+    """The table at the end of a run."""
+
+    from lsgd_jax.config.kinds import metric_named
+    from lsgd_jax.tasks.metric import SPLITS
+
+    metric = metric_named(summary.get("metric", "error"))
+
+    splits = [split for split in SPLITS if f"{split}_{metric.name}" in summary]
+
+    def shown(model: str) -> str:
+        return "".join(told(summary[f"{model}{split}_{metric.name}"]) for split in splits)
+
+    def told(figure: float | None) -> str:
+        return f"{metric.shown(metric.bounded(figure))} {metric.unit}".rstrip().rjust(12)
+
+    samples = f"{summary.get('units_per_batch', summary['batch_size']):,} {summary.get('unit', 'images')}"
+    setting = (
+        f"{summary['algorithm']} on {summary['dataset']}: {summary['model']}, {summary['parameters']:,} parameters, "
+        f"{summary['groups']} × {summary['workers']} workers, {summary['step']} steps of {samples}, "
+        f"{summary['seconds']:.1f} s, {summary['bytes_communicated'] / 1e6:,.1f} MB sent"
+    )
+    best = metric.best(summary)
+    leader = f"leader ({summary['leader']})"
+    marks = {name: "  best" if name == best else "" for name in ("center", "leader")}
+    lines = [
+        "",
+        setting,
+        f"{metric.label:<16}" + "".join(f"{split:>12}" for split in splits),
+        f"{'center':<16}{shown('')}{marks['center']}",
+        f"{leader:<16}{shown('leader_')}{marks['leader']}",
+    ]
+    of_workers = (summary[f"worker_{split}_{metric.name}"] for split in splits)
+    for rank, figures in enumerate(zip(*of_workers, strict=True)):
+        lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
+    if "validation" in splits and metric.read(summary, "leader_validation") < FAR * metric.read(summary, "validation"):
+        lines += [
+            "",
+            "the center is far behind the leader: a shorter --global_period, a stronger pull or a stale one help",
+        ]
+    lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
+    return "\n".join(lines)
+
+
+def _default_workdir() -> str:
+    """A name of its own for each run, also for those that a scheduler starts all at once."""
+    from lsgd_jax.files.files import file_name
+
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    data = pathlib.Path(FLAGS.text_file).stem if FLAGS.text_file else FLAGS.dataset.replace("/", "-")
+    return str(pathlib.Path("runs") / file_name(f"{now}-{data}-{FLAGS.algorithm}"))
+
+
+def _how_to_resume(program: str, workdir: str) -> str:
+    return f"to go on: {shlex.quote(sys.executable)} {program} {shlex.join([f'--workdir={workdir}', '--resume'])}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(["-m lsgd_jax.train", *sys.argv[1:]]))
