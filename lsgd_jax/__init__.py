@@ -1,6 +1,7 @@
 """Leader Stochastic Gradient Descent, and its relatives, in JAX."""
 
 # ruff: noqa: F403, F405
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,9 @@ OF_TRAINER = (
     "nnx_task",
 )
 
+if importlib.util.find_spec("orbax") is not None:  # of the extra `train`: `import *` takes what can be imported
+    __all__ += OF_TRAINER
+
 
 def __getattr__(name: str) -> Any:
     """Imports them when the first is used: the launcher, and what hears signals, cannot wait for JAX."""
@@ -71,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__, *OF_TRAINER]
+    return [*{*globals(), *__all__, *OF_TRAINER}]

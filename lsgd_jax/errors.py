@@ -5,6 +5,7 @@ import enum
 import errno
 import os
 import pathlib
+import re
 import signal
 from collections.abc import Iterator
 
@@ -44,6 +45,16 @@ class NotYetError(InputError):
     """What comes from elsewhere was not there: another process, a port, a network, memory."""
 
     exit_code = ExitCode.NOT_YET
+
+
+@contextlib.contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Lets what ends a call from Python name arguments, where command lines have flags of those names."""
+    try:
+        yield
+    except ReportedError as error:
+        error.args = (re.sub(r"--(?=[a-z])", "", str(error)),)
+        raise
 
 
 class RunFailedError(ReportedError, RuntimeError):

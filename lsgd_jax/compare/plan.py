@@ -16,7 +16,7 @@ from lsgd_jax.config.config import Config, check_config
 from lsgd_jax.config.from_config import schedule_of
 from lsgd_jax.config.kinds import AnySource, find_source, kind_of
 from lsgd_jax.config.methods import METHODS
-from lsgd_jax.config.own_code import is_own
+from lsgd_jax.config.own_code import changed_since, digests_of, is_own
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.config.usual import usual_settings
 from lsgd_jax.data.fingerprint import once
@@ -179,6 +179,8 @@ def _check_same_settings(trial: Trial, source: AnySource) -> list[str]:
     if changed:
         told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
         raise InputError(f"{workdir} holds a run with other settings ({told}): use another --workdir")
+    if files := changed_since(workdir, digests_of(trial.config.task, trial.config.algorithm)):
+        raise InputError(f"{files[0]} has changed since the run in {workdir} began: use another --workdir")
     check_precision(workdir)
     note = check_data(workdir, source, Config(**saved).text_name)
     return [note] if note else []

@@ -2,16 +2,24 @@
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
+import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lsgd_jax.errors import InputError
+from lsgd_jax.files.fields import Fields, read_fields
+from lsgd_jax.files.files import is_there
 from lsgd_jax.files.paths import expanded
 from lsgd_jax.tasks.task import Task
+
+# In a workdir: digests of the files of a user's code.
+CODE = "code.json"
 
 
 def is_own(name: str) -> bool:
@@ -81,6 +89,23 @@ def arguments_of(function: Callable[..., Any], text: str | None, flag: str) -> d
         told = f"--method_args={text}" if text else flag
         raise InputError(f"{told}: {getattr(function, '__name__', function)}(base, …): {error}") from error
     return arguments
+
+
+def digests_of(*texts: str | None) -> dict[str, str]:
+    """Of the files among some flags that name code, by their names; what these import is not looked at."""
+    files = {text.rpartition(":")[0] for text in texts if text is not None and is_own(text)}
+    return {
+        os.path.basename(file): hashlib.blake2b(expanded(file).read_bytes(), digest_size=16).hexdigest()
+        for file in sorted(files)
+        if file.endswith(".py")
+    }
+
+
+def changed_since(workdir: pathlib.Path, digests: Mapping[str, str]) -> list[str]:
+    """The files that are not as they were when the run in a workdir began, as far as it has kept what they were."""
+    path = workdir / CODE
+    saved = read_fields(path, Fields({}, others=object), "remove it") if is_there(path) else {}
+    return [name for name in digests if saved.get(name, digests[name]) != digests[name]]
 
 
 def _of_file(flag: str, path: str) -> Any:

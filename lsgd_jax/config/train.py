@@ -10,6 +10,7 @@ from lsgd_jax.config.checks import check_settings
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import build_run, fit_devices, keep_batch_size, plan_of
 from lsgd_jax.config.kinds import AnySource
+from lsgd_jax.config.own_code import CODE, changed_since, digests_of
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.config.summary import finished
 from lsgd_jax.engine.numerics import fixed_numerics
@@ -60,7 +61,9 @@ def train(
     source = processes.together(
         lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
     )
-    conditions = agreed_conditions(source)
+    conditions, code = agreed_conditions(source), digests_of(config.task, config.algorithm)
+    for name in changed_since(workdir, code):
+        processes.say(f"note: {name} has changed since the run in {workdir} began: going on with what it is now")
     if elastic:
         config = processes.together(lambda: keep_batch_size(config, read_config(workdir), source))
     if resume and (summary := processes.from_main(lambda: finished(workdir, config.steps))):
@@ -72,6 +75,8 @@ def train(
     def keep_settings() -> None:
         write_json(workdir / "config.json", dataclasses.asdict(config))
         write_conditions(workdir, conditions)
+        if code:
+            write_json(workdir / CODE, code)
 
     way = Way(
         workdir,

@@ -239,11 +239,8 @@ def check_arrays(what: str, tree: Any) -> Any:
             raise InputError(
                 f"{name} is a single number: samples are entries of arrays (lists are taken apart: use np.array)"
             )
-        if (
-            leaf.dtype.kind in "iu"
-            and leaf.size
-            and max(-int(leaf.min()), int(leaf.max())) >= 2**31 + (leaf.dtype.kind == "u") * 2**31
-        ):
+        bits = np.iinfo(np.uint32 if leaf.dtype.kind == "u" else np.int32)
+        if leaf.dtype.kind in "iu" and leaf.size and not bits.min <= int(leaf.min()) <= int(leaf.max()) <= bits.max:
             raise InputError(f"{name} has integers beyond 32 bits, which JAX would cut: use smaller ones")
         if not len(leaf):
             raise InputError(f"{name} has the shape {leaf.shape}: there is no sample in it")

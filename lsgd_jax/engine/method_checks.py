@@ -1,9 +1,13 @@
 """What can be wrong with a method of a user's, seen before anything is compiled."""
 
+import hashlib
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.errors import InputError
@@ -56,18 +60,52 @@ def check_method(method: DistributedOptimizer, params: Any) -> None:
 
 
 def follows_factor(method: DistributedOptimizer, params: Any) -> bool:
-    """Whether its updates of parameters of those shapes depend on the learning rate's factor; nothing is computed."""
+    """Whether the first update of a worker, who is alone, is proportional to the learning rate's factor."""
+    alone = jax.tree.map(lambda x: jnp.full((1, 1, *x.shape), 0.5, x.dtype), params)
 
-    def step(rate: jax.Array, params: Any) -> Any:
+    @jax.jit
+    def first_update(rate: Any) -> Any:
         def of_worker(params: Any) -> Any:
-            state = method.init(params, Axes())
-            return method.update(params, state, params, value=jnp.zeros([]), rate_factor=rate)[0]
+            grads, state = jax.tree.map(lambda x: x / 8, params), method.init(params, Axes())
+            return method.update(grads, state, params, value=jnp.ones([]), rate_factor=rate)[0]
 
-        return jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP)(params)
+        return jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP)(alone)
 
-    traced = jax.make_jaxpr(step)(jax.ShapeDtypeStruct((), jnp.float32), _of_two_by_two(params)).jaxpr
-    rate = traced.invars[0]
-    return any(rate is variable for equation in traced.eqns for variable in equation.invars)
+    whole, half = (jax.tree.leaves(first_update(jnp.float32(rate))) for rate in (1.0, 0.5))
+    return all(np.allclose(2 * np.asarray(b), np.asarray(a), rtol=1e-2) for a, b in zip(whole, half, strict=True))
+
+
+def fingerprint(method: DistributedOptimizer, params: Any) -> str:
+    """What tells whether a method computes the same as another for parameters of those shapes; nothing is computed.
+
+    Returns:
+      Versions of JAX and optax, and a digest of what they make of the method's functions.
+    """
+
+    def of_worker(params: Any) -> Any:
+        state = method.init(params, Axes())
+        updates = method.update(params, state, params, value=jnp.zeros([]), rate_factor=1.0)
+        applied = [c.apply(params, state, jnp.zeros([]), Axes().names(c.axes)) for c in method.communications]
+        return updates, [outcome[:2] for outcome in applied]
+
+    traced = jax.make_jaxpr(jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP))(_of_two_by_two(params))
+    digest = hashlib.blake2b(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode(), digest_size=16)
+    digest.update(str([c[:2] for c in method.communications]).encode())
+    for constant in traced.consts:
+        digest.update(np.asarray(constant).tobytes())
+    return f"jax {jax.__version__}, optax {optax.__version__}, {digest.hexdigest()}"
+
+
+def is_another(fingerprint: Any, other: str) -> bool:
+    """Whether two fingerprints are of different methods, as far as they can be compared."""
+    versions, _, digest = other.rpartition(", ")
+    before = str(fingerprint).rpartition(", ")
+    return before[0] == versions and before[2] != digest
+
+
+def name_of(method: DistributedOptimizer) -> str:
+    """The name of the factory that has made it."""
+    return getattr(method.init, "__qualname__", "own").split(".")[0]
 
 
 def _of_two_by_two(params: Any) -> Any:

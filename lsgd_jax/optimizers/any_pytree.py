@@ -42,6 +42,7 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
 
 
 def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
+    @functools.wraps(method.init)  # whose name tells the factory
     def init(params: optax.Params, axes: Axes) -> Any:
         check_own_params(params, axes)
         return _apart_from(params, method.init(_taken(params, params), axes))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lsgd_jax.cluster.processes import is_main
 from lsgd_jax.data.images import Preprocessing, preprocess
-from lsgd_jax.errors import InputError, first_line
+from lsgd_jax.errors import InputError, first_line, naming_arguments
 from lsgd_jax.files.fields import Fields, check_fields, read_fields
 from lsgd_jax.files.files import is_there, write_json
 from lsgd_jax.files.paths import expanded, why_not_local
@@ -73,11 +73,12 @@ def load_center(workdir: str | pathlib.Path, task: Task | None = None) -> tuple[
     return load_model(workdir, "center", task)
 
 
+@naming_arguments()
 def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | None = None) -> tuple[Any, Any]:
     """Loads a model of a finished run.
 
     Args:
-      workdir: the run's `--workdir`.
+      workdir: the run's.
       which: "center", "leader", or "best": the one of the two that does better on validation data.
       task: that of the run, if it is one of your own.
 

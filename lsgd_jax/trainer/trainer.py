@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import check_shares
 from lsgd_jax.cluster.stopping import StopRequest
-from lsgd_jax.engine.method_checks import check_method, follows_factor
+from lsgd_jax.engine.method_checks import check_method, fingerprint, follows_factor, is_another, name_of
 from lsgd_jax.engine.numerics import check_jax, fixed_numerics
 from lsgd_jax.engine.schedules import CONSTANT, Schedule
 from lsgd_jax.engine.simulated_speeds import check_rounds
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.engine.train_step import shortest_period
-from lsgd_jax.errors import InputError
+from lsgd_jax.errors import InputError, naming_arguments
 from lsgd_jax.files.fields import Fields, read_fields
 from lsgd_jax.files.files import write_json
 from lsgd_jax.files.output import lasting_output
@@ -34,6 +34,8 @@ from lsgd_jax.trainer.workdir import check_shared_workdir
 
 # Workers on a single device, unless a topology is given.
 ON_ONE_DEVICE = 4
+# What a result shows of its summary, besides the models.
+FIGURES = ("validation_", "test_", "leader_validation_", "leader_test_")
 # What may differ when a run goes on.
 FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
 SHAPE = frozenset({"groups", "workers"})
@@ -55,6 +57,11 @@ class Result(NamedTuple):
     best: Candidate
     metrics: list[dict[str, Any]]
     summary: dict[str, Any] | None
+
+    def __repr__(self) -> str:
+        figures = {} if self.summary is None else self.summary
+        shown = [f"{name}={x:.4g}" for name, x in figures.items() if name.startswith(FIGURES) and isinstance(x, float)]
+        return f"Result({', '.join([f'{len(self.metrics)} evaluations', *shown])})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Trainer:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
 
+    @naming_arguments()
     @lasting_output()
     @fixed_numerics()
     def fit(
@@ -149,9 +157,10 @@ class Trainer:
             raise InputError("resume needs to know the run: give the Trainer its workdir")
         check_jax()
         topology = self.topology or default_topology()
-        plan, settings = self._plan(steps), self._settings(steps, topology)
-        processes.check_same(settings | {"resume": resume, "elastic": elastic})
+        plan = self._plan(steps)
         processes.together(lambda: self._check(plan, topology))
+        settings = self._settings(steps, topology)
+        processes.check_same(settings | {"resume": resume, "elastic": elastic})
         workdir = None if self.workdir is None else expanded(self.workdir)
         conditions = agreed_conditions(self.task)
         if workdir is not None:
@@ -166,7 +175,7 @@ class Trainer:
             opened = open_task(self.task, topology, seed=self.seed, steps=steps)
             return make_run(plan, opened, self._method_of, topology)
 
-        labels = {"algorithm": "own", "dataset": self.task.name}
+        labels = {"algorithm": name_of(self._method_of(topology)), "dataset": self.task.name}
         way = Way(workdir, labels, keep_settings, lambda: plan, resume=resume, stop=stop, figures=figures)
         ended = go(build, plan, way)
         candidates = ended.candidates()
@@ -196,6 +205,7 @@ class Trainer:
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
+            "method": fingerprint(self._method_of(topology), check_model(self.task.init)[0]),
             "groups": topology.groups,
             "workers": topology.workers,
             "steps": steps,
@@ -273,10 +283,16 @@ def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *
         return
     fields, todo = Fields({"task": str}, others=object), "use a new workdir, or restore it"
     saved = read_fields(workdir / "config.json", fields, todo)
-    free = FREE | (SHAPE if elastic else frozenset())
+    free = FREE | (SHAPE | {"method"} if elastic else frozenset())
     changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
+    if "method" in changed and not is_another(saved.get("method"), settings["method"]):
+        changed.remove("method")  # what an older version kept, or another version of JAX traced, tells nothing
     if changed:
-        told = ", ".join(f"{name} was {saved.get(name)}, is {settings[name]}" for name in changed)
+        told = ", ".join(
+            "the method computes something else" if name == "method" else f"{name} was {saved.get(name)}, is {now}"
+            for name, now in settings.items()
+            if name in changed
+        )
         hint = ", or give elastic=True" if set(changed) <= SHAPE else ""
         raise InputError(f"cannot resume with another run ({told}): leave that as it was, or use a new workdir{hint}")
     check_precision(workdir)

@@ -91,6 +91,27 @@ def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report(files: Pat
     assert (files / "compare" / "curves.png").exists()
 
 
+@pytest.mark.slow
+def test_code_that_has_changed_is_told_and_is_not_compared_with_what_it_was(
+    files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    methods = f"--methods=lsgd,{files}/gossip.py:gossip"
+    flags = [f"--task={files}/task.py:mine", methods, f"--workdir={files}/compare", *FLAGS, "--nocompilation_cache"]
+    alone = [f"--workdir={files}/run", f"--task={files}/task.py:mine", f"--algorithm={files}/gossip.py:gossip", *FLAGS]
+    compare.FLAGS.unparse_flags()
+    assert compare.main(["compare.py", *flags]) == 0
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", *alone, "--nocompilation_cache"]) == 0
+    (files / "gossip.py").write_text(METHOD + "# changed\n")
+    capfd.readouterr()
+    compare.FLAGS.unparse_flags()
+    assert compare.main(["compare.py", *flags]) == 2
+    assert "compare.py: error: gossip.py has changed since the run in " in capfd.readouterr().err
+    with flagsaver.flagsaver():
+        assert train.main(["train.py", f"--workdir={files}/run", "--resume", "--steps=12"]) == 0
+    assert "note: gossip.py has changed since the run in " in capfd.readouterr().out
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "no name": (["--task=task.py"], "must be FILE.py:NAME or package.module:NAME"),
     "a missing file": (["--task=nowhere.py:mine"], "there is no file nowhere.py"),

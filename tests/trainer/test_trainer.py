@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from lsgd_jax import Axes, Topology, data_parallel, easgd, lsgd
+from lsgd_jax import Axes, Topology, data_parallel, eamsgd, easgd, lsgd
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.config import from_config
 from lsgd_jax.config.config import Config
@@ -133,6 +134,12 @@ def test_a_validation_set_of_grains_is_judged_as_arrays_are(processes: int, monk
         np.testing.assert_allclose([of_stream[n] for n in names], [of_arrays[n] for n in names], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.int8])
+def test_integers_of_32_bits_are_data(dtype: Any) -> None:
+    bits = np.iinfo(np.int32 if dtype is np.int64 else dtype)
+    assert from_arrays({"x": np.array([bits.min, bits.max], dtype)}, 1).batch_size == 1
+
+
 SOURCES: dict[str, Callable[[], TrainingData]] = {
     "arrays": lambda: from_arrays(DATA, 8),
     "arrays, dealt anew": lambda: from_arrays(DATA, 8, sampling="reshuffle"),
@@ -214,6 +221,54 @@ def test_the_trainers_schedule_acts_or_is_refused() -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("base", "follows"),
+    [
+        (optax.chain(optax.sgd(0.1, momentum=0.9), follow_factor()), True),
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1), follow_factor()), True),
+        (optax.chain(follow_factor(), optax.adam(0.1)), False),
+        (optax.adam(0.1), False),
+    ],
+)
+def test_updates_follow_a_factor_that_nothing_undoes(base: Any, follows: bool) -> None:
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    for make in (lsgd, easgd, data_parallel):
+        assert follows_factor(make(base), params) is follows
+    assert follows_factor(eamsgd(base), params) is follows
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(8, figures=False)
+    for other in (
+        lsgd(optax.sgd(0.2), local_period=2, global_period=4, global_pull=0.5),
+        lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.4),
+        lsgd(optax.sgd(0.1), local_period=2, global_period=8, global_pull=0.5),
+    ):
+        with pytest.raises(InputError, match=r"another run \(the method computes something else\): "):
+            trainer(tmp_path, method=other).fit(16, resume=True)
+    same = lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.5)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for kept in (settings["method"], "jax 0.1, optax 0.1, 12", None):  # as other versions trace it, and before
+        (tmp_path / "config.json").write_text(json.dumps(settings | {"method": kept}))
+        result = trainer(tmp_path, method=same).fit(16, resume=True, figures=False)
+    assert result.summary is not None
+    assert result.summary["algorithm"] == "lsgd"
+
+
+def test_a_result_is_shown_in_a_line() -> None:
+    shown = repr(trainer().fit(8))
+    assert re.fullmatch(r"Result\(1 evaluations, validation_error=0\.\d+, .*leader_test_error=0\.\d+\)", shown), shown
+
+
+def test_messages_name_arguments_where_python_has_no_flags(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"^workdir=.* is already used: name a new or empty folder$"):
+        trainer(tmp_path).fit(8)
+    with pytest.raises(InputError, match=r"^resume: there is no run in .*: leave resume out, or name"):
+        trainer(tmp_path / "new").fit(8, resume=True)
 
 
 @pytest.mark.slow
@@ -298,6 +353,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "parameters that are integers": (
         lambda: trainer(task=Task(lambda key: ({"a": jnp.ones(3, int)}, {}), loss, train=from_arrays(DATA, 8))).fit(8),
         "makes no parameter of a floating dtype",
+    ),
+    "numbers just beyond 32 bits": (
+        lambda: from_arrays({"x": np.array([-(2**31) - 1])}, 1),
+        "integers beyond 32 bits",
     ),
     "integers beyond 32 bits": (lambda: from_arrays({"x": np.array([2**40])}, 1), "integers beyond 32 bits"),
     "lists for arrays": (lambda: from_arrays({"x": [1, 2]}, 1), r"tree\['x'\]\[0\] is a single number"),
