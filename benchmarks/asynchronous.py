@@ -102,7 +102,7 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
     )
     kinds = {"asynchronous": make(CoordinatedRound), "synchronous": make(InStep)}
     gather = jax.jit(lambda tree: tree, out_shardings=topology.replicated)
-    told: dict[str, Any] = {kind: [] for kind in kinds}
+    shown: dict[str, Any] = {kind: [] for kind in kinds}
     end = 0
     for _ in range(repeats + 1):
         for kind, take_round in kinds.items():
@@ -112,8 +112,8 @@ def work(repeats: int, period: int, step_seconds: float, slowdown: float) -> dic
             jax.block_until_ready(state)
             seconds = time.perf_counter() - started
             steps, waiting = (np.array(leaf).ravel().tolist() for leaf in gather(pace))
-            told[kind].append({"seconds": seconds, "steps": steps, "waiting": waiting})
-    return {kind: rounds[1:] for kind, rounds in told.items()}
+            shown[kind].append({"seconds": seconds, "steps": steps, "waiting": waiting})
+    return {kind: rounds[1:] for kind, rounds in shown.items()}
 
 
 def compare(measured: dict[str, Any], period: int, slowdown: float) -> dict[str, Any]:

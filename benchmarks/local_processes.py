@@ -36,7 +36,7 @@ def run_processes(flags: Sequence[str], processes: int, *, devices: int = 1, tim
         command = [sys.executable, sys.argv[0], *flags, f"--output={found}"]
         failure = launch(command, processes, [environment] * processes, timeout)
         if failure is not None:
-            raise RuntimeError(f"{failure.told}: free this machine, or ask for less")
+            raise RuntimeError(f"{failure.line}: free this machine, or ask for less")
         return json.loads(found.read_text())
 
 

@@ -134,8 +134,8 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["sizes"]:
         measured, predicted = 1e3 * row["measured_seconds"], 1e3 * row["predicted_seconds"]
-        told = "fitted" if row["fitted"] else f"{100 * row['error']:+.0f} %"
-        rows.append((f"{row['megabytes']} MB", f"{measured:.2f} ms", f"{predicted:.2f} ms", told))
+        shown = "fitted" if row["fitted"] else f"{100 * row['error']:+.0f} %"
+        rows.append((f"{row['megabytes']} MB", f"{measured:.2f} ms", f"{predicted:.2f} ms", shown))
     cores = len(os.sched_getaffinity(0))
     return "\n".join(
         [

@@ -116,8 +116,8 @@ def images_per_second(timing: Timing, worker_steps: int) -> dict[str, float]:
 
 def _shown(row: dict[str, Any]) -> tuple[str, str, str]:
     rate, seconds = row["images_per_second"], row["seconds_a_step"]
-    told = "" if rate is None else f"{rate['median']:,.0f} ({rate['slowest']:,.0f} to {rate['fastest']:,.0f})"
-    return "" if seconds is None else f"{seconds:.3f}", told, f"{row['models_beyond']:.2f}"
+    images = "" if rate is None else f"{rate['median']:,.0f} ({rate['slowest']:,.0f} to {rate['fastest']:,.0f})"
+    return "" if seconds is None else f"{seconds:.3f}", images, f"{row['models_beyond']:.2f}"
 
 
 if __name__ == "__main__":

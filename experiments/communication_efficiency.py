@@ -178,26 +178,26 @@ def claims_of(rows: list[Row], sizes: list[int]) -> Iterator[Claim]:
         """(what was measured, whether all ratios are below)."""
         ratio = ratios(way, method, other, sizes, field)
         low, high = min(ratio.values()), max(ratio.values())
-        told = f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+        shown = f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
         above = {key for key, value in ratio.items() if value >= most}
         which = ", ".join(f"{MODELS[model].title} on {size}" for model, size in ratio if (model, size) in above)
-        return f"{told} of its bytes" + (f"; not {which}" if 0 < len(above) < len(ratio) else ""), not above
+        return f"{shown} of its bytes" + (f"; not {which}" if 0 < len(above) < len(ratio) else ""), not above
 
     one, several = [size for size in sizes if size == GROUP_SIZE], [size for size in sizes if size > GROUP_SIZE]
     for way, title in WAYS.items():
         text = f"{title}, LSGD sends less than a twentieth of DOWNPOUR and data parallelism"
-        told, held = fewer(way, "lsgd", "downpour", sizes, most=1 / 20)
-        yield Claim(text, told, held and fewer(way, "lsgd", "data_parallel", sizes, most=1 / 20)[1])
-    told, held = fewer("messages", "lsgd", "easgd", sizes)
-    yield Claim("as messages, only leaders' models are sent: LSGD sends less than EASGD", told, held)
+        shown, held = fewer(way, "lsgd", "downpour", sizes, most=1 / 20)
+        yield Claim(text, shown, held and fewer(way, "lsgd", "data_parallel", sizes, most=1 / 20)[1])
+    shown, held = fewer("messages", "lsgd", "easgd", sizes)
+    yield Claim("as messages, only leaders' models are sent: LSGD sends less than EASGD", shown, held)
     for some, name in ((one, f"{GROUP_SIZE} workers"), (several, "several groups")):
         if some:
             text = f"as collectives, {name}: LSGD's masked sums send less than EASGD's means"
-            told, held = fewer("collectives", "lsgd", "easgd", some)
-            yield Claim(text, told, held, expected=False)
+            shown, held = fewer("collectives", "lsgd", "easgd", some)
+            yield Claim(text, shown, held, expected=False)
             text = f"as collectives, {name}: around the ring LSGD sends less than EASGD"
-            told, held = fewer("collectives", "lsgd_ring", "easgd", some)
-            yield Claim(text, told, held, expected=some is one)
+            shown, held = fewer("collectives", "lsgd_ring", "easgd", some)
+            yield Claim(text, shown, held, expected=some is one)
     if several:
         for way, method in (("collectives", "lsgd"), ("messages", "lsgd")):
             text = f"{WAYS[way]}, several groups: beyond a group, half as often, LSGD sends at most 0.51 of EASGD"

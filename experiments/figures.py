@@ -37,7 +37,7 @@ define(FLAGS, TABLE)
 OF_A_SEED = ("seed", "workdir", "data_dir", "download", "checkpoint_every")
 
 
-class Run(NamedTuple):
+class DrawnRun(NamedTuple):
     """A finished run: its folder, settings, the name of what it is judged by, evaluations and elections."""
 
     folder: pathlib.Path
@@ -51,7 +51,7 @@ class Line(NamedTuple):
     """The runs of one setting, and what tells it from the others."""
 
     name: str
-    runs: list[Run]
+    runs: list[DrawnRun]
 
 
 class Point(NamedTuple):
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
             return refuse(argv, f"unknown --{name}={FLAGS[name].value}: choose one of {', '.join(choices)}")
     if not FLAGS.runs:
         return refuse(argv, "--runs is empty: name folders of finished runs")
-    runs: list[Run] = []
+    runs: list[DrawnRun] = []
     for folder in FLAGS.runs:
         found = read_runs(pathlib.Path(folder))
         if not found:
@@ -110,8 +110,8 @@ def main(argv: list[str]) -> int:
         return refuse(argv, f"cannot write to --workdir={workdir} ({error.strerror}): choose another folder")
     for line in lines:
         last = [point for point in points if point.line == line.name][-1]
-        told = f"{metric.shown(last.mean):>6} {metric.unit or metric.label}"
-        print(f"{line.name:<40} {len(line.runs)} seeds: {told} after {last.seconds:,.0f} s")
+        value = f"{metric.shown(last.mean):>6} {metric.unit or metric.label}"
+        print(f"{line.name:<40} {len(line.runs)} seeds: {value} after {last.seconds:,.0f} s")
     print(f"\nresults in {workdir}: {', '.join(file.name for file in files)}")
     return 0
 
@@ -121,7 +121,7 @@ def usage() -> str:
     return usage_of("figures.py", described(__doc__), TABLE, "--runs=FOLDER,FOLDER")
 
 
-def read_runs(folder: pathlib.Path) -> list[Run]:
+def read_runs(folder: pathlib.Path) -> list[DrawnRun]:
     """The finished runs in a folder and below; those that were evaluated only once, as in a search, are left out.
 
     Raises:
@@ -140,18 +140,18 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
         metric = summary["metric"]
         metrics = read_metrics(where, metric_named(metric).columns)
         if len(metrics) > 1:
-            runs.append(Run(where, read_config(where, todo), metric, metrics, read_leaders(where)))
+            runs.append(DrawnRun(where, read_config(where, todo), metric, metrics, read_leaders(where)))
     return runs
 
 
-def simulated(run: Run) -> bool:
+def simulated(run: DrawnRun) -> bool:
     """Whether its workers have given speeds, so that its time is simulated."""
     return "simulated_seconds" in run.metrics[0]
 
 
-def group(runs: Sequence[Run]) -> list[Line]:
+def group(runs: Sequence[DrawnRun]) -> list[Line]:
     """Runs that differ only in their seed, each named by its method and by what differs among those of the method."""
-    by_setting: dict[str, list[Run]] = {}
+    by_setting: dict[str, list[DrawnRun]] = {}
     for run in runs:
         setting = {name: value for name, value in run.config.items() if name not in OF_A_SEED}
         by_setting.setdefault(json.dumps(setting, sort_keys=True), []).append(run)
@@ -160,10 +160,10 @@ def group(runs: Sequence[Run]) -> list[Line]:
     for key, members in by_setting.items():
         method = settings[key]["algorithm"]
         rivals = [setting for setting in settings.values() if setting["algorithm"] == method]
-        told = [
+        labels = [
             f"{name} {settings[key][name]}" for name in settings[key] if len({str(r.get(name)) for r in rivals}) > 1
         ]
-        lines.append(Line(", ".join([method, *told]), members))
+        lines.append(Line(", ".join([method, *labels]), members))
     order = in_order(setting["algorithm"] for setting in settings.values())
     return sorted(lines, key=lambda line: order.index(line.runs[0].config["algorithm"]))
 

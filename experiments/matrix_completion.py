@@ -120,8 +120,8 @@ def claims_of(
     lgd = np.stack([line.converged_at for _, line in sides if line.method == "lsgd"])
     yield _all(f"{name}LGD is below 1e-6 within {SOON} iterations", np.asarray((lgd <= SOON).all(axis=0)))
     eagd = [(count, line) for count, line in sides if line.method == "easgd"]
-    told = "; ".join(f"with {count} of them in {share(line.stuck)}" for count, line in eagd)
-    yield Claim(f"{name}EAGD stays above 1", told, all(line.stuck.all() for _, line in eagd), expected=False)
+    shown = "; ".join(f"with {count} of them in {share(line.stuck)}" for count, line in eagd)
+    yield Claim(f"{name}EAGD stays above 1", shown, all(line.stuck.all() for _, line in eagd), expected=False)
     yield from claims_of_strengths(strengths)
 
 
@@ -130,8 +130,8 @@ def claims_of_strengths(strengths: Sweep) -> Iterator[Claim]:
     for method, expected in (("lsgd", True), ("easgd", False), ("dppf", False)):
         good = [(at, line.converged) for at, line in strengths if line.method == method]
         text = f"rank 1, {WORKERS // 2} on each side, mirror images: {SHORT[method]} gets below 1e-6 at every strength"
-        told = "; ".join(f"at {at:g} in {share(converged)}" for at, converged in good)
-        yield Claim(text, told, all(converged.all() for _, converged in good), expected)
+        shown = "; ".join(f"at {at:g} in {share(converged)}" for at, converged in good)
+        yield Claim(text, shown, all(converged.all() for _, converged in good), expected)
 
 
 def _claims_of_rank(rank: int, lines: list[Line], drawn_sides: np.ndarray, iterations: int) -> Iterator[Claim]:
@@ -142,20 +142,20 @@ def _claims_of_rank(rank: int, lines: list[Line], drawn_sides: np.ndarray, itera
     yield _all(text, lgd.converged_at <= within, f"at {_range(lgd.converged_at)}")
     then = np.take_along_axis(eagd.best, np.minimum(lgd.converged_at, iterations - 1)[:, None], axis=1)[:, 0] > STUCK
     yield _all(f"{name}EAGD is then above 1", then, f"{_range(eagd.best[:, -1], '.2g')} in the end", expected=rank > 1)
-    told = (
+    shown = (
         f"of them with workers on both sides: {(eagd.converged & (drawn_sides < WORKERS)).sum()}" if rank == 1 else ""
     )
-    yield _all(f"{name}EAGD gets below 1e-6 within {iterations} iterations", eagd.converged, told, expected=False)
-    told = f"it does, at {_range(mean.converged_at[mean.converged])}" if mean.converged.any() else ""
+    yield _all(f"{name}EAGD gets below 1e-6 within {iterations} iterations", eagd.converged, shown, expected=False)
+    shown = f"it does, at {_range(mean.converged_at[mean.converged])}" if mean.converged.any() else ""
     text = f"{name}plain averaging in each iteration does not get below 1e-6"
-    yield _all(text, ~mean.converged, told, expected=False)
+    yield _all(text, ~mean.converged, shown, expected=False)
     text = f"{name}LGD's workers share a minimum: their mean is below 1e-6"
     yield _all(text, lgd.center < CONVERGED, f"it is at most {lgd.center.max():.2g}")
     text = f"{name}without communication they do not: their mean is above 1"
-    told = f"it is {_range(alone.center, '.2g')}"
-    yield _all(text, alone.center > STUCK, told, expected=rank > 1)  # all may start on one side
-    sooner, told = lgd.converged_at < alone.converged_at, f"at {_range(alone.converged_at)} without"
-    yield _all(f"{name}LGD is sooner than the best without communication", sooner, told, expected=False)
+    shown = f"it is {_range(alone.center, '.2g')}"
+    yield _all(text, alone.center > STUCK, shown, expected=rank > 1)  # all may start on one side
+    sooner, shown = lgd.converged_at < alone.converged_at, f"at {_range(alone.converged_at)} without"
+    yield _all(f"{name}LGD is sooner than the best without communication", sooner, shown, expected=False)
 
 
 def _all(text: str, held: np.ndarray, more: str = "", expected: bool = True) -> Claim:

@@ -64,7 +64,7 @@ def claims_of(rows: Sequence[Row]) -> Iterator[Claim]:
     def total(objective: str, field: str) -> int:
         return sum(getattr(row, field) for row in by_objective[objective])
 
-    def told(objective: str, field: str) -> str:
+    def share(objective: str, field: str) -> str:
         return f"{total(objective, field):,} of {total(objective, 'found'):,} are not"
 
     largest = {name: max(row.leader_off for row in some) for name, some in by_objective.items()}
@@ -76,14 +76,14 @@ def claims_of(rows: Sequence[Row]) -> Iterator[Claim]:
     tried, unique = total("lsgd", "starts"), total("lsgd", "unique")
     yield Claim(
         "Theorem 1, which follows: where the LSGD objective is stationary, f is so at the leader",
-        f"{told('lsgd', 'leader_moving')}, from {tried:,} starts; {unique:,} have a unique leader; "
+        f"{share('lsgd', 'leader_moving')}, from {tried:,} starts; {unique:,} have a unique leader; "
         f"‖∇f‖ at most {max(row.leader_gradient for row in by_objective['lsgd']):.1g}",
         total("lsgd", "leader_moving") == 0 < unique,
     )
     for field, name in (("leader_moving", "best worker"), ("center_moving", "center")):
         text = f"where the EASGD objective is stationary, f need not be so at the {name}"
         yield Claim(
-            text, f"{told('easgd', field)}, from {total('easgd', 'starts'):,} starts", total("easgd", field) > 0
+            text, f"{share('easgd', field)}, from {total('easgd', 'starts'):,} starts", total("easgd", field) > 0
         )
     settled = [row for row in by_objective["easgd"] if row.search == "descent"]
     bad = {strength: sum(row.leader_moving for row in settled if row.strength == strength) for strength in STRENGTHS}
@@ -94,9 +94,9 @@ def claims_of(rows: Sequence[Row]) -> Iterator[Claim]:
         expected=False,
     )
     text = "where the LSGD objective is stationary, f is so at all workers"
-    yield Claim(text, told("lsgd", "others_moving"), not total("lsgd", "others_moving"), expected=False)
+    yield Claim(text, share("lsgd", "others_moving"), not total("lsgd", "others_moving"), expected=False)
     text = "Theorem 1 also holds for the LSGD objective differentiated through the leader"
-    yield Claim(text, told("through", "leader_moving"), not total("through", "leader_moving"), expected=False)
+    yield Claim(text, share("through", "leader_moving"), not total("through", "leader_moving"), expected=False)
 
 
 def draw(path: pathlib.Path, found: Sequence[tuple[Row, np.ndarray]]) -> None:

@@ -45,7 +45,7 @@ ARRIVED = -0.21  # a worker below is in the lowest ring of minima, where f is -0
 NAMES = {"lsgd": "LGD", "easgd": "EAGD"}
 
 
-class Run(NamedTuple):
+class Trajectories(NamedTuple):
     """What a method did from each draw of the offsets; from one where there are none.
 
     Attributes:
@@ -88,7 +88,7 @@ def run(workdir: pathlib.Path, **sizes: Any) -> int:
     return conclude(workdir, claims_of(runs))
 
 
-def row_of(run: Run) -> tuple[Any, ...]:
+def row_of(run: Trajectories) -> tuple[Any, ...]:
     """Of symmetric_landscape.csv: over the draws; when they arrive, of all, with nothing for never."""
     arrivals = [None if at == run.never else at for at in np.quantile(run.arrival, (0, 0.5, 1), method="higher")]
     last = run.values[:, -1]
@@ -117,7 +117,7 @@ def method_of(name: str, strength: float) -> DistributedOptimizer:
     return lsgd(sgd, global_pull=strength, global_period=1, window=1)
 
 
-def sweep(iterations: int, draws: int, seed: int) -> Iterator[Run]:
+def sweep(iterations: int, draws: int, seed: int) -> Iterator[Trajectories]:
     """Both methods, by strength and by the size of the offsets."""
     directions = jnp.asarray(np.random.default_rng(seed).normal(size=(draws, WORKERS, 2)))
     half = WORKERS // 2
@@ -134,10 +134,10 @@ def sweep(iterations: int, draws: int, seed: int) -> Iterator[Run]:
                 return found.values, jnp.concatenate([start[None], found.seen]), sinc(found.center)[0]
 
             for offset, *found in zip(OFFSETS, *jax.device_get(jax.vmap(jax.vmap(from_one))(starts)), strict=True):
-                yield Run(name, strength, offset, *(of[: draws if offset else 1] for of in found))
+                yield Trajectories(name, strength, offset, *(of[: draws if offset else 1] for of in found))
 
 
-def claims_of(runs: list[Run]) -> Iterator[Claim]:
+def claims_of(runs: list[Trajectories]) -> Iterator[Claim]:
     """The claims, and what became of them."""
     for strong in (True, False):
         chosen = [run for run in runs if (run.strength > WEAK) == strong]
@@ -146,15 +146,15 @@ def claims_of(runs: list[Run]) -> Iterator[Claim]:
             yield from _claims_of(strengths, strong, chosen)
 
 
-def _claims_of(strengths: str, strong: bool, runs: list[Run]) -> Iterator[Claim]:
+def _claims_of(strengths: str, strong: bool, runs: list[Trajectories]) -> Iterator[Claim]:
     """About weak pulls, or stronger ones."""
     even = {name: [run for run in runs if (run.method, run.offset) == (name, 0)] for name in NAMES}
     lgd, eagd = ([run for run in runs if run.method == name and run.offset > 0] for name in NAMES)
     arrivals = np.stack([run.arrival for run in lgd])
     in_time, straight = np.asarray((arrivals <= 100).all(axis=0)), all(run.arrival[0] <= 100 for run in even["lsgd"])
     text = f"{strengths}all of LGD's workers are in the lowest ring within 100 iterations"
-    told = f"in {share(in_time)} of offsets; without offsets they are{'' if straight else ' not'}"
-    yield Claim(text, told, straight and bool(in_time.all()), expected=strong)
+    shown = f"in {share(in_time)} of offsets; without offsets they are{'' if straight else ' not'}"
+    yield Claim(text, shown, straight and bool(in_time.all()), expected=strong)
     text = f"{strengths}without offsets EAGD holds all its workers away from it"
     lowest = min(run.values[:, -1].min() for run in even["easgd"])
     yield Claim(text, f"the lowest is at {lowest:.3f}", bool(lowest > ARRIVED), expected=strong)
@@ -163,13 +163,13 @@ def _claims_of(strengths: str, strong: bool, runs: list[Run]) -> Iterator[Claim]
     text = f"{strengths}with offsets EAGD's workers do not arrive"
     out = [(run, (run.arrival < run.never).sum()) for run in eagd]
     of_draws = "; ".join(f"{count} (strength {run.strength:g}, offsets {run.offset:g})" for run, count in out)
-    told = f"of {arrivals.shape[1]} draws they do in {of_draws}"
-    yield Claim(text, told, not any(count for _, count in out), expected=False)
+    shown = f"of {arrivals.shape[1]} draws they do in {of_draws}"
+    yield Claim(text, shown, not any(count for _, count in out), expected=False)
     text = f"{strengths}with offsets LGD's workers arrive sooner than EAGD's"
     others = np.stack([run.arrival for run in eagd])
     sooner = np.asarray((arrivals < others).all(axis=0))
-    told = f"in {share(sooner)}; {_when(arrivals, lgd[0].never)} against {_when(others, lgd[0].never)}"
-    yield Claim(text, told, bool(sooner.all()), expected=strong)
+    shown = f"in {share(sooner)}; {_when(arrivals, lgd[0].never)} against {_when(others, lgd[0].never)}"
+    yield Claim(text, shown, bool(sooner.all()), expected=strong)
 
 
 def _when(arrivals: np.ndarray, never: int) -> str:
@@ -177,7 +177,7 @@ def _when(arrivals: np.ndarray, never: int) -> str:
     return f"at iteration {first}{'' if first == last else f' to {last}'}"
 
 
-def draw_trajectories(path: pathlib.Path, runs: list[Run]) -> None:
+def draw_trajectories(path: pathlib.Path, runs: list[Trajectories]) -> None:
     """Trajectories over contours of f, and f of each worker over iterations, side by side: of the first draw."""
     from matplotlib.figure import Figure
 
@@ -209,7 +209,7 @@ def draw_trajectories(path: pathlib.Path, runs: list[Run]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_sweep(path: pathlib.Path, runs: list[Run], iterations: int) -> None:
+def draw_sweep(path: pathlib.Path, runs: list[Trajectories], iterations: int) -> None:
     """Iterations until all workers are in the lowest ring, over strength, the median of the draws and their range.
 
     A panel for each size of the offsets.

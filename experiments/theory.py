@@ -68,10 +68,10 @@ class Finished(NamedTuple):
     @property
     def failed(self) -> list[str]:
         """What is wrong with it, in a line each."""
-        told = [claim.text for claim in self.claims if claim.expected and not claim.held]
+        failures = [claim.text for claim in self.claims if claim.expected and not claim.held]
         if self.code not in (0, 1) or not self.claims:
-            told.append(f"did not finish: exit code {self.code}")
-        return told
+            failures.append(f"did not finish: exit code {self.code}")
+        return failures
 
 
 @stoppable

@@ -71,9 +71,9 @@ class DiskFullError(RunFailedError):
     """There is no room left for what a run writes."""
 
 
-def agreed_error(code: int, told: str) -> ReportedError:
+def agreed_error(code: int, shown: str) -> ReportedError:
     """An error that all processes have heard of, of the kind with that exit code."""
-    error = {kind.exit_code: kind for kind in (InputError, NotYetError, RunFailedError)}[ExitCode(code)](told)
+    error = {kind.exit_code: kind for kind in (InputError, NotYetError, RunFailedError)}[ExitCode(code)](shown)
     error.agreed = True
     return error
 

@@ -107,18 +107,18 @@ def _start(options: argparse.Namespace, members: Members) -> int:
         if members.heard.count(signal.SIGINT) > 1:  # it has killed them itself
             return ExitCode.INTERRUPTED
         if failure.code not in TOLD_CODES and not (members.heard and failure.code in SIGNAL_CODES):
-            _tell(failure.told)
+            _say(failure.line)
         if failure.code in FINAL_CODES or members.heard or restarts == options.max_restarts:
             return failure.code
         restarts += 1
-        told = f"restart {restarts} of {options.max_restarts}"
+        line = f"restart {restarts} of {options.max_restarts}"
         if options.workdir and os.path.isfile(options.workdir / "config.json"):
             again = [] if options.automatic else ["--resume", *elastic]
             if elastic:
                 survivors = [own for number, own in enumerate(environments) if number not in failure.killed]
                 environments = survivors or environments
-                told += f", with {len(environments)} of {options.processes} processes"
-        _tell(told)
+                line += f", with {len(environments)} of {options.processes} processes"
+        _say(line)
 
 
 def _is_module(name: str) -> bool:
@@ -158,7 +158,7 @@ def _shares_of_gpus(processes: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(own)} for own in gpus.share(visible, processes)]
 
 
-def _tell(line: str) -> None:
+def _say(line: str) -> None:
     print(f"launch: {line}", file=sys.stderr, flush=True)
 
 

@@ -97,8 +97,8 @@ def run(program: str, stop: StopRequest) -> int:
     try:
         summary = train(config, resume=resume, elastic=elastic, profile_dir=FLAGS.profile_dir, stop=stop)
     except KeyboardInterrupt:
-        told = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
-        print(f"{program_name([program])}: interrupted\n{told}", file=sys.stderr)
+        hint = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
+        print(f"{program_name([program])}: interrupted\n{hint}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
     return ExitCode.STOPPED if summary is None and again else ExitCode.DONE
@@ -115,9 +115,9 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     splits = [split for split in SPLITS if f"{split}_{metric.name}" in summary]
 
     def shown(model: str) -> str:
-        return "".join(told(summary[f"{model}{split}_{metric.name}"]) for split in splits)
+        return "".join(cell(summary[f"{model}{split}_{metric.name}"]) for split in splits)
 
-    def told(figure: float | None) -> str:
+    def cell(figure: float | None) -> str:
         return f"{metric.shown(metric.bounded(figure))} {metric.unit}".rstrip().rjust(12)
 
     samples = f"{summary.get('units_per_batch', summary['batch_size']):,} {summary.get('unit', 'images')}"
@@ -138,7 +138,7 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     ]
     of_workers = (summary[f"worker_{split}_{metric.name}"] for split in splits)
     for rank, figures in enumerate(zip(*of_workers, strict=True)):
-        lines.append(f"{f'worker {rank}':<16}" + "".join(map(told, figures)))
+        lines.append(f"{f'worker {rank}':<16}" + "".join(map(cell, figures)))
     if "validation" in splits and metric.read(summary, "leader_validation") < FAR * metric.read(summary, "validation"):
         lines += [
             "",

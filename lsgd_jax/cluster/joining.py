@@ -109,18 +109,18 @@ def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -
             raise
         code = error.exit_code
         if processes.is_main() or not error.agreed:
-            _tell(f"error: {error}")
+            _say(f"error: {error}")
     except KeyboardInterrupt:
         if processes.alone():
             raise
         code = ExitCode.INTERRUPTED
-        _tell("interrupted")
+        _say("interrupted")
     except Exception as error:
         if processes.alone():
             raise
         code = 1
         if _is_of_another(error):
-            _tell(f"a collective failed; if a process has died, JAX tells which within {heartbeat_timeout} s ({error})")
+            _say(f"a collective failed; if a process has died, JAX tells which within {heartbeat_timeout} s ({error})")
             time.sleep(heartbeat_timeout + 5)  # meanwhile it ends this process too
         else:
             traceback.print_exc()
@@ -198,8 +198,8 @@ def _check_port(address: str) -> None:
     except OverflowError as error:
         raise InputError(f"--coordinator_address={address}: there is no such port") from error
     except OSError as error:
-        told = f"cannot listen on --coordinator_address={address} ({error.strerror}): choose another port, or wait"
-        raise NotYetError(told) from error
+        message = f"cannot listen on --coordinator_address={address} ({error.strerror}): choose another port, or wait"
+        raise NotYetError(message) from error
 
 
 def _miss(address: str | None, timeout: float) -> NoReturn:
@@ -213,7 +213,7 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
             missing = f"no coordinator answers at {address} ({error.strerror or error})"
     todo = f"start process 0 first, and all with one address{_about_proxy(address)}"
     try:
-        _tell(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
+        _say(f"error: {missing} within --connect_timeout={timeout:g} s: {todo}")
     finally:
         os._exit(ExitCode.NOT_YET)
 
@@ -225,7 +225,7 @@ def _about_proxy(address: str | None) -> str:
     return f"; {name} is set: unset it, or list {host or 'the machines'} in no_proxy" if name else ""
 
 
-def _tell(line: str) -> None:
+def _say(line: str) -> None:
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
 
 

@@ -29,12 +29,12 @@ class Failure(NamedTuple):
 
     Attributes:
       code: its exit code; 128 and the signal's number if one killed it.
-      told: a line.
+      line: for people.
       killed: the numbers of all that a signal had killed by then; not those that aborted since they missed another.
     """
 
     code: int
-    told: str
+    line: str
     killed: tuple[int, ...] = ()
 
 

@@ -253,15 +253,15 @@ def _attempt(function: Callable[[], T]) -> tuple[Any, tuple[int, str] | None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        told = disk_full(error, "the run")
-        return None, (told.exit_code, str(told))
+        full = disk_full(error, "the run")
+        return None, (full.exit_code, str(full))
 
 
 def _raise_together(failure: tuple[int, str] | None) -> None:
     for i, found in enumerate(exchange("errors", failure)):
         if found is not None:
-            code, told = found
-            raise agreed_error(code, told if i == 0 else f"process {i} on {hosts()[i]}: {told}")
+            code, message = found
+            raise agreed_error(code, message if i == 0 else f"process {i} on {hosts()[i]}: {message}")
 
 
 @functools.cache

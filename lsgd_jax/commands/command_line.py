@@ -78,9 +78,9 @@ def describe(table: Iterable[Flag]) -> list[str]:
     lines = []
     for name, kind, default, text in table:
         switch = kind in ("boolean", "automatic")
-        shown = f"--[no]{name}" if switch else f"--{name}"
-        told = "" if default is None or default == [] or switch else f" (default: {default})"
-        lines.append(f"  {shown:<26} {text}{told}")
+        flag = f"--[no]{name}" if switch else f"--{name}"
+        usually = "" if default is None or default == [] or switch else f" (default: {default})"
+        lines.append(f"  {flag:<26} {text}{usually}")
     return lines
 
 

@@ -36,8 +36,8 @@ def set_for_this_program() -> None:
 def why_jax_cannot_start(error: Exception) -> str | None:
     """What is wrong with JAX's variables or devices, if an error may come from that: it fails where first used."""
     if "jax" not in sys.modules:  # it has not got so far, or no further
-        told = f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
-        return told if isinstance(error, ValueError) else None
+        message = f"JAX cannot start ({first_line(error)}): mend that variable, or unset it"
+        return message if isinstance(error, ValueError) else None
     from lsgd_jax.cluster.processes import devices
 
     try:

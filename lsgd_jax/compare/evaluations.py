@@ -61,7 +61,7 @@ class Evaluation(NamedTuple):
     test: Errors | None
 
 
-class Run(NamedTuple):
+class EvaluatedTrial(NamedTuple):
     """A trial, its evaluations, the last of them at its last step, and what they are of."""
 
     trial: Trial
@@ -106,7 +106,7 @@ class Spread(NamedTuple):
     seeds: int
 
 
-def evaluate_all(outcomes: Iterable[TrialOutcome], network: Network, compute_seconds: float) -> list[Run]:
+def evaluate_all(outcomes: Iterable[TrialOutcome], network: Network, compute_seconds: float) -> list[EvaluatedTrial]:
     """Evaluates every outcome.
 
     Args:
@@ -141,7 +141,7 @@ def cost_of(config: Config, *, network: Network, compute_seconds: float) -> Cost
     return Cost(batch_size * config.groups * config.workers, sends, seconds, kind.metric)
 
 
-def evaluate(outcome: TrialOutcome, cost: Cost) -> Run:
+def evaluate(outcome: TrialOutcome, cost: Cost) -> EvaluatedTrial:
     """The evaluations of a run; those that it missed after it had diverged are there too, with the worst errors."""
     trial, steps = outcome.trial, outcome.trial.config.steps
     diverged = outcome.summary is None
@@ -159,7 +159,7 @@ def evaluate(outcome: TrialOutcome, cost: Cost) -> Run:
                     step, step * cost.samples, sent, cost.predicted_seconds(step), None, True, "center", lost, test
                 )
             )
-    return Run(trial, tuple(evaluations), cost.metric)
+    return EvaluatedTrial(trial, tuple(evaluations), cost.metric)
 
 
 def _evaluation(row: dict[str, Any], cost: Cost, *, reveal_test: bool) -> Evaluation:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from lsgd_jax.compare.evaluations import Evaluation
 from lsgd_jax.compare.palette import line_of
-from lsgd_jax.compare.tables import Method, time_unit
+from lsgd_jax.compare.tables import MethodResults, time_unit
 from lsgd_jax.tasks.metric import Metric
 
 Styles = dict[str, dict[str, Any]]
@@ -29,7 +29,7 @@ class Level(NamedTuple):
     highest: float
 
 
-def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str) -> list[pathlib.Path]:
+def draw_figures(workdir: pathlib.Path, methods: Sequence[MethodResults], network: str) -> list[pathlib.Path]:
     """Draws curves.png where there are test runs, and learning_rate.png and period.png where the grid varies them.
 
     Args:
@@ -58,7 +58,7 @@ def draw_figures(workdir: pathlib.Path, methods: Sequence[Method], network: str)
     return paths
 
 
-def levels(method: Method) -> list[Level]:
+def levels(method: MethodResults) -> list[Level]:
     """The deployed model's test error at each evaluation that all seeds have: some may have been run with others."""
     by_step: dict[int, list[Evaluation]] = {}
     for run in method.test:
@@ -73,7 +73,7 @@ def levels(method: Method) -> list[Level]:
     return found
 
 
-def sensitivity(method: Method, flag: str) -> dict[Any, float]:
+def sensitivity(method: MethodResults, flag: str) -> dict[Any, float]:
     """The validation error at each value of a flag, with the other flags at their best for it, by rising value."""
     best: dict[Any, float] = {}
     for setting, error in method.search_errors.items():
@@ -83,7 +83,7 @@ def sensitivity(method: Method, flag: str) -> dict[Any, float]:
     return dict(sorted(best.items()))
 
 
-def _draw_curves(path: pathlib.Path, methods: Sequence[Method], styles: Styles, network: str) -> pathlib.Path:
+def _draw_curves(path: pathlib.Path, methods: Sequence[MethodResults], styles: Styles, network: str) -> pathlib.Path:
     """Test error over samples, over bytes and over predicted time: mean over seeds, and the range."""
     curves = {method.name: levels(method) for method in methods if method.test}
     time, in_time = time_unit(level.evaluation.predicted_seconds for curve in curves.values() for level in curve)

@@ -113,8 +113,8 @@ def make_trial(
         changes["wire_dtype"] = None  # given for all, it is for those that use it
     if method in METHODS:
         changes["method_args"] = None  # likewise
-    told = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
-    changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{told}/seed={seed}"
+    shown = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
+    changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{shown}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))
 
 

@@ -33,7 +33,7 @@ IRRELEVANT = ("workdir", "data_dir", "download", "loader_processes", "eval_every
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Comparison:
     """What a comparison consists of.
 
     Attributes:
@@ -102,7 +102,7 @@ def make_plan(
     test_seeds: Sequence[str],
     network: str,
     compute_seconds: float | None,
-) -> Plan:
+) -> Comparison:
     """Makes the plan after checking all that can be wrong with it.
 
     Args:
@@ -146,7 +146,7 @@ def make_plan(
     if not isinstance(source, StreamedSource | Task):  # read once, for all runs
         read: Any = once(source.read)
         source = dataclasses.replace(source, read=read)
-    plan = Plan(base, source, settings, searched, tested, network, compute_seconds)
+    plan = Comparison(base, source, settings, searched, tested, network, compute_seconds)
     # Any setting may be chosen.
     tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]
     notes = []
@@ -177,8 +177,8 @@ def _check_same_settings(trial: Trial, source: AnySource) -> list[str]:
     saved, now = read_config(workdir, trial.how_to_begin_again), dataclasses.asdict(trial.config)
     changed = [name for name in now if name not in IRRELEVANT and saved[name] != now[name]]
     if changed:
-        told = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
-        raise InputError(f"{workdir} holds a run with other settings ({told}): use another --workdir")
+        shown = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
+        raise InputError(f"{workdir} holds a run with other settings ({shown}): use another --workdir")
     if files := changed_since(workdir, digests_of(trial.config.task, trial.config.algorithm)):
         raise InputError(f"{files[0]} has changed since the run in {workdir} began: use another --workdir")
     check_precision(workdir)

@@ -10,13 +10,13 @@ from typing import Any
 
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.compare.budgets import SLACK
-from lsgd_jax.compare.evaluations import Errors, Evaluation, Run, evaluate_all
+from lsgd_jax.compare.evaluations import Errors, EvaluatedTrial, Evaluation, evaluate_all
 from lsgd_jax.compare.figures import LEAST, draw_figures
 from lsgd_jax.compare.schedule import DENSEST
 from lsgd_jax.compare.significance import LEAST as TOLD_APART
 from lsgd_jax.compare.tables import (
     NO_DIFFERENCE,
-    Method,
+    MethodResults,
     Setting,
     at_the_edge,
     budget_table,
@@ -96,13 +96,13 @@ def write_report(
 
 
 def _write_csv(
-    path: pathlib.Path, flags: list[str], lines: Iterable[tuple[Run, Evaluation]], metric: Metric
+    path: pathlib.Path, flags: list[str], lines: Iterable[tuple[EvaluatedTrial, Evaluation]], metric: Metric
 ) -> pathlib.Path:
     """A line for each of some evaluations; test errors are empty for runs of the search."""
     measured = ("step", "samples", "bytes", "predicted_seconds", "seconds", "diverged", "deployed")
     errors = [f"{model}_{split}_{metric.name}" for split in ("validation", "test") for model in Errors._fields]
 
-    def row(run: Run, evaluation: Evaluation) -> list[Any]:
+    def row(run: EvaluatedTrial, evaluation: Evaluation) -> list[Any]:
         trial, varied = run.trial, dict(run.trial.varied)
         return [
             *(trial.method, trial.phase, trial.seed),
@@ -118,7 +118,7 @@ def _write_csv(
     return path
 
 
-def _what_ran(outcomes: Sequence[TrialOutcome], runs: Sequence[Run]) -> str:
+def _what_ran(outcomes: Sequence[TrialOutcome], runs: Sequence[EvaluatedTrial]) -> str:
     """Data set, model, workers, samples; device, commit and versions of the runs; the date."""
     largest = max((run.trial.config for run in runs), key=lambda config: config.groups * config.workers)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
@@ -145,14 +145,14 @@ def _what_ran(outcomes: Sequence[TrialOutcome], runs: Sequence[Run]) -> str:
     return "; ".join(filter(None, facts)) + "."
 
 
-def _not_complete(methods: Sequence[Method]) -> list[str]:
+def _not_complete(methods: Sequence[MethodResults]) -> list[str]:
     missing, diverged = missing_runs(methods), [method.name for method in methods if method.diverged]
-    told = f"**Not complete**: {'; '.join(missing)}. The counts follow from the settings and seeds that have begun."
+    shown = f"**Not complete**: {'; '.join(missing)}. The counts follow from the settings and seeds that have begun."
     without = f"**Diverged with every setting**, so without a test run: {', '.join(diverged)}."
-    return [told] * bool(missing) + [without] * bool(diverged)
+    return [shown] * bool(missing) + [without] * bool(diverged)
 
 
-def _settings(methods: Sequence[Method]) -> str:
+def _settings(methods: Sequence[MethodResults]) -> str:
     figure = methods[0].metric.label
     search_seeds = sorted({run.trial.seed for method in methods for run in method.search})
     test_seeds = sorted({run.trial.seed for method in methods for run in method.test})
@@ -167,7 +167,7 @@ of the search are not in this folder's tables, figures and CSV files.
 {search_table(methods)}"""
 
 
-def _results(methods: Sequence[Method], network: str) -> list[str]:
+def _results(methods: Sequence[MethodResults], network: str) -> list[str]:
     """The tables at equal samples, equal bytes and equal predicted time."""
     seconds, sent = least_seconds(methods), least_bytes(methods)
     if seconds is None:
@@ -235,7 +235,7 @@ def _predicted_and_measured(network: str, compute_seconds: float, groups: int) -
   Computation and communication do not overlap, and no worker waits for a slow one."""
 
 
-def _keep_in_mind(methods: Sequence[Method]) -> str:
+def _keep_in_mind(methods: Sequence[MethodResults]) -> str:
     edges = at_the_edge(methods)
     sizes = {method.name: len(method.search_errors) for method in methods if method.search}
     metric = methods[0].metric
@@ -260,17 +260,17 @@ def _keep_in_mind(methods: Sequence[Method]) -> str:
     return "\n".join(["## To keep in mind", "", *(f"- {fact}" for fact in facts if fact)])
 
 
-def _commands(methods: Sequence[Method], commands: Sequence[str]) -> str:
+def _commands(methods: Sequence[MethodResults], commands: Sequence[str]) -> str:
     """The commands that were given, and for each method the one that repeats its chosen setting."""
     trials = [trial for method in methods if (trial := _representative(method))]
     lines = ["## Commands", "", "```sh", *commands, "```"]
     if trials:
-        told = "One run of each chosen setting; further seeds with another `--seed`:"
-        lines += ["", told, "", "```sh", *(train_command(trial.config) for trial in trials), "```"]
+        shown = "One run of each chosen setting; further seeds with another `--seed`:"
+        lines += ["", shown, "", "```sh", *(train_command(trial.config) for trial in trials), "```"]
     return "\n".join(lines)
 
 
-def _representative(method: Method) -> Trial | None:
+def _representative(method: MethodResults) -> Trial | None:
     """A trial of the chosen setting, of the test if there is one."""
     trials = [run.trial for run in (*method.test, *method.search)]
     return next((trial for trial in trials if trial.varied == method.chosen), None)
@@ -280,11 +280,11 @@ def train_command(config: Config) -> str:
     """The command line of a single run: the flags that differ from defaults, or have other ones for some data."""
     defaults = Config(workdir=config.workdir)
     other_data = (config.dataset, config.text_file) != (defaults.dataset, None)
-    told = {name for of_kind in USUAL.values() for name in of_kind} if other_data else set()
+    shown = {name for of_kind in USUAL.values() for name in of_kind} if other_data else set()
     changed: dict[str, Any] = {
         field.name: value
         for field in dataclasses.fields(Config)
-        if (value := getattr(config, field.name)) != getattr(defaults, field.name) or field.name in told
+        if (value := getattr(config, field.name)) != getattr(defaults, field.name) or field.name in shown
     }
     return shlex.join(["python", "-m", "lsgd_jax.train", *(f"--{flag}={value}" for flag, value in changed.items())])
 

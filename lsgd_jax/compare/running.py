@@ -12,7 +12,7 @@ import jax
 
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.compare.grid import choose
-from lsgd_jax.compare.plan import Plan
+from lsgd_jax.compare.plan import Comparison
 from lsgd_jax.compare.report import FILES, write_report
 from lsgd_jax.compare.trials import DIVERGED, Setting, Trial, TrialOutcome, finished
 from lsgd_jax.config.config import Config
@@ -31,7 +31,7 @@ class StoppedError(Exception):
     """A comparison was asked to stop, and can go on."""
 
 
-def compare(plan: Plan, commands: Sequence[str], stop: StopRequest) -> list[pathlib.Path]:
+def compare(plan: Comparison, commands: Sequence[str], stop: StopRequest) -> list[pathlib.Path]:
     """Runs all that has not been run, and writes the report.
 
     A request to stop ends the run that goes on, and the comparison with it. A report of what there is then
@@ -72,8 +72,8 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Trial
     if outcome is None:
         if stop:  # perhaps at the very end of the run before
             raise StoppedError
-        told = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
-        print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + told if told else ''}", flush=True)
+        shown = ", ".join(f"{flag} {value}" for flag, value in trial.varied)
+        print(f"\n{title}: {trial.method}, seed {trial.seed}{', ' + shown if shown else ''}", flush=True)
         resume = is_started(trial.workdir)
         try:
             # Without figures of its own: they take a quarter of the time of a small run.
@@ -89,7 +89,7 @@ def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> Trial
 
 
 def _report(
-    plan: Plan, outcomes: Sequence[TrialOutcome], chosen: dict[str, Setting | None], commands: Sequence[str]
+    plan: Comparison, outcomes: Sequence[TrialOutcome], chosen: dict[str, Setting | None], commands: Sequence[str]
 ) -> list[pathlib.Path]:
     if not outcomes:
         return []
@@ -109,7 +109,7 @@ def _measured_compute_seconds(outcomes: Sequence[TrialOutcome]) -> float:
     return statistics.median(measured) if measured else 1.0
 
 
-class Pace(NamedTuple):
+class MeasuredPace(NamedTuple):
     """How fast this machine is, in seconds.
 
     Attributes:
@@ -123,7 +123,7 @@ class Pace(NamedTuple):
     evaluation: float
 
 
-def forecast(plan: Plan) -> str:
+def forecast(plan: Comparison) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
     search = plan.search()
     chosen = choose(
@@ -151,7 +151,7 @@ def forecast(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _seconds(config: Config, pace: Pace) -> float:
+def _seconds(config: Config, pace: MeasuredPace) -> float:
     """How long a run takes."""
     assert config.batch_size is not None  # the plan has set it
     samples = config.steps * config.batch_size * config.groups * config.workers
@@ -159,7 +159,7 @@ def _seconds(config: Config, pace: Pace) -> float:
 
 
 @fixed_numerics()
-def measure_pace(config: Config, source: AnySource) -> Pace:
+def measure_pace(config: Config, source: AnySource) -> MeasuredPace:
     """Times the start of a run, a few steps, and an evaluation."""
     started = time.monotonic()
     built = build_run(dataclasses.replace(config, worker_speeds=None), source)  # as many steps, one after the other
@@ -181,4 +181,4 @@ def measure_pace(config: Config, source: AnySource) -> Pace:
         return time.monotonic() - begun
 
     first, second = evaluate(), evaluate()  # the first compiles
-    return Pace(start + first - second, sample, second)
+    return MeasuredPace(start + first - second, sample, second)

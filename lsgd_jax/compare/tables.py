@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lsgd_jax.compare.budgets import most
-from lsgd_jax.compare.evaluations import Evaluation, Run, Spread, spread
+from lsgd_jax.compare.evaluations import EvaluatedTrial, Evaluation, Spread, spread
 from lsgd_jax.compare.palette import in_order
 from lsgd_jax.compare.significance import not_apart
 from lsgd_jax.compare.trials import Setting
@@ -14,7 +14,7 @@ from lsgd_jax.tasks.metric import Metric
 NO_DIFFERENCE = "no difference to"
 
 
-class Method(NamedTuple):
+class MethodResults(NamedTuple):
     """A method and its runs.
 
     Attributes:
@@ -28,8 +28,8 @@ class Method(NamedTuple):
     name: str
     chosen: Setting | None
     diverged: bool
-    search: list[Run]
-    test: list[Run]
+    search: list[EvaluatedTrial]
+    test: list[EvaluatedTrial]
 
     @property
     def grid(self) -> dict[str, list[Any]]:
@@ -52,13 +52,13 @@ class Method(NamedTuple):
         return {setting: spread(errors).mean for setting, errors in by_setting.items()}
 
 
-def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -> list[Method]:
+def group_by_method(runs: Iterable[EvaluatedTrial], chosen: Mapping[str, Setting | None]) -> list[MethodResults]:
     """The methods that have runs: those of the palette in its order, then all others by name."""
-    by_method: dict[str, list[Run]] = {}
+    by_method: dict[str, list[EvaluatedTrial]] = {}
     for run in runs:
         by_method.setdefault(run.trial.method, []).append(run)
     return [
-        Method(
+        MethodResults(
             name,
             chosen.get(name),
             name in chosen and chosen[name] is None,
@@ -69,7 +69,7 @@ def group_by_method(runs: Iterable[Run], chosen: Mapping[str, Setting | None]) -
     ]
 
 
-def main_table(methods: Sequence[Method]) -> str:
+def main_table(methods: Sequence[MethodResults]) -> str:
     """At equal samples: a line for each method that has test runs, the lowest test error first."""
     tested = [method for method in methods if method.test]
     metric = tested[0].metric
@@ -113,23 +113,23 @@ class Budget(NamedTuple):
     spent: Callable[[Evaluation], float]
 
 
-def least_bytes(methods: Sequence[Method]) -> Budget | None:
+def least_bytes(methods: Sequence[MethodResults]) -> Budget | None:
     """The least that any method which communicates had sent by its end; None if none does."""
     return _least(methods, lambda evaluation: evaluation.bytes)
 
 
-def least_seconds(methods: Sequence[Method]) -> Budget | None:
+def least_seconds(methods: Sequence[MethodResults]) -> Budget | None:
     """The predicted time of the shortest run."""
     return _least(methods, lambda evaluation: evaluation.predicted_seconds)
 
 
-def _least(methods: Sequence[Method], spent: Callable[[Evaluation], float]) -> Budget | None:
+def _least(methods: Sequence[MethodResults], spent: Callable[[Evaluation], float]) -> Budget | None:
     ends = [(spent(method.test[0].end), method.name) for method in methods if method.test]
     ends = [end for end in ends if end[0] > 0]
     return Budget(*min(ends), spent) if ends else None
 
 
-def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: float) -> str:
+def budget_table(methods: Sequence[MethodResults], budget: Budget, unit: str, in_unit: float) -> str:
     """The deployed model at the last evaluation within a budget, the lowest test error first."""
     tested = [method for method in methods if method.test]
     last = {method.name: found for method in tested if (found := last_within(method, budget))}
@@ -138,9 +138,9 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
     lines = []
     for name in sorted(last, key=lambda name: errors[name].mean):
         spent = budget.spent(last[name][0])
-        told = number(spent / in_unit) if spent else "sends nothing"
+        cost = number(spent / in_unit) if spent else "sends nothing"
         error = shown(errors[name], tested[0].metric) + _diverged(last[name])
-        lines.append((name, error, f"{last[name][0].samples:,}", told, ", ".join(alike[name]) or "–"))
+        lines.append((name, error, f"{last[name][0].samples:,}", cost, ", ".join(alike[name]) or "–"))
     for method in tested:
         if method.name not in last:
             first = method.test[0].evaluations[0]
@@ -150,14 +150,14 @@ def budget_table(methods: Sequence[Method], budget: Budget, unit: str, in_unit: 
     return _markdown(header, lines, left=(0, 4))
 
 
-def last_within(method: Method, budget: Budget) -> list[Evaluation]:
+def last_within(method: MethodResults, budget: Budget) -> list[Evaluation]:
     """Each seed's last evaluation that all seeds have (some may be of another --eval_every) within a budget, if any."""
     within = [{e.step: e for e in run.evaluations if budget.spent(e) <= most(budget.amount)} for run in method.test]
     common = set.intersection(*map(set, within))
     return [evaluations[max(common)] for evaluations in within] if common else []
 
 
-def expected_runs(methods: Sequence[Method]) -> dict[str, tuple[int, int]]:
+def expected_runs(methods: Sequence[MethodResults]) -> dict[str, tuple[int, int]]:
     """Search runs and test runs of each method, as far as the values and seeds that have begun can tell."""
     search_seeds, test_seeds = (
         len({run.trial.seed for runs in phase for run in runs})
@@ -167,25 +167,25 @@ def expected_runs(methods: Sequence[Method]) -> dict[str, tuple[int, int]]:
     return {m.name: (settings[m.name] * search_seeds if m.search else 0, test_seeds) for m in methods}
 
 
-def missing_runs(methods: Sequence[Method]) -> list[str]:
+def missing_runs(methods: Sequence[MethodResults]) -> list[str]:
     """What is not there yet, a clause for each."""
-    told = []
+    missing = []
     for method in methods:
         searched, tested = expected_runs(methods)[method.name]
         if len(method.search) < searched:
-            told.append(f"{method.name} has {len(method.search)} of {searched} search runs")
+            missing.append(f"{method.name} has {len(method.search)} of {searched} search runs")
         if method.diverged:
             continue
         if method.chosen is None:
-            told.append(f"{method.name} has no chosen setting")
+            missing.append(f"{method.name} has no chosen setting")
         elif not method.test:
-            told.append(f"{method.name} has no test run")
+            missing.append(f"{method.name} has no test run")
         elif len(method.test) < tested:
-            told.append(f"{method.name} has {len(method.test)} of {tested} test runs")
-    return told
+            missing.append(f"{method.name} has {len(method.test)} of {tested} test runs")
+    return missing
 
 
-def search_table(methods: Sequence[Method]) -> str:
+def search_table(methods: Sequence[MethodResults]) -> str:
     """The grid of each method, how many of its runs are there, and what was chosen."""
     lines = []
     for method in methods:
@@ -205,7 +205,7 @@ def search_table(methods: Sequence[Method]) -> str:
     return _markdown(header, lines, left=(0, 1, 2, 3, 5))
 
 
-def at_the_edge(methods: Sequence[Method]) -> list[str]:
+def at_the_edge(methods: Sequence[MethodResults]) -> list[str]:
     """The chosen values that are the first or the last of at least two values in the grid."""
     return [
         f"{method.name} ({flag} {value})"
@@ -249,7 +249,7 @@ def _diverged(evaluations: Sequence[Evaluation]) -> str:
     return f" ({count} of {len(evaluations)} diverged)" if count else ""
 
 
-def _present(runs: Sequence[Run], expected: int) -> str:
+def _present(runs: Sequence[EvaluatedTrial], expected: int) -> str:
     return f"{len(runs)} of {expected}" + _diverged([run.end for run in runs])
 
 

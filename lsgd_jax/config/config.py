@@ -213,9 +213,9 @@ def check_resumable(saved: dict[str, Any], config: Config, *, elastic: bool = Fa
             f"go on with --groups={before.groups} --workers={before.workers}, or use a new --workdir"
         )
     if changed:
-        told = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
+        shown = ", ".join(f"--{name} was {old}, is {new}" for name, (old, new) in sorted(changed.items()))
         hint = ", or add --elastic" if changed.keys() <= SHAPE and not with_speeds else ""
-        raise InputError(f"cannot resume with other settings ({told}): leave them out, or use a new --workdir{hint}")
+        raise InputError(f"cannot resume with other settings ({shown}): leave them out, or use a new --workdir{hint}")
 
 
 def _check_at_least(config: Config, name: str, least: int) -> None:

@@ -86,8 +86,8 @@ def arguments_of(function: Callable[..., Any], text: str | None, flag: str) -> d
     try:
         inspect.signature(function).bind(None, **arguments)
     except TypeError as error:
-        told = f"--method_args={text}" if text else flag
-        raise InputError(f"{told}: {getattr(function, '__name__', function)}(base, …): {error}") from error
+        shown = f"--method_args={text}" if text else flag
+        raise InputError(f"{shown}: {getattr(function, '__name__', function)}(base, …): {error}") from error
     return arguments
 
 

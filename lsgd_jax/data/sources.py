@@ -246,8 +246,8 @@ def check_arrays(what: str, tree: Any) -> Any:
             raise InputError(f"{name} has the shape {leaf.shape}: there is no sample in it")
         counts[name] = len(leaf)
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InputError(f"the arrays differ in their number of samples: {told}")
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"the arrays differ in their number of samples: {shown}")
     return arrays
 
 

@@ -55,8 +55,8 @@ def check_method(method: DistributedOptimizer, params: Any) -> None:
         *(("a communication makes another state", changed, state) for _, changed in outcomes),
         ("the center is not like the parameters", center, params),
     ):
-        if _told(found) != _told(expected):
-            raise InputError(f"the method's {what}: keep shapes and dtypes, {_told(expected)}, not {_told(found)}")
+        if _shapes(found) != _shapes(expected):
+            raise InputError(f"the method's {what}: keep shapes and dtypes, {_shapes(expected)}, not {_shapes(found)}")
 
 
 def follows_factor(method: DistributedOptimizer, params: Any) -> bool:
@@ -113,5 +113,5 @@ def _of_two_by_two(params: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 2, *x.shape), x.dtype), params)
 
 
-def _told(tree: Any) -> str:
+def _shapes(tree: Any) -> str:
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape[2:])}", tree))

@@ -44,8 +44,8 @@ def check_fields(tree: Mapping[str, Any], fields: Fields) -> None:
         if kind is None:
             raise ValueError(f"it has an unknown field {name!r}")
         if not _is_a(value, kind):
-            told = kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(f"{name} is {_shown(value)}, which is no {told}")
+            shown = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"{name} is {_shown(value)}, which is no {shown}")
 
 
 def read_fields(path: pathlib.Path, fields: Fields, todo: str) -> dict[str, Any]:

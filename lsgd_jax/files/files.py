@@ -105,10 +105,10 @@ def write_csv(
 ) -> None:
     """Writes a whole CSV file, floats with so many digits (default: all)."""
 
-    def told(value: Any) -> Any:
+    def rounded(value: Any) -> Any:
         return f"{value:.{digits}g}" if digits and isinstance(value, float) else value
 
-    write_whole(path, csv_text([columns, *(map(told, row) for row in rows)]))
+    write_whole(path, csv_text([columns, *(map(rounded, row) for row in rows)]))
 
 
 def file_name(text: str, room: int = LONGEST_NAME) -> str:

@@ -17,22 +17,22 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class _Lasting(io.FileIO):
     """Writes what can still be read, and drops the rest."""
 
-    _told = False
+    _reported = False
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
             if error.errno in FULL:
-                self._tell(error)
+                self._report(error)
             elif error.errno not in GONE:
                 raise
             return memoryview(data).nbytes
 
-    def _tell(self, error: OSError) -> None:
+    def _report(self, error: OSError) -> None:
         """Once, on standard error."""
-        if self.fileno() == 1 and not self._told:
-            self._told = True
+        if self.fileno() == 1 and not self._reported:
+            self._reported = True
             with contextlib.suppress(OSError):
                 os.write(2, f"standard output cannot be written ({error.strerror}): going on without\n".encode())
 

@@ -23,7 +23,7 @@ from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
 
 @for_any_pytree
 def local_sgd(
-    base: optax.GradientTransformation, *, local_period: int | None = 16, global_period: int = 64
+    base: optax.GradientTransformation, *, local_period: int | None = None, global_period: int = 64
 ) -> DistributedOptimizer:
     r"""Workers take steps of their own, and become their mean now and then.
 

@@ -188,8 +188,8 @@ def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
     """
     made = jax.eval_shape(init, run_key(0))
     if not isinstance(made, tuple | list) or len(made) != 2:
-        told = type(made).__name__
-        raise InputError(f"{_called(init)} gives {told}: return (params, model_state), with {{}} for no state")
+        given = type(made).__name__
+        raise InputError(f"{_called(init)} gives {given}: return (params, model_state), with {{}} for no state")
     if not any(jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in jax.tree.leaves(made[0])):
         raise InputError(f"{_called(init)} makes no parameter of a floating dtype: nothing could be learned")
     return made[0], made[1]
@@ -212,12 +212,12 @@ def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> Non
 
     found = jax.eval_shape(of_first_worker, stream.shapes, params, model_state)
     if not isinstance(found, tuple | list) or len(found) != 2:
-        told = "one value" if hasattr(found, "shape") else type(found).__name__
-        raise InputError(f"{_called(loss)} gives {told}: return (loss, model_state)")
+        given = "one value" if hasattr(found, "shape") else type(found).__name__
+        raise InputError(f"{_called(loss)} gives {given}: return (loss, model_state)")
     value, state = found
     if getattr(value, "shape", None) != () or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-        told = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-        raise InputError(f"{_called(loss)} gives a loss of {told}: a float scalar is needed, such as its mean")
+        given = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise InputError(f"{_called(loss)} gives a loss of {given}: a float scalar is needed, such as its mean")
     before, after = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (model_state, state))
     if before != after:
         raise InputError(f"{_called(loss)} makes {after} of a model state of {before}: keep its shapes and dtypes")
@@ -233,8 +233,8 @@ def check_metric(name: str, metric: SampleMetric, params: Any, model_state: Any,
     few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), samples)
     found = jax.eval_shape(metric, params, model_state, few)
     if getattr(found, "shape", None) != (3,):
-        told = getattr(found, "shape", type(found).__name__)
-        raise InputError(f"the metric {name!r} gives {told} for a batch of 3 samples: give a figure of each, float[3]")
+        given = getattr(found, "shape", type(found).__name__)
+        raise InputError(f"the metric {name!r} gives {given} for a batch of 3 samples: give a figure of each, float[3]")
 
 
 def _called(function: Any) -> str:

@@ -121,9 +121,9 @@ def _other_data(name: str, whose: str, what: str, todo: str) -> InputError:
 
 def _check_same_precision(now: str | None, before: Conditions, whose: str) -> None:
     if now != before.matmul_precision:
-        told = [precision or "unset" for precision in (now, before.matmul_precision)]
+        shown = [precision or "unset" for precision in (now, before.matmul_precision)]
         raise InputError(
-            f"JAX_DEFAULT_MATMUL_PRECISION is {told[0]}, but {whose} {told[1]}, which gives other numbers: set it so"
+            f"JAX_DEFAULT_MATMUL_PRECISION is {shown[0]}, but {whose} {shown[1]}, which gives other numbers: set it so"
         )
 
 

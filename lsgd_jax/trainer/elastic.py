@@ -60,7 +60,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
     old = checkpoints.restore_on_host(step, run.state_shapes(shape))
     scores = np.asarray(jax.vmap(jax.vmap(window_mean))(old.losses))
     places = place(scores, _healthy(old.params), run.topology.shape)
-    for line in told(places, shape):
+    for line in changes(places, shape):
         processes.say(line)
     fresh = run.init_state()
     fresh_fields = FreshFields(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
@@ -190,7 +190,7 @@ def _unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
     return {name: new for name, (before, new) in pairs.items() if structure(before) != structure(new)}
 
 
-def told(places: Places, before: tuple[int, int]) -> list[str]:
+def changes(places: Places, before: tuple[int, int]) -> list[str]:
     """What happens to the workers, for people: a line for each that is left out, has another number, or is new."""
     lines = []
     kept = set(places.source[~places.new].tolist())

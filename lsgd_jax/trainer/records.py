@@ -172,17 +172,17 @@ def read_metrics(workdir: pathlib.Path, columns: Collection[str] = ()) -> list[d
       columns: figures that a row needs to have.
     """
     metrics = _metrics(workdir, columns)
-    return _told(metrics) + metrics.rest  # no beginning of one is a row too
+    return _readable(metrics) + metrics.rest  # no beginning of one is a row too
 
 
 def read_leaders(workdir: pathlib.Path) -> list[LeaderRow]:
     """The rows of leaders.csv that can be read; a warning tells which lines cannot."""
-    return _told(_leaders(workdir))
+    return _readable(_leaders(workdir))
 
 
 def read_rounds(workdir: pathlib.Path) -> list[RoundRow]:
     """The rows of rounds.csv that can be read, none if it is missing; a warning tells which lines cannot."""
-    return _told(_rounds(workdir))
+    return _readable(_rounds(workdir))
 
 
 def _metrics(workdir: pathlib.Path, columns: Collection[str]) -> Lines:
@@ -227,7 +227,7 @@ def _rewrite(lines: Lines, text: str) -> None:
     write_whole(lines.path, text)
 
 
-def _told(lines: Lines) -> list[Any]:
+def _readable(lines: Lines) -> list[Any]:
     if lines.damaged:
         processes.say(f"warning: {lines.warning}")
     return lines.rows

@@ -60,16 +60,16 @@ class RoundLog:
             each = enumerate(zip(pace.steps.flat, pace.waiting.flat, strict=True))
             self._records.add_rounds(RoundRow(step, rank, int(n), float(waiting)) for rank, (n, waiting) in each)
 
-        self._tell("has parameters that are not finite", step, report.lost, self._lost)
+        self._report("has parameters that are not finite", step, report.lost, self._lost)
         unscored = ~np.isfinite(report.score) & ~report.lost
         if pace is not None:  # who has taken no step has no news
             unscored = np.where(pace.steps > 0, unscored, self._unscored)
-        self._tell("has a loss that is not finite and cannot lead", step, unscored, self._unscored)
+        self._report("has a loss that is not finite and cannot lead", step, unscored, self._unscored)
         lost = report.lost
         for level, election in report.elections.items():
             if election.due.any():
                 self._records.add_leaders(self._leader_rows(step, level, election))
-                lost = lost & ~self._tell_restarts(step, level, election)
+                lost = lost & ~self._report_restarts(step, level, election)
         self._lost, self._unscored = lost, unscored
         everywhere = report.elections.get("global")
         if self.all_lost and (everywhere is None or everywhere.due.any()):
@@ -111,7 +111,7 @@ class RoundLog:
                 rows.append(LeaderRow(step, level, group, self._rank(group, int(rank)), float(score)))
         return rows
 
-    def _tell_restarts(self, step: int, level: str, election: Election) -> np.ndarray:
+    def _report_restarts(self, step: int, level: str, election: Election) -> np.ndarray:
         for group, worker in np.argwhere(election.restarted):
             source = ""
             if election.leader is not None:
@@ -120,7 +120,7 @@ class RoundLog:
             self._progress.write(f"step {step}: worker {self._rank(group, worker)} starts again{source}")
         return np.asarray(election.restarted)
 
-    def _tell(self, what: str, step: int, now: np.ndarray, before: np.ndarray) -> None:
+    def _report(self, what: str, step: int, now: np.ndarray, before: np.ndarray) -> None:
         for group, worker in np.argwhere(now & ~before):
             self._progress.write(f"step {step}: worker {self._rank(group, worker)} {what}")
 

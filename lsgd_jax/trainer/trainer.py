@@ -106,16 +106,16 @@ class Trainer:
             raise InputError(f"task is {type(self.task).__name__}: use lsgd_jax.Task")
         if not isinstance(self.method, DistributedOptimizer):
             if not callable(self.method):
-                told = type(self.method).__name__
-                raise InputError(f"method is {told}: use lsgd(...), say, or a function of a Topology")
+                given = type(self.method).__name__
+                raise InputError(f"method is {given}: use lsgd(...), say, or a function of a Topology")
             if "base" in inspect.signature(self.method).parameters:
                 name = getattr(self.method, "__name__", "the method")
                 raise InputError(f"method is a factory: call it with a base optimizer, as {name}(optax.sgd(0.1))")
         if not isinstance(self.topology, Topology | None):
             raise InputError(f"topology is {type(self.topology).__name__}: use Topology(groups, workers)")
         if not isinstance(self.schedule, Schedule):
-            told = type(self.schedule).__name__
-            raise InputError(f"schedule is {told}: use Schedule(...), or give the base optimizer an optax schedule")
+            given = type(self.schedule).__name__
+            raise InputError(f"schedule is {given}: use Schedule(...), or give the base optimizer an optax schedule")
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -288,12 +288,14 @@ def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *
     if "method" in changed and not is_another(saved.get("method"), settings["method"]):
         changed.remove("method")  # what an older version kept, or another version of JAX traced, tells nothing
     if changed:
-        told = ", ".join(
+        changes = ", ".join(
             "the method computes something else" if name == "method" else f"{name} was {saved.get(name)}, is {now}"
             for name, now in settings.items()
             if name in changed
         )
         hint = ", or give elastic=True" if set(changed) <= SHAPE else ""
-        raise InputError(f"cannot resume with another run ({told}): leave that as it was, or use a new workdir{hint}")
+        raise InputError(
+            f"cannot resume with another run ({changes}): leave that as it was, or use a new workdir{hint}"
+        )
     check_precision(workdir)
     check_data(workdir, task)

@@ -16,7 +16,7 @@ from lsgd_jax.cluster.stopping import StopRequest, stop_on_signals
 from lsgd_jax.compare import command as script
 from lsgd_jax.compare import running
 from lsgd_jax.compare.plan import make_plan
-from lsgd_jax.compare.running import DIVERGED, Pace, StoppedError, compare, forecast, measure_pace, run
+from lsgd_jax.compare.running import DIVERGED, MeasuredPace, StoppedError, compare, forecast, measure_pace, run
 from lsgd_jax.config.config import Config
 from lsgd_jax.errors import AllWorkersLostError, ExitCode, InputError
 
@@ -168,7 +168,9 @@ def test_a_signal_at_the_very_end_of_a_run_stops_the_comparison_before_the_next(
 
 @pytest.fixture
 def _paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "measure_pace", lambda config, source: Pace(start=60.0, sample=0.0, evaluation=0.0))
+    monkeypatch.setattr(
+        running, "measure_pace", lambda config, source: MeasuredPace(start=60.0, sample=0.0, evaluation=0.0)
+    )
 
 
 @pytest.mark.usefixtures("_paced")

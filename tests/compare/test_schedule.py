@@ -9,7 +9,7 @@ import pytest
 
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.compare.evaluations import make_cost
-from lsgd_jax.compare.plan import Plan, make_plan
+from lsgd_jax.compare.plan import Comparison, make_plan
 from lsgd_jax.compare.schedule import DENSEST
 from lsgd_jax.errors import InputError
 
@@ -18,7 +18,7 @@ NETWORK = "1 Gb/s Ethernet"
 
 def planned(
     workdir: Path, *methods: str, vary: tuple[str, ...] = (), seconds: float | None = None, **more: Any
-) -> Plan:
+) -> Comparison:
     """64 steps of 2 × 4 workers, evaluated every 16 if nothing else matters."""
     given = {"workdir": str(workdir), "model": "mlp", "groups": 2, "workers": 4, "steps": 64, "batch_size": 8}
     given |= {"local_period": 4, "global_period": 16, "eval_every": 16}
@@ -28,7 +28,7 @@ def planned(
     )  # fmt: skip
 
 
-def periods(plan: Plan) -> dict[str, int]:
+def periods(plan: Comparison) -> dict[str, int]:
     """Of the test runs of each method's first setting."""
     tests = plan.test({method: settings[0] for method, settings in plan.settings.items()})
     assert len({(trial.method, trial.config.evaluation_period) for trial in tests}) == len(plan.settings), (

@@ -8,8 +8,8 @@ from typing import Any
 
 from lsgd_jax.accounting.network import NETWORKS
 from lsgd_jax.compare.evaluations import evaluate_all
-from lsgd_jax.compare.plan import Plan, make_plan
-from lsgd_jax.compare.tables import Method, group_by_method
+from lsgd_jax.compare.plan import Comparison, make_plan
+from lsgd_jax.compare.tables import MethodResults, group_by_method
 from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.files.files import write_json
@@ -97,7 +97,7 @@ def comparison() -> list[TrialOutcome]:
 CHOSEN = {"lsgd": LSGD, "data_parallel": PARALLEL}
 
 
-def methods(outcomes: Sequence[TrialOutcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, Method]:
+def methods(outcomes: Sequence[TrialOutcome], chosen: dict[str, Any] = CHOSEN) -> dict[str, MethodResults]:
     runs = evaluate_all(outcomes, NETWORKS[NETWORK], COMPUTE)
     return {method.name: method for method in group_by_method(runs, chosen)}
 
@@ -108,7 +108,7 @@ def cells(table: str, method: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def a_plan(workdir: Path, **changes: Any) -> Plan:
+def a_plan(workdir: Path, **changes: Any) -> Comparison:
     """Two methods, one of them with two settings, on an mlp and digits."""
     given = {"workdir": str(workdir), "model": "mlp", "groups": 1, "workers": 2, "steps": 8, "batch_size": 8}
     options: dict[str, Any] = {

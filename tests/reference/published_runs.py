@@ -3,9 +3,9 @@
 import csv
 from pathlib import Path
 
-from lsgd_jax.compare.evaluations import Errors, Evaluation, Run
+from lsgd_jax.compare.evaluations import Errors, EvaluatedTrial, Evaluation
 from lsgd_jax.compare.grid import TYPES
-from lsgd_jax.compare.tables import Method, group_by_method
+from lsgd_jax.compare.tables import MethodResults, group_by_method
 from lsgd_jax.compare.trials import Setting, Trial
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import METRICS
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 FOLDERS = sorted(RESULTS.glob("comparison_*"))
 
 
-def read_published(folder: Path) -> list[Method]:
+def read_published(folder: Path) -> list[MethodResults]:
     """The methods of a report and their evaluations."""
     with (folder / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -32,12 +32,12 @@ def read_published(folder: Path) -> list[Method]:
     return group_by_method(runs, chosen)
 
 
-def _run(rows: list[dict[str, str]], flags: list[str], metric: Metric) -> Run:
+def _run(rows: list[dict[str, str]], flags: list[str], metric: Metric) -> EvaluatedTrial:
     first = rows[0]
     varied = tuple((flag, TYPES[flag](first[flag])) for flag in flags if first[flag])
     config = Config("", algorithm=first["method"], seed=int(first["seed"]))
     trial = Trial(first["method"], varied, int(first["seed"]), first["phase"], config)
-    return Run(trial, tuple(_evaluation(row, metric) for row in rows), metric)
+    return EvaluatedTrial(trial, tuple(_evaluation(row, metric) for row in rows), metric)
 
 
 def _evaluation(row: dict[str, str], metric: Metric) -> Evaluation:

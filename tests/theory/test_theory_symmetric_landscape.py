@@ -84,6 +84,6 @@ def test_a_draw_arrives_with_the_last_of_its_workers_to_stay() -> None:
     values[1, :2] = out  # both come at iteration 2
     values[2, 3, 1] = out  # one leaves again
     values[3, 4, 0] = out  # and one is out in the end
-    run = symmetric_landscape.Run("lsgd", 0.5, 0.05, values, np.zeros((4, 6, 2, 2)), np.zeros(4))
+    run = symmetric_landscape.Trajectories("lsgd", 0.5, 0.05, values, np.zeros((4, 6, 2, 2)), np.zeros(4))
     assert run.arrival.tolist() == [0, 2, 4, run.never]
     assert symmetric_landscape.row_of(run)[3:8] == (4, 3, 0, 4, None)

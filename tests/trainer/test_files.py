@@ -75,7 +75,7 @@ def test_whoever_reads_a_damaged_file_names_it_and_says_what_to_do(tmp_path: Pat
             (lambda: read_config(run), "use a new --workdir"),
             (lambda: figures.read_runs(tmp_path), "leave this run out"),
         ],
-        "center/model.json": [(lambda: load_center(run), "go on with --resume, which saves the center again")],
+        "center/model.json": [(lambda: load_center(run), "go on with resume, which saves the center again")],
     }
     for name, all_of_it in readers.items():
         for other, tree in whole.items():
@@ -129,7 +129,7 @@ def test_a_center_whose_arrays_are_gone_is_told_in_one_line(tmp_path: Path) -> N
     (tmp_path / "center" / "arrays").mkdir(parents=True)
     model = {"model": "mlp", "input_shape": [8, 8, 1], "classes": 10, "preprocessing": how}
     write_json(tmp_path / "center" / "model.json", model)
-    with pytest.raises(InputError, match=r"cannot load .*/center \(.+ go on with --resume, which saves") as caught:
+    with pytest.raises(InputError, match=r"cannot load .*/center \(.+ go on with resume, which saves") as caught:
         load_center(tmp_path)
     assert "\n" not in str(caught.value)
     for name, value in {"classes": "10", "input_shape": 8, "preprocessing": how | {"mean": 0.5}}.items():
