@@ -16,7 +16,7 @@ from lsgd_jax.compare.plan import Comparison
 from lsgd_jax.compare.report import FILES, write_report
 from lsgd_jax.compare.trials import DIVERGED, Setting, Trial, TrialOutcome, finished
 from lsgd_jax.config.config import Config
-from lsgd_jax.config.from_config import build_run
+from lsgd_jax.config.from_config import trainer_of
 from lsgd_jax.config.kinds import AnySource, kind_of
 from lsgd_jax.config.train import train
 from lsgd_jax.engine.numerics import fixed_numerics
@@ -162,7 +162,8 @@ def _seconds(config: Config, pace: MeasuredPace) -> float:
 def measure_pace(config: Config, source: AnySource) -> MeasuredPace:
     """Times the start of a run, a few steps, and an evaluation."""
     started = time.monotonic()
-    built = build_run(dataclasses.replace(config, worker_speeds=None), source)  # as many steps, one after the other
+    in_step = dataclasses.replace(config, worker_speeds=None)  # as many steps, one after the other
+    built = trainer_of(in_step, source).build(config.steps)
     state = built.init_state()
     advance = built.rounds.compile(state, 0)
     state, *_ = jax.block_until_ready(advance(state, 0, 1))

@@ -1,4 +1,4 @@
-"""From the settings of a run to what computes it."""
+"""From the settings of a run to its trainer."""
 
 import dataclasses
 from typing import Any
@@ -15,18 +15,21 @@ from lsgd_jax.engine.topology import Topology
 from lsgd_jax.engine.train_step import shortest_period
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
-from lsgd_jax.tasks.task import check_model, open_task
-from lsgd_jax.trainer.plan import Plan
-from lsgd_jax.trainer.run import Run, make_run
+from lsgd_jax.tasks.task import check_model
+from lsgd_jax.trainer.trainer import Trainer
 
 # Of a worker, in steps a second.
 SPEEDS = 1e-6, 1e6
 
 
-def build_run(config: Config, source: AnySource) -> Run:
-    """Reads the data and makes all functions; neither trains nor writes anything."""
+def trainer_of(config: Config, source: AnySource) -> Trainer:
+    """The trainer that the settings describe; reads the data.
+
+    Raises:
+      InputError: if they cannot be.
+    """
     topology = Topology(config.groups, config.workers, processes.devices())
-    plan, task = plan_of(config), kind_of(source).task(config, source)
+    task = kind_of(source).task(config, source)
     if is_own(config.algorithm):
         method, (params, _) = method_of(config, topology), check_model(task.init)
         check_method(method, params)
@@ -35,27 +38,18 @@ def build_run(config: Config, source: AnySource) -> Run:
                 f"--algorithm={config.algorithm}: its update does not follow --learning_rate: "
                 "pass **extra on to that of the base optimizer"
             )
-    opened = open_task(task, topology, seed=plan.seed, steps=plan.steps)
-    return make_run(plan, opened, lambda topology: method_of(config, topology), topology)
-
-
-def plan_of(config: Config) -> Plan:
-    """What a run does, in numbers.
-
-    Raises:
-      InputError: if the settings of schedules or speeds cannot be.
-    """
-    return Plan(
-        steps=config.steps,
+    return Trainer(
+        task,
+        lambda topology: method_of(config, topology),
+        topology,
+        workdir=config.workdir,
         seed=config.seed,
-        evaluation_period=config.evaluation_period,
-        checkpoint_period=config.checkpoint_period,
-        learning_rate=learning_rate(config),
-        schedule=schedule_of(config),
+        eval_every=config.evaluation_period,
+        checkpoint_every=config.checkpoint_period,
+        schedule=dataclasses.replace(schedule_of(config), learning_rate=learning_rate(config)),
         same_init=config.init == "same",
-        speeds=None if config.worker_speeds is None else read_speeds(config),
+        worker_speeds=None if config.worker_speeds is None else read_speeds(config),
         asynchronous=config.asynchronous,
-        compute_dtype=config.compute_dtype,
     )
 
 

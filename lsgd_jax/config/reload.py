@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.config.config import Config
-from lsgd_jax.config.from_config import build_run
+from lsgd_jax.config.from_config import trainer_of
 from lsgd_jax.config.kinds import find_source
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.engine.numerics import fixed_numerics
@@ -54,7 +54,7 @@ def reload_run(workdir: pathlib.Path, data_dir: str | None = None) -> Reloaded:
         source = find_source(config)
         if note := check_data(workdir, source, config.text_name):
             processes.say(f"note: {note}")
-        run = build_run(config, source)
+        run = trainer_of(config, source).build(config.steps)
         shapes = run.state_shapes(run.topology.shape)
         state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
     return Reloaded(config, run, state, step)

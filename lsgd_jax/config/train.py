@@ -8,16 +8,16 @@ from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.config.checks import check_settings
 from lsgd_jax.config.config import Config
-from lsgd_jax.config.from_config import build_run, fit_devices, keep_batch_size, plan_of
+from lsgd_jax.config.from_config import fit_devices, keep_batch_size, trainer_of
 from lsgd_jax.config.kinds import AnySource
 from lsgd_jax.config.own_code import CODE, changed_since, digests_of
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.config.summary import finished
 from lsgd_jax.engine.numerics import fixed_numerics
-from lsgd_jax.files.files import write_json
 from lsgd_jax.files.output import lasting_output
-from lsgd_jax.trainer.conditions import agreed_conditions, write_conditions
-from lsgd_jax.trainer.loop import Way, go
+from lsgd_jax.trainer.conditions import agreed_conditions
+from lsgd_jax.trainer.loop import own_folder
+from lsgd_jax.trainer.trainer import CONFIG, run_trainer
 
 
 @lasting_output()
@@ -72,20 +72,8 @@ def train(
         )
         return summary
 
-    def keep_settings() -> None:
-        write_json(workdir / "config.json", dataclasses.asdict(config))
-        write_conditions(workdir, conditions)
-        if code:
-            write_json(workdir / CODE, code)
-
-    way = Way(
-        workdir,
-        {"algorithm": config.algorithm, "dataset": config.data_name},
-        keep_settings,
-        plan_before=lambda: plan_of(Config(**read_config(workdir))),
-        resume=resume,
-        profile_dir=profile_dir,
-        stop=stop,
-        figures=figures,
-    )
-    return go(lambda: build_run(config, source), plan_of(config), way).summary
+    files = {CONFIG: dataclasses.asdict(config)} | ({CODE: code} if code else {})
+    labels = {"algorithm": config.algorithm, "dataset": config.data_name}
+    how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures}
+    with own_folder(workdir):
+        return run_trainer(trainer_of(config, source), config.steps, conditions, files, labels, **how).summary

@@ -49,6 +49,7 @@ class Schedule:
       drop_at: of "drop": from each of these steps on a tenth of the rate before it.
       warmup_steps: in which it rises to its value, first.
       patience: of "plateau": a tenth of it after so many evaluations without improvement.
+      learning_rate: its value, where the base optimizer has a learning rate of 1; else a factor on that.
 
     Raises:
       ValueError: for an unknown kind, or drops that cannot be.
@@ -58,6 +59,7 @@ class Schedule:
     drop_at: tuple[int, ...] = ()
     warmup_steps: int = 0
     patience: int = 5
+    learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:

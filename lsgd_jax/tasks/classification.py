@@ -16,7 +16,7 @@ from lsgd_jax.data.images import Batch, Preprocessing, augment, augmented, prepr
 from lsgd_jax.data.sources import from_arrays
 from lsgd_jax.engine.local_steps import Loss
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.models import Dtype, FunctionalModel, make_model
+from lsgd_jax.models import FunctionalModel, make_model
 from lsgd_jax.tasks.batch_statistics import STATISTICS_SAMPLES, has_batch_statistics, measured_again, reestimate
 from lsgd_jax.tasks.evaluation import SampleFigures, evaluate_splits
 from lsgd_jax.tasks.metric import Metric
@@ -33,7 +33,7 @@ def image_classification(
     *,
     model: str,
     sampling: str = "shard",
-    compute_dtype: Dtype = None,
+    compute_dtype: str = "float32",
     seed: int = 0,
     processes: int = 0,
 ) -> Task:
@@ -44,7 +44,7 @@ def image_classification(
       batch_size: images in a worker's minibatch.
       model: its name, one of `lsgd_jax.models.MODELS`.
       sampling: as in `from_arrays`.
-      compute_dtype: of products while training; None for float32.
+      compute_dtype: of products while training.
       seed: of the images that are held out for validation.
       processes: that decode what does not fit in memory; 0 for a thread of this one.
 
@@ -68,6 +68,7 @@ def image_classification(
 
     prepare_center = make_prepare_center(network, read, functools.partial(augment, how=how))
     return Task(
+        compute_dtype=compute_dtype,
         init=network.init,
         loss=classification_loss(make_model(model, source.input_shape, source.classes, compute_dtype)),
         train=train,

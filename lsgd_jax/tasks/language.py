@@ -13,7 +13,7 @@ from lsgd_jax.data.text_batches import TextBatch, make_text_batches, put_text_on
 from lsgd_jax.engine.local_steps import Loss
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
-from lsgd_jax.models import Dtype, FunctionalModel
+from lsgd_jax.models import FunctionalModel
 from lsgd_jax.models.language import LANGUAGE_MODELS, make_language_model
 from lsgd_jax.tasks.evaluation import Candidate, Evaluate
 from lsgd_jax.tasks.metric import SPLITS, Metric
@@ -34,7 +34,7 @@ def language_modelling(
     layers: int,
     dropout: float = 0.0,
     sampling: str = "shard",
-    compute_dtype: Dtype = None,
+    compute_dtype: str = "float32",
 ) -> Task:
     """Predicting the next byte of a text that fits in memory, which is read now.
 
@@ -48,7 +48,7 @@ def language_modelling(
       dropout: share of units that are dropped while training.
       sampling: "shard", each worker its own part of the text; "reshuffle", windows dealt anew each
         epoch; or "iid", any at random.
-      compute_dtype: of products while training; None for float32.
+      compute_dtype: of products while training.
 
     Raises:
       InputError: if the text cannot be read, or is too short.
@@ -66,6 +66,7 @@ def language_modelling(
         return resident(batches, put_text_on_devices(texts.train, topology, sampling, seed))
 
     return Task(
+        compute_dtype=compute_dtype,
         init=network.init,
         loss=language_loss(make_language_model(model, BYTES, batch_size, **sizes, compute_dtype=compute_dtype)),
         train=TrainingData(batch_size, open_text),

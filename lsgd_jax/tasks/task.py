@@ -48,6 +48,7 @@ class Task:
         `model_state` is an average. By default nothing.
       description: what loading the model has to know of it, as JSON has it; with its "model", for people.
       units_per_sample: how many of its units a sample has: tokens of a window, say.
+      compute_dtype: of most of its products, which the compiler is told of.
 
     Raises:
       InputError: naming what cannot be.
@@ -67,6 +68,7 @@ class Task:
     prepare_center: Callable[[Topology, int], PrepareCenter] | None = None
     description: Mapping[str, Any] | None = None
     units_per_sample: int = 1
+    compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, TrainingData):

@@ -5,7 +5,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -94,33 +94,38 @@ class Ended(NamedTuple):
     best: str
 
 
-def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
-    """Trains, after all has been checked, and leaves the results in a folder that is this run's.
-
-    Args:
-      build: makes the run, once the folder is this process's own.
-      plan: what it does.
-      way: how to go through it.
+@contextlib.contextmanager
+def own_folder(workdir: pathlib.Path | None) -> Iterator[None]:
+    """Keeps the folder of a run to the processes of this run, and looks whether what is in it can be written.
 
     Raises:
       NotYetError: if another process trains in that folder.
       InputError: if what is in it cannot be read or written; nothing has been changed then.
-      AllWorkersLostError: if no worker has finite parameters left, and no
-        communication will start one again.
-      DiskFullError: if the disk of the workdir is full.
+      DiskFullError: if the disk of the workdir is full, in the meantime.
     """
-    workdir = way.workdir
     if workdir is None:
-        return _go(build, plan, way)
+        yield
+        return
     with contextlib.ExitStack() as held:
         processes.from_main(lambda: held.enter_context(locked(workdir)))
         processes.from_main(lambda: check_parts(workdir))
         held.enter_context(on_full_disk(workdir))
-        return _go(build, plan, way)
+        yield
 
 
-def _go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
-    """What `go` does once the folder is this process's own."""
+def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
+    """Trains, after all has been checked, and leaves the results in the run's `own_folder`.
+
+    Args:
+      build: makes the run.
+      plan: what it does.
+      way: how to go through it.
+
+    Raises:
+      InputError: if what is in the folder cannot be read; nothing has been changed then.
+      AllWorkersLostError: if no worker has finite parameters left, and no
+        communication will start one again.
+    """
     computed_with = provenance()  # now: the code may change while the run goes on
     run, workdir = build(), way.workdir
     processes.warm_up(run.topology)

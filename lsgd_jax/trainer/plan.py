@@ -16,8 +16,7 @@ class Plan:
       seed: the run is a function of it.
       evaluation_period: local steps between two evaluations.
       checkpoint_period: local steps between two checkpoints.
-      learning_rate: a factor on the updates of the base optimizer, which then has to end with `follow_factor`.
-      schedule: how that factor changes; likewise.
+      schedule: how the learning rate changes.
       same_init: whether all workers start from the same parameters.
       speeds: simulated, of each worker in steps a second, in the order of ranks; None for workers in step.
       asynchronous: whether each of several processes steps at its own pace.
@@ -28,7 +27,6 @@ class Plan:
     seed: int = 0
     evaluation_period: int = 1
     checkpoint_period: int = 1
-    learning_rate: float = 1.0
     schedule: Schedule = CONSTANT
     same_init: bool = True
     speeds: tuple[float, ...] | None = None

@@ -73,7 +73,9 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
         topology=topology,
         task=task,
         ledger=ledger(method, *jax.eval_shape(task.init, key), groups=topology.groups, workers=topology.workers),
-        init_state=lambda: init_state(method, topology, task.init, key, plan.learning_rate, same_init=plan.same_init),
+        init_state=lambda: init_state(
+            method, topology, task.init, key, plan.schedule.learning_rate, same_init=plan.same_init
+        ),
         state_shapes=shapes,
         rounds=make_rounds(plan, method, topology, task),
         candidates=candidates,

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lsgd_jax.cluster import processes
@@ -25,11 +25,11 @@ from lsgd_jax.files.writable import make_writable
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.evaluation import Candidate
 from lsgd_jax.tasks.task import Task, check_model, open_task
-from lsgd_jax.trainer.conditions import agreed_conditions, check_data, check_precision, write_conditions
-from lsgd_jax.trainer.loop import Way, go
+from lsgd_jax.trainer.conditions import Conditions, agreed_conditions, check_data, check_precision, write_conditions
+from lsgd_jax.trainer.loop import Ended, Way, go, own_folder
 from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
 from lsgd_jax.trainer.plan import Plan
-from lsgd_jax.trainer.run import MethodOf, make_run
+from lsgd_jax.trainer.run import MethodOf, Run, make_run
 from lsgd_jax.trainer.workdir import check_shared_workdir
 
 # Workers on a single device, unless a topology is given.
@@ -39,6 +39,8 @@ FIGURES = ("validation_", "test_", "leader_validation_", "leader_test_")
 # What may differ when a run goes on.
 FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
 SHAPE = frozenset({"groups", "workers"})
+# What a workdir keeps of the settings.
+CONFIG = "config.json"
 
 
 class Result(NamedTuple):
@@ -133,6 +135,7 @@ class Trainer:
         *,
         resume: bool = False,
         elastic: bool = False,
+        profile_dir: str | None = None,
         stop: StopRequest | None = None,
         figures: bool = True,
     ) -> Result:
@@ -142,6 +145,7 @@ class Trainer:
           steps: local steps of each worker.
           resume: whether to go on with the run that is in the workdir.
           elastic: whether that may be with another number of workers.
+          profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
           stop: whether to stop, where the caller listens to signals itself.
           figures: whether to draw them, at the end.
 
@@ -157,27 +161,15 @@ class Trainer:
             raise InputError("resume needs to know the run: give the Trainer its workdir")
         check_jax()
         topology = self.topology or default_topology()
-        plan = self._plan(steps)
-        processes.together(lambda: self._check(plan, topology))
-        settings = self._settings(steps, topology)
+        settings = processes.together(lambda: self._checked_settings(steps, topology))
         processes.check_same(settings | {"resume": resume, "elastic": elastic})
-        workdir = None if self.workdir is None else expanded(self.workdir)
         conditions = agreed_conditions(self.task)
-        if workdir is not None:
+        if (workdir := self.folder) is not None:
             processes.together(lambda: _check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
-
-        def keep_settings() -> None:
-            if workdir is not None:
-                write_json(workdir / "config.json", settings)
-                write_conditions(workdir, conditions)
-
-        def build() -> Any:
-            opened = open_task(self.task, topology, seed=self.seed, steps=steps)
-            return make_run(plan, opened, self._method_of, topology)
-
-        labels = {"algorithm": name_of(self._method_of(topology)), "dataset": self.task.name}
-        way = Way(workdir, labels, keep_settings, lambda: plan, resume=resume, stop=stop, figures=figures)
-        ended = go(build, plan, way)
+        labels = {"algorithm": name_of(self.method_of(topology)), "dataset": self.task.name}
+        how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures}
+        with own_folder(workdir):
+            ended = run_trainer(self, steps, conditions, {CONFIG: settings}, labels, **how)
         candidates = ended.candidates()
         return Result(
             center=candidates.center,
@@ -187,7 +179,13 @@ class Trainer:
             summary=ended.summary,
         )
 
-    def _plan(self, steps: int) -> Plan:
+    @property
+    def folder(self) -> pathlib.Path | None:
+        """The workdir as a path."""
+        return None if self.workdir is None else expanded(self.workdir)
+
+    def plan(self, steps: int) -> Plan:
+        """What a run of so many steps does."""
         return Plan(
             steps=steps,
             seed=self.seed,
@@ -197,7 +195,22 @@ class Trainer:
             same_init=self.same_init,
             speeds=None if self.worker_speeds is None else tuple(self.worker_speeds),
             asynchronous=self.asynchronous,
+            compute_dtype=self.task.compute_dtype,
         )
+
+    def method_of(self, topology: Topology) -> DistributedOptimizer:
+        """The method, for workers of a topology."""
+        return self.method if isinstance(self.method, DistributedOptimizer) else self.method(topology)
+
+    def build(self, steps: int) -> Run:
+        """Everything that a run of so many steps computes with; neither trains nor writes anything."""
+        topology = self.topology or default_topology()
+        opened = open_task(self.task, topology, seed=self.seed, steps=steps)
+        return make_run(self.plan(steps), opened, self.method_of, topology)
+
+    def _checked_settings(self, steps: int, topology: Topology) -> dict[str, Any]:
+        self._check(self.plan(steps), topology)
+        return self._settings(steps, topology)
 
     def _settings(self, steps: int, topology: Topology) -> dict[str, Any]:
         """What a run has to have in common with what it goes on from, as JSON has it."""
@@ -205,7 +218,7 @@ class Trainer:
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
-            "method": fingerprint(self._method_of(topology), check_model(self.task.init)[0]),
+            "method": fingerprint(self.method_of(topology), check_model(self.task.init)[0]),
             "groups": topology.groups,
             "workers": topology.workers,
             "steps": steps,
@@ -216,13 +229,11 @@ class Trainer:
             "drop_at": list(self.schedule.drop_at),
             "warmup_steps": self.schedule.warmup_steps,
             "patience": self.schedule.patience,
+            **({} if self.schedule.learning_rate == 1 else {"learning_rate": self.schedule.learning_rate}),
             "same_init": self.same_init,
             "worker_speeds": None if self.worker_speeds is None else list(self.worker_speeds),
             "asynchronous": self.asynchronous,
         }
-
-    def _method_of(self, topology: Topology) -> DistributedOptimizer:
-        return self.method if isinstance(self.method, DistributedOptimizer) else self.method(topology)
 
     def _check(self, plan: Plan, topology: Topology) -> None:
         """Checks what can be judged before anything is read.
@@ -230,7 +241,7 @@ class Trainer:
         Raises:
           InputError: what is wrong and what to do, in one line.
         """
-        method = self._method_of(topology)
+        method = self.method_of(topology)
         if not isinstance(method, DistributedOptimizer):
             raise InputError(f"method makes {type(method).__name__} of a topology: return a DistributedOptimizer")
         params, _ = check_model(self.task.init)
@@ -264,6 +275,47 @@ class Trainer:
                 raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
 
 
+def run_trainer(
+    trainer: Trainer,
+    steps: int,
+    conditions: Conditions,
+    files: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    profile_dir: str | None = None,
+    stop: StopRequest | None = None,
+    figures: bool = True,
+) -> Ended:
+    """What `Trainer.fit` does once its settings are checked, and the folder is this run's own.
+
+    Args:
+      trainer: the trainer.
+      steps: local steps of each worker.
+      conditions: what has to be the same when the run goes on.
+      files: what the workdir keeps of the settings, as JSON has it, by the file's name.
+      labels: what the summary says besides: the algorithm, the data set.
+      resume, profile_dir, stop, figures: as in `Trainer.fit`.
+    """
+    workdir, plan = trainer.folder, trainer.plan(steps)
+
+    def keep_settings() -> None:
+        if workdir is not None:
+            for name, content in files.items():
+                write_json(workdir / name, content)
+            write_conditions(workdir, conditions)
+
+    def plan_before() -> Plan:
+        fields = Fields({"steps": int, "eval_every": int | None}, optional=["steps", "eval_every"], others=object)
+        saved = {} if workdir is None else read_fields(workdir / CONFIG, fields, "use a new workdir, or restore it")
+        before = saved.get("steps", steps)
+        period = saved.get("eval_every") or usual_evaluation_period(before)
+        return dataclasses.replace(plan, steps=before, evaluation_period=period)
+
+    way = Way(workdir, labels, keep_settings, plan_before, resume, profile_dir, stop, figures)
+    return go(lambda: trainer.build(steps), plan, way)
+
+
 def default_topology() -> Topology:
     """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
     devices, groups = processes.devices(), len(set(processes.hosts()))
@@ -282,7 +334,7 @@ def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *
             make_writable(workdir)
         return
     fields, todo = Fields({"task": str}, others=object), "use a new workdir, or restore it"
-    saved = read_fields(workdir / "config.json", fields, todo)
+    saved = read_fields(workdir / CONFIG, fields, todo)
     free = FREE | (SHAPE | {"method"} if elastic else frozenset())
     changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
     if "method" in changed and not is_another(saved.get("method"), settings["method"]):

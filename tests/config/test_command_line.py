@@ -32,7 +32,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("the mistake was not seen before the run was built")
 
-    monkeypatch.setattr(training, "build_run", fail)
+    monkeypatch.setattr(training, "trainer_of", fail)
     monkeypatch.setattr(train, "use_compilation_cache", lambda wanted: None)
 
 

@@ -23,7 +23,7 @@ from refusals import refusal
 
 from lsgd_jax.cluster.stopping import SIGNALS
 from lsgd_jax.config.config import Config, check_config
-from lsgd_jax.config.from_config import build_run
+from lsgd_jax.config.from_config import trainer_of
 from lsgd_jax.config.train import train
 from lsgd_jax.data import datasets, sources, streamed
 from lsgd_jax.data.crops import centre_crop, random_box, random_crop
@@ -320,7 +320,7 @@ def test_evaluation_counts_as_numpy_does(
     folder: str, source: StreamedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 3)
-    run = build_run(config(folder, tmp_path), source)
+    run = trainer_of(config(folder, tmp_path), source).build(12)
     params, model_state = run.task.init(jax.random.key(3))
     model = make_model(config(folder, tmp_path).model_name, source.input_shape, source.classes)
     figures = run.task.evaluate((params, model_state), "leader_")

@@ -14,7 +14,7 @@ import pytest
 
 from lsgd_jax import Batches, Topology, init_state, local_sgd, make_train_step
 from lsgd_jax.config.config import Config
-from lsgd_jax.config.from_config import plan_of, schedule_of
+from lsgd_jax.config.from_config import schedule_of
 from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer
 from lsgd_jax.config.train import train
 from lsgd_jax.engine.schedules import Schedule, follow_factor, make_factor, start_plateau, update_plateau
@@ -24,8 +24,8 @@ from lsgd_jax.trainer.records import read_metrics
 
 
 def factors(counted: range, **settings: Any) -> list[float]:
-    plan = plan_of(Config(workdir="", **settings))
-    factor = make_factor(plan.schedule, plan.steps)
+    config = Config(workdir="", **settings)
+    factor = make_factor(schedule_of(config), config.steps)
     return [float(factor(jnp.int32(step))) for step in counted]
 
 

@@ -290,7 +290,7 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(
     arguments: list[str],
     culprits: list[str],
 ) -> None:
-    monkeypatch.setattr(training, "build_run", lambda *_: pytest.fail("the mistake was not seen"))
+    monkeypatch.setattr(training, "trainer_of", lambda *_: pytest.fail("the mistake was not seen"))
     (tmp_path / "text").write_bytes(WORDS * 20)
     (tmp_path / "empty").write_bytes(b"")
     names = {"text": tmp_path / "text", "folder": tmp_path, "empty": tmp_path / "empty"}

@@ -319,7 +319,7 @@ def test_a_disk_that_is_full_all_of_a_sudden_ends_the_run_in_one_line_too(
         train(Config(str(workdir), **RUN), figures=False)
     assert "train.py with --resume, compare.py as before" in str(stopped.value), "each in its way"
     assert "\n" not in str(stopped.value)
-    monkeypatch.setattr(training, "build_run", lambda *_: 1 / 0)
+    monkeypatch.setattr(training, "trainer_of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(Config(str(tmp_path / "other"), **RUN))
 

@@ -16,7 +16,6 @@ import pytest
 
 from lsgd_jax import Axes, Topology, data_parallel, eamsgd, easgd, lsgd
 from lsgd_jax.cluster.stopping import StopRequest
-from lsgd_jax.config import from_config
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, image_task
 from lsgd_jax.config.train import train
@@ -194,16 +193,35 @@ def test_the_trainer_of_flags_is_the_same(tmp_path: Path) -> None:
     config = Config(str(tmp_path), model="mlp", steps=16, groups=1, workers=2, global_period=4, eval_every=8)
     summary = train(config, figures=False)
     assert summary is not None
-    plan = from_config.plan_of(config)
     objects = Trainer(
         image_task(config, find_source(config)),
         lsgd(optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.05, 0.9, nesterov=True)), global_period=4),
         Topology(1, 2),
-        eval_every=plan.evaluation_period,
+        eval_every=8,
     )
     result = objects.fit(16)
     for figure in ("validation_loss", "test_error", "leader_test_loss", "train_loss", "bytes_communicated"):
         assert result.metrics[-1][figure] == pytest.approx(summary[figure], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_another_number_of_steps_under_a_cosine_is_told_when_a_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follows = lsgd(optax.chain(optax.sgd(1.0), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
+    cosine = Schedule("cosine", learning_rate=0.1)
+    for steps in (8, 16):
+        trainer(tmp_path, method=follows, schedule=cosine).fit(steps, resume=steps > 8, figures=False)
+    assert "steps was 8, is 16: the cosine ends there" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"learning_rate was 0\.1, is 0\.2"):
+        trainer(tmp_path, method=follows, schedule=Schedule("cosine", learning_rate=0.2)).fit(24, resume=True)
+
+
+@pytest.mark.slow
+def test_the_learning_rate_may_be_that_of_the_schedule() -> None:
+    follows = lsgd(optax.chain(optax.sgd(1.0), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
+    of_schedule = trainer(method=follows, schedule=Schedule(learning_rate=0.1)).fit(8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), of_schedule.center, trainer().fit(8).center)
 
 
 @pytest.mark.slow
