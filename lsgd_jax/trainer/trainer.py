@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import check_shares
 from lsgd_jax.cluster.stopping import StopRequest
-from lsgd_jax.engine.method_checks import check_method, fingerprint, follows_factor, is_another, name_of
+from lsgd_jax.engine.method_checks import check_method, fingerprint, follows_factor, name_of
 from lsgd_jax.engine.numerics import check_jax, fixed_numerics
 from lsgd_jax.engine.schedules import CONSTANT, Schedule
 from lsgd_jax.engine.simulated_speeds import check_rounds
@@ -21,26 +21,20 @@ from lsgd_jax.files.fields import Fields, read_fields
 from lsgd_jax.files.files import write_json
 from lsgd_jax.files.output import lasting_output
 from lsgd_jax.files.paths import expanded
-from lsgd_jax.files.writable import make_writable
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.evaluation import Candidate
 from lsgd_jax.tasks.task import Task, check_model, open_task
-from lsgd_jax.trainer.conditions import Conditions, agreed_conditions, check_data, check_precision, write_conditions
+from lsgd_jax.trainer.conditions import Conditions, agreed_conditions, write_conditions
 from lsgd_jax.trainer.loop import Ended, Way, go, own_folder
 from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
 from lsgd_jax.trainer.plan import Plan
+from lsgd_jax.trainer.resuming import CONFIG, check_folder
 from lsgd_jax.trainer.run import MethodOf, Run, make_run
-from lsgd_jax.trainer.workdir import check_shared_workdir
 
 # Workers on a single device, unless a topology is given.
 ON_ONE_DEVICE = 4
 # What a result shows of its summary, besides the models.
 FIGURES = ("validation_", "test_", "leader_validation_", "leader_test_")
-# What may differ when a run goes on.
-FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
-SHAPE = frozenset({"groups", "workers"})
-# What a workdir keeps of the settings.
-CONFIG = "config.json"
 
 
 class Result(NamedTuple):
@@ -165,7 +159,7 @@ class Trainer:
         processes.check_same(settings | {"resume": resume, "elastic": elastic})
         conditions = agreed_conditions(self.task)
         if (workdir := self.folder) is not None:
-            processes.together(lambda: _check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
+            processes.together(lambda: check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
         labels = {"algorithm": name_of(self.method_of(topology)), "dataset": self.task.name}
         how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures}
         with own_folder(workdir):
@@ -320,34 +314,3 @@ def default_topology() -> Topology:
     """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
     devices, groups = processes.devices(), len(set(processes.hosts()))
     return Topology(groups, max(len(devices) // groups, 1) if len(devices) > 1 else ON_ONE_DEVICE, devices)
-
-
-def _check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *, resume: bool, elastic: bool) -> None:
-    """Checks what a workdir has of a run before.
-
-    Raises:
-      InputError: what is wrong and what to do, in one line.
-    """
-    check_shared_workdir(workdir, resume=resume)
-    if not resume:
-        if processes.is_main():
-            make_writable(workdir)
-        return
-    fields, todo = Fields({"task": str}, others=object), "use a new workdir, or restore it"
-    saved = read_fields(workdir / CONFIG, fields, todo)
-    free = FREE | (SHAPE | {"method"} if elastic else frozenset())
-    changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
-    if "method" in changed and not is_another(saved.get("method"), settings["method"]):
-        changed.remove("method")  # what an older version kept, or another version of JAX traced, tells nothing
-    if changed:
-        changes = ", ".join(
-            "the method computes something else" if name == "method" else f"{name} was {saved.get(name)}, is {now}"
-            for name, now in settings.items()
-            if name in changed
-        )
-        hint = ", or give elastic=True" if set(changed) <= SHAPE else ""
-        raise InputError(
-            f"cannot resume with another run ({changes}): leave that as it was, or use a new workdir{hint}"
-        )
-    check_precision(workdir)
-    check_data(workdir, task)
