@@ -80,9 +80,8 @@ def settings_of(method: str, base: Config, variations: Mapping[str, Mapping[str,
     for flag in own:
         if flag in COMMUNICATION and flag not in known:
             raise InputError(f"--vary={method}.{flag}=...: {method} does not use it here: leave it out")
-    common = {
-        flag: values for flag, values in variations.get("", {}).items() if flag not in COMMUNICATION or flag in known
-    }
+    unknown = COMMUNICATION - known | ({"method_args"} if method in METHODS else set())
+    common = {flag: values for flag, values in variations.get("", {}).items() if flag not in unknown}
     axes = {**common, **own}
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -156,6 +155,7 @@ class _Reader:
 
 def _flags_read_by(method: str, base: Config) -> set[str]:
     """The settings that make a difference to a method, with so many groups."""
-    reader: Any = _Reader(dataclasses.replace(base, algorithm=method))
+    given = base.method_args if is_own(method) else None  # it is for those of one's own
+    reader: Any = _Reader(dataclasses.replace(base, algorithm=method, method_args=given))
     make_method(reader)
     return reader.read

@@ -180,7 +180,10 @@ def _check_same_settings(trial: Trial, source: AnySource) -> list[str]:
         shown = ", ".join(f"--{name} was {saved[name]}, is {now[name]}" for name in changed)
         raise InputError(f"{workdir} holds a run with other settings ({shown}): use another --workdir")
     if files := changed_since(workdir, digests_of(trial.config.task, trial.config.algorithm)):
-        raise InputError(f"{files[0]} has changed since the run in {workdir} began: use another --workdir")
+        raise InputError(
+            f"{files[0]} has changed since the run in {workdir} began: use another --workdir, or remove "
+            f"{workdir.parents[1]} to train {trial.method} again"
+        )
     check_precision(workdir)
     note = check_data(workdir, source, Config(**saved).text_name)
     return [note] if note else []

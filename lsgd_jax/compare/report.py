@@ -33,11 +33,16 @@ from lsgd_jax.compare.trials import Trial, TrialOutcome
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.usual import USUAL
 from lsgd_jax.files.files import write_csv, write_whole
+from lsgd_jax.tasks.classification import ERROR
 from lsgd_jax.tasks.metric import Metric
 from lsgd_jax.trainer.provenance import PACKAGES
 
 # What a report may have, besides the runs.
 FILES = ("report.md", "runs.csv", "curves.csv", "curves.png", "learning_rate.png", "period.png")
+HELD_OUT = (
+    " and which tenth of the training images is held out for validation, so validation errors of different seeds "
+    "are on different images. The test images are always the same."
+)
 
 
 def write_report(
@@ -244,9 +249,7 @@ def _keep_in_mind(methods: Sequence[MethodResults]) -> str:
         f"Settings tried: {', '.join(f'{name} {size}' for name, size in sizes.items())}. A larger grid finds a better "
         "setting more easily." if sizes else "",
         f"Chosen at the edge of the grid: {', '.join(edges)}. A wider grid might do better." if edges else "",
-        "A seed decides the start, the order of the data and which tenth of the training images is held out for "
-        "validation, so validation errors of different seeds are on different images. The test images are always the "
-        "same. Of text only the start and the order depend on it.",
+        f"A seed decides the start and the order of the data{HELD_OUT if metric is ERROR else '.'}",
         "The standard deviation is over seeds only; it does not contain that of a finite test set.",
         f"Of two methods that are equal, three seeds differ by {TOLD_APART:g} standard errors or more once in eight "
         "times; of many pairs, some do. Methods differ in their chosen settings, too.",

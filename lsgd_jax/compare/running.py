@@ -140,7 +140,7 @@ def forecast(plan: Comparison) -> str:
             settings = list(dict.fromkeys(trial.varied for trial in trials if trial.method == method))
             total, todo = (sum(trial.method == method for trial in some) for some in (trials, left))
             which = f"{len(settings)} settings" if phase == "search" else "the chosen setting"
-            lines.append(f"{phase:<8}{method:<15}{which}: {todo} of {total} runs to do")
+            lines.append(f"{phase:<8}{method:<14} {which}: {todo} of {total} runs to do")
             if phase == "search":
                 lines += [f"{'':<10}{', '.join(f'{flag}={value}' for flag, value in setting)}" for setting in settings]
     lines.append(

@@ -196,6 +196,9 @@ def own_batch_size(config: Config, task: Task) -> int:
     for name in ("model", "model_width", "model_layers", "dropout"):
         if getattr(config, name) is not None:
             raise InputError(f"--{name} is for our own models: leave it out, since --task={config.task} has its own")
+    for name in ("sampling", "sequence_length", "compute_dtype", "loader_processes"):
+        if getattr(config, name) != getattr(Config, name):
+            raise InputError(f"--{name} is for our own tasks: leave it out, since --task={config.task} has its own")
     if task.train.in_step and (flag := config.asynchronous_flag):
         raise InputError(
             f"{flag}: the data of --task={config.task} come to all workers step by step: "

@@ -1,6 +1,7 @@
 """Code of a user's that flags name: FILE.py:NAME, or package.module:NAME."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -57,7 +58,12 @@ def load_task(text: str) -> Task:
     Raises:
       InputError: if there is no such function, or it makes none.
     """
-    task = load_function("task", text)()
+    function = load_function("task", text)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(f"--task={text}: it has to take no argument: {error}") from error
+    task = function()
     if not isinstance(task, Task):
         raise InputError(f"--task={text}: it gives {type(task).__name__}: return a lsgd_jax.Task")
     return task
@@ -121,6 +127,10 @@ def _of_file(flag: str, path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    with contextlib.suppress(ImportError):  # it comes with Grain, whose processes cannot import a file by that name
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
     return module
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsgd_jax.data.fingerprint import digest_of
 from lsgd_jax.data.sampling import Augment, shard_size
 from lsgd_jax.data.sources import (
     Stream,
@@ -28,6 +29,8 @@ from lsgd_jax.errors import InputError, first_line
 ENDLESS = 2**60
 # Epochs beyond are those from the first on again; Grain's generators count entries in 64 bits.
 EPOCHS = 2**32
+# Samples that tell whether a dataset is the same: to read all could take hours.
+SOME = 8
 
 
 def from_grain(
@@ -48,7 +51,8 @@ def from_grain(
         not fill a batch is left out of that epoch); "reshuffle", a shard that is dealt anew each epoch; or
         "iid", any samples at random.
       transform: `(batch, key) -> batch`, on the devices; by default nothing.
-      processes: that read it, then and for evaluation; 0 for a thread of this one.
+      processes: that read it, then and for evaluation; 0 for a thread of this one. As with all processes of
+        Python's, a script that starts them needs its `if __name__ == "__main__":`.
 
     Raises:
       InputError: if it is no such dataset, or the sampling is unknown.
@@ -56,6 +60,8 @@ def from_grain(
     check_dataset("dataset", dataset)
     check_drawing(batch_size, sampling)
     count = len(dataset)
+    if digest_of_some(dataset) != (digest := digest_of_some(dataset)):
+        raise InputError("dataset gives other samples the second time: draw by .random_map, with its generator")
 
     def open_dataset(topology: Topology, seed: int, steps: int) -> Stream:
         check_batch_size(batch_size, count if sampling == "iid" else shard_size(count, topology.size), sampling)
@@ -68,7 +74,15 @@ def from_grain(
         of_one = OfWorkers((of_worker(dataset, "iid", batch_size, workers=1, seed=0, rank=0),))
         return first_batches(of_one, empty_batch(dataset, batch_size), samples, processes)
 
-    return TrainingData(batch_size, open_dataset, some=some, augment=transform, in_step=True, processes=processes)
+    return TrainingData(
+        batch_size,
+        open_dataset,
+        digest=lambda: digest,
+        some=some,
+        augment=transform,
+        in_step=True,
+        processes=processes,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +145,12 @@ def empty_batch(dataset: Any, batch_size: int) -> Any:
     return jax.tree.map(lambda leaf: np.zeros((batch_size, *leaf.shape[1:]), leaf.dtype), sample)
 
 
+def digest_of_some(dataset: Any) -> str:
+    """Of how many samples a dataset has, and of some of them, at even distances."""
+    some = [dataset[int(place)] for place in np.linspace(0, len(dataset) - 1, min(SOME, len(dataset)))]
+    return digest_of(lambda: (len(dataset), some))
+
+
 def is_dataset(data: Any) -> bool:
     """Whether it is a dataset of Grain's, of whatever kind."""
     return hasattr(data, "to_iter_dataset") or type(data).__module__.split(".")[0] == "grain"
@@ -158,6 +178,7 @@ def check_dataset(name: str, dataset: Any) -> None:
         dataset.batch(1)
     except ValueError as error:  # after .filter(), which leaves gaps
         raise InputError(f"{name} has gaps: choose samples before they come to Grain, not by .filter()") from error
+    empty_batch(dataset, 1)
 
 
 def word(*seed: int) -> int:

@@ -47,7 +47,8 @@ class TrainingData:
     Attributes:
       batch_size: samples in a worker's minibatch.
       open: `(topology, seed, steps) -> Stream`. Raises ValueError if there is too little for so many workers.
-      digest: tells whether the data are the same as they were; None where only their name does.
+      digest: tells whether the data are the same as they were, as far as it looks at them; None where only their
+        name does.
       some: `count -> batches`, a pytree of arrays [batches, batch, ...], about so many samples and at least a
         minibatch: the same ones each time, for what has to be measured again.
       augment: what becomes of one of these before the loss sees it, if anything.
@@ -120,7 +121,8 @@ def from_function(
       batch_of: `(worker, step) -> batch`, a pytree of arrays whose shapes and dtypes are always the
         same; a function of the two alone, so that a run resumes at the exact batch.
       transform: `(batch, key) -> batch`, on the devices; by default nothing.
-      processes: that call it, which then has to be picklable; 0 for a thread of this one.
+      processes: that call it, which then has to be picklable; 0 for a thread of this one. As with all processes of
+        Python's, a script that starts them needs its `if __name__ == "__main__":`.
 
     Raises:
       InputError: if it gives no arrays, or their leading axes differ.
@@ -137,7 +139,13 @@ def from_function(
         return first_batches(batch_of, example, samples, processes)
 
     return TrainingData(
-        count_of(example), open_function, some=some, augment=transform, in_step=True, processes=processes
+        count_of(example),
+        open_function,
+        digest=lambda: digest_of(lambda: example),
+        some=some,
+        augment=transform,
+        in_step=True,
+        processes=processes,
     )
 
 
@@ -202,8 +210,8 @@ def check_drawing(batch_size: int, sampling: str) -> None:
     """
     if sampling not in SAMPLINGS:
         raise InputError(f"unknown sampling {sampling!r}: choose one of {', '.join(SAMPLINGS)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
 
 
 def check_batch_size(batch_size: int, samples: int, sampling: str) -> None:

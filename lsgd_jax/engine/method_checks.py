@@ -96,6 +96,12 @@ def fingerprint(method: DistributedOptimizer, params: Any) -> str:
     return f"jax {jax.__version__}, optax {optax.__version__}, {digest.hexdigest()}"
 
 
+def digest_of_shapes(params: Any) -> str:
+    """What tells whether parameters have the same names, shapes and dtypes."""
+    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", params)
+    return hashlib.blake2b(str(shapes).encode(), digest_size=16).hexdigest()
+
+
 def is_another(fingerprint: Any, other: str) -> bool:
     """Whether two fingerprints are of different methods, as far as they can be compared."""
     versions, _, digest = other.rpartition(", ")

@@ -64,6 +64,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.kind!r}: choose one of {', '.join(SCHEDULES)}")
+        if not isinstance(self.drop_at, tuple | list):
+            raise ValueError(f"drop_at is {self.drop_at!r}: give the steps as a tuple, such as (1000, 2000)")
         if (self.kind == "drop") != bool(self.drop_at):
             raise ValueError("the schedule 'drop' and the steps at which it drops go together: give both, or neither")
         if any(after <= before for before, after in itertools.pairwise((0, *self.drop_at))):

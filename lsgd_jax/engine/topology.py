@@ -52,7 +52,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         for name in ("groups", "workers"):
-            check_count(name, getattr(self, name))
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         devices = tuple(jax.devices() if self.devices is None else self.devices)
         if not devices:
             raise ValueError("devices is empty: name at least one device, or leave it out to use all")

@@ -36,6 +36,9 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> DistributedOptimizer:
+        base = args[0] if args else kwargs.get("base")
+        if not (hasattr(base, "init") and hasattr(base, "update")) and (args or "base" in kwargs):
+            raise ValueError(f"base is {_described(base)}: use an optax optimizer, such as optax.sgd(0.1)")
         return _serving(factory(*args, **kwargs))
 
     return make
@@ -76,6 +79,10 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
     served = method._replace(init=init, update=update, center=center, restart=restart, communications=communications)
     # The name of the identity tells that workers step independently.
     return served if method.reduce_gradients is keep_gradients else served._replace(reduce_gradients=reduce_gradients)
+
+
+def _described(value: Any) -> str:
+    return f"the function {value.__name__}, not called" if hasattr(value, "__name__") else type(value).__name__
 
 
 def _taken(tree: Any, like: Any) -> Any:

@@ -64,7 +64,8 @@ class Communication(NamedTuple):
       axes: the logical axes it crosses: (WORKER,) inside each group, or
         (GROUP, WORKER) among all workers.
       apply: `(params, state, score, axis_name) -> Outcome`, where `score` is the
-        worker's float[] score and `axis_name` the bound names of `axes`.
+        worker's float[] score and `axis_name` the bound names of `axes`: mesh axes and lanes, all of them
+        to be used. `lax.psum`, `lax.pmin` and `lsgd_jax.collectives` take them; `lax.ppermute` knows no lanes.
     """
 
     period: int
@@ -151,8 +152,12 @@ def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Commun
     One group has no level of its own: only what crosses all workers is left.
 
     Raises:
-      ValueError: if a global period is no multiple of a local one.
+      ValueError: if a period is no whole number of at least 1, or a global one no multiple of a local one.
     """
+    for communication in method.communications:
+        if not isinstance(communication.period, int):
+            raise ValueError(f"a communication's period is {communication.period!r}: it must be a whole number")
+        check_count("a communication's period", communication.period)
     everywhere = tuple(c for c in method.communications if c.level == "global")
     inside = tuple(c for c in method.communications if c.level == "local")
     if groups == 1:

@@ -30,6 +30,9 @@ def nnx_task(
     Batch statistics are each worker's own; those of a center are measured again, over training data.
     Random streams that the module holds (of its dropout, say) are drawn anew in each step.
 
+    A result's `(params, model_state)` are dictionaries, which `nnx.update(module, params, model_state)` puts into a
+    module that `make` has made.
+
     Args:
       make: `rngs -> module`.
       loss: `(module, batch, rngs) -> float scalar`; the module is in training mode.

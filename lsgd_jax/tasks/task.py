@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lsgd_jax.data.grain_source import check_dataset, empty_batch, is_dataset
+from lsgd_jax.data.fingerprint import digest_of
+from lsgd_jax.data.grain_source import check_dataset, digest_of_some, empty_batch, is_dataset
 from lsgd_jax.data.sources import Stream, TrainingData, check_arrays
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.numerics import run_key
@@ -74,7 +75,9 @@ class Task:
         if not isinstance(self.train, TrainingData):
             raise InputError(f"train is {type(self.train).__name__}: use from_arrays, from_function or from_grain")
         for name in SPLITS:
-            if is_dataset(split := getattr(self, name)):
+            if isinstance(split := getattr(self, name), TrainingData):
+                raise InputError(f"{name} is a source of minibatches: give arrays, or a Grain dataset")
+            if is_dataset(split):
                 check_dataset(name, split)
             elif split is not None:
                 object.__setattr__(self, name, check_arrays(name, split))
@@ -90,8 +93,13 @@ class Task:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the training data; of their name where they cannot be looked at."""
-        return f"named {self.name}" if self.train.digest is None else self.train.digest()
+        """Of all data; of the name of those to train on where they cannot be looked at."""
+        train = f"named {self.name}" if self.train.digest is None else self.train.digest()
+        splits = [getattr(self, name) for name in SPLITS]
+        if splits == [None] * len(splits):
+            return train
+        held_out = [digest_of_some(x) if is_dataset(x) else digest_of(functools.partial(tuple, [x])) for x in splits]
+        return f"{train} {' '.join(held_out)}"
 
 
 class OpenTask(NamedTuple):
@@ -236,7 +244,7 @@ def check_metric(name: str, metric: SampleMetric, params: Any, model_state: Any,
     found = jax.eval_shape(metric, params, model_state, few)
     if getattr(found, "shape", None) != (3,):
         given = getattr(found, "shape", type(found).__name__)
-        raise InputError(f"the metric {name!r} gives {given} for a batch of 3 samples: give a figure of each, float[3]")
+        raise InputError(f"the metric {name!r} gives {given} for 3 samples: give a figure of each, float[3]")
 
 
 def _called(function: Any) -> str:

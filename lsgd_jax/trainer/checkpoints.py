@@ -8,7 +8,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -116,11 +116,13 @@ class Checkpoints:
         Raises:
           InputError: if it was written by another version.
         """
-        items = ocp.args.Composite(info=ocp.args.JsonRestore())
         try:
-            saved = self._manager.restore(step, args=items)["info"]
-        except KeyError as error:
-            raise _of_another_program(step) from error
+            saved = self._json(step, "info")
+        except KeyError:
+            try:
+                saved = self._json(step, "standing")  # what it was called before
+            except KeyError as error:
+                raise _of_another_program(step) from error
         try:
             check_fields(saved, STANDING)
         except ValueError as error:
@@ -140,6 +142,9 @@ class Checkpoints:
         )
         raw = self._restore(step, target)
         return raw._replace(keys=wrap_keys(raw.keys))
+
+    def _json(self, step: int, item: str) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
 
     def restore_on_host(self, step: int, shapes: TrainState) -> TrainState:
         """The state of a step as NumPy arrays, whole in every process; `keys` are their raw data.

@@ -11,7 +11,7 @@ from lsgd_jax.files.fields import Fields, read_fields
 from lsgd_jax.files.files import is_there, write_json
 
 FILE = "conditions.json"
-REMEDY = "give it the --text_file, --data_dir or source that it had, or use a new --workdir"
+REMEDY = "give it the data that it had (--text_file, --data_dir or those of its task), or use a new --workdir"
 
 
 class Data(Protocol):
@@ -107,7 +107,7 @@ def check_precision(workdir: pathlib.Path) -> None:
 
 def _check_same_data(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
     if now.digest != before.digest:
-        if now.digest.split()[-1] == before.digest.split()[-1]:
+        if f"order 2 of {before.digest}" == now.digest:
             raise InputError(
                 f"{now.data!r} is drawn in another order by this version than {whose} it: use a new --workdir"
             )

@@ -15,6 +15,11 @@ from lsgd_jax.trainer.workdir import check_shared_workdir
 # What may differ when a run goes on.
 FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
 SHAPE = frozenset({"groups", "workers"})
+# What is kept as a digest.
+UNTOLD = {
+    "method": "the method computes something else: its base optimizer, its arguments or itself",
+    "parameters": "the model has other parameters",
+}
 # What a workdir keeps of the settings.
 CONFIG = "config.json"
 
@@ -36,9 +41,13 @@ def check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *,
     changed = [name for name in settings if name not in free and saved.get(name) != settings[name]]
     if "method" in changed and not is_another(saved.get("method"), settings["method"]):
         changed.remove("method")  # what an older version kept, or another version of JAX traced, tells nothing
+    if saved.get("parameters") is None and "parameters" in changed:
+        changed.remove("parameters")  # of an older version
+    if "parameters" in changed and "method" in changed:
+        changed.remove("method")  # it is traced with them
     if changed:
         changes = ", ".join(
-            "the method computes something else" if name == "method" else f"{name} was {saved.get(name)}, is {now}"
+            UNTOLD.get(name, f"{name} was {saved.get(name)}, is {now}")
             for name, now in settings.items()
             if name in changed
         )

@@ -97,7 +97,11 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
         raise InputError(f"{workdir}: {reason}")
     if which not in MODELS_OF_A_RUN:
         raise InputError(f"which={which!r}: choose one of {', '.join(MODELS_OF_A_RUN)}")
+    if task is not None and not isinstance(task, Task):
+        raise InputError(f"task is {type(task).__name__}: pass the lsgd_jax.Task of the run, such as task()")
     run = expanded(workdir)
+    if not is_there(run / "config.json"):
+        raise FileNotFoundError(f"there is no run in {workdir}: name the workdir of one")
     summary, todo = run / "summary.json", "remove it, and go on with --resume, which saves the models again"
     if which == "best":
         which = read_fields(summary, BEST, todo).get("best", "center") if is_there(summary) else "center"

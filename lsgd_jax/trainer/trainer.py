@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import check_shares
 from lsgd_jax.cluster.stopping import StopRequest
-from lsgd_jax.engine.method_checks import check_method, fingerprint, follows_factor, name_of
+from lsgd_jax.engine.method_checks import check_method, digest_of_shapes, fingerprint, follows_factor, name_of
 from lsgd_jax.engine.numerics import check_jax, fixed_numerics
 from lsgd_jax.engine.schedules import CONSTANT, Schedule
 from lsgd_jax.engine.simulated_speeds import check_rounds
@@ -212,6 +212,7 @@ class Trainer:
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
+            "parameters": digest_of_shapes(check_model(self.task.init)[0]),
             "method": fingerprint(self.method_of(topology), check_model(self.task.init)[0]),
             "groups": topology.groups,
             "workers": topology.workers,
@@ -260,6 +261,8 @@ class Trainer:
         except ValueError as error:
             raise InputError(f"worker_speeds and asynchronous do not go with this method: {error}") from error
         if plan.asynchronous:
+            if processes.alone():
+                raise InputError("asynchronous: this is the only process: start several, or give worker_speeds")
             check_shares(topology)
         if plan.speeds is not None:
             if len(plan.speeds) != topology.size or min(plan.speeds) <= 0:

@@ -190,3 +190,12 @@ def test_the_flagfiles_give_every_method_as_many_settings(
     variations = read_variations(script.FLAGS.vary)
     counts = {method: len(settings_of(method, base, variations)) for method in script.FLAGS.methods}
     assert counts == dict.fromkeys(methods, settings) | more
+
+
+def test_arguments_of_a_method_of_ones_own_are_not_those_of_others() -> None:
+    own = "mine.py:gossip"
+    variations = read_variations([f"{own}.method_args=period=4,period=8", "method_args=pull=1,pull=2"])
+    base = dataclasses.replace(BASE, method_args="period=2")
+    assert settings_of("lsgd", base, variations) == [()]
+    assert make_trial("lsgd", (), 0, "search", base).config.method_args is None
+    assert variations[own] == {"method_args": ("period=4", "period=8")}

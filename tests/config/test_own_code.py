@@ -112,6 +112,29 @@ def test_code_that_has_changed_is_told_and_is_not_compared_with_what_it_was(
     assert "note: gossip.py has changed since the run in " in capfd.readouterr().out
 
 
+READ_BY_PROCESSES = """
+import grain
+
+class Louder(grain.transforms.RandomMap):
+    def random_map(self, element, rng):
+        return {"x": element["x"] * np.float32(1 + rng.random()), "y": element["y"]}
+
+def read_by_processes():
+    louder = grain.MapDataset.source(EXAMPLES).seed(3).random_map(Louder())
+    return dataclasses.replace(mine(), train=from_grain(louder, 8, processes=1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_file_of_ones_own_is_known_to_the_processes_that_read_its_data(files: Path) -> None:
+    examples = "\nimport dataclasses\nEXAMPLES = [{'x': a, 'y': b} for a, b in zip(x, y)]\n"
+    (files / "task.py").write_text(TASK + examples + READ_BY_PROCESSES)
+    with flagsaver.flagsaver():
+        arguments = [f"--task={files}/task.py:read_by_processes", f"--workdir={files}/run", *FLAGS]
+        assert train.main(["train.py", *arguments, "--nocompilation_cache"]) == 0
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "no name": (["--task=task.py"], "must be FILE.py:NAME or package.module:NAME"),
     "a missing file": (["--task=nowhere.py:mine"], "there is no file nowhere.py"),
@@ -125,6 +148,16 @@ BAD: dict[str, tuple[list[str], str]] = {
     "workers that differ in speed on a stream": (
         ["--task={}/task.py:mine", "--groups=1", "--workers=2", "--worker_speeds=1,0.5"],
         "come to all workers step by step",
+    ),
+    "a task that needs arguments": (["--task={}/task.py:wrong"], "it has to take no argument"),
+    "a sampling for a task": (["--task={}/task.py:mine", "--sampling=iid"], "--sampling is for our own tasks"),
+    "a method without a period": (
+        ["--algorithm={}/gossip.py:gossip", "--method_args=period=0"],
+        "a communication's period must be a whole number of at least 1, got 0",
+    ),
+    "a method with half a period": (
+        ["--algorithm={}/gossip.py:gossip", "--method_args=period=8.5"],
+        "a communication's period is 8.5: it must be a whole number",
     ),
     "a missing method": (["--algorithm={}/gossip.py:talk"], "gossip.py has no talk"),
     "what makes no method": (["--algorithm={}/task.py:wrong"], "missing a required argument: 'batch'"),

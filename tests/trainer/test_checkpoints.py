@@ -338,3 +338,17 @@ def test_a_checkpoint_lists_the_digest_of_each_of_its_files(whole: Path) -> None
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert listed.keys() == files - {DIGESTS}
     assert len(set(listed.values())) > 3
+
+
+@pytest.mark.slow
+def test_a_run_of_before_goes_on_whose_checkpoints_call_their_info_by_another_name(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    folder = run / "checkpoints" / "24"
+    (folder / "info").rename(folder / "standing")
+    for name in (DIGESTS, "_CHECKPOINT_METADATA"):
+        (folder / name).write_text((folder / name).read_text().replace("info", "standing"))
+    config = json.loads((run / "config.json").read_text()) | {"workdir": str(run), "steps": 32}
+    summary = train(Config(**config), resume=True, figures=False)
+    assert summary is not None
+    assert summary["step"] == 32

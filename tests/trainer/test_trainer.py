@@ -1,5 +1,6 @@
 """The trainer with tasks, data and methods of one's own."""
 
+import dataclasses
 import json
 import math
 import re
@@ -265,7 +266,7 @@ def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
         lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.4),
         lsgd(optax.sgd(0.1), local_period=2, global_period=8, global_pull=0.5),
     ):
-        with pytest.raises(InputError, match=r"another run \(the method computes something else\): "):
+        with pytest.raises(InputError, match=r"another run \(the method computes something else: "):
             trainer(tmp_path, method=other).fit(16, resume=True)
     same = lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.5)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -274,6 +275,34 @@ def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
         result = trainer(tmp_path, method=same).fit(16, resume=True, figures=False)
     assert result.summary is not None
     assert result.summary["algorithm"] == "lsgd"
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_data_or_another_model(tmp_path: Path) -> None:
+    def changed(sample: Any) -> Any:
+        return sample | {"x": sample["x"] * np.float32(1.01)}
+
+    def other_init(key: jax.Array) -> tuple[Any, Any]:
+        params, state = init(key)
+        return {**params, "b": params["b"][:, :1]}, state
+
+    trainer(tmp_path, task=task(from_grain(SAMPLES, 8))).fit(8, figures=False)
+    for other in (
+        task(from_grain(SAMPLES.map(changed), 8)),
+        task(from_grain(SAMPLES[:200], 8)),
+        task(from_grain(SAMPLES, 8), validation=jax.tree.map(lambda x: x[:36], DATA)),
+        task(from_grain(SAMPLES, 8), test=SAMPLES[:37].map(changed)),
+    ):
+        with pytest.raises(InputError, match=r"is not the data set that .*: give it the data that it had"):
+            trainer(tmp_path, task=other).fit(16, resume=True)
+    another = dataclasses.replace(task(from_grain(SAMPLES, 8)), init=other_init)
+    with pytest.raises(InputError, match=r"\(the model has other parameters\)"):
+        trainer(tmp_path, task=another).fit(16, resume=True)
+
+
+def test_a_folder_without_a_run_is_told_from_one_whose_run_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no run in "):
+        load_model(tmp_path / "nowhere", task=task())
 
 
 def test_a_result_is_shown_in_a_line() -> None:
@@ -338,7 +367,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a metric of a wrong shape": (
         lambda: trainer(task=task(metrics={"error": lambda *of: wrong(*of).mean()})).fit(8),
-        r"the metric 'error' gives \(\) for a batch of 3 samples",
+        r"the metric 'error' gives \(\) for 3 samples",
     ),
     "leading axes that differ": (
         lambda: from_arrays(DATA | {"y": DATA["y"][1:]}, 8),
@@ -367,6 +396,33 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "which looks at validation data: give the task some",
     ),
     "a function for metrics": (lambda: task(metrics=wrong), "metrics has to name functions"),
+    "a source for validation data": (
+        lambda: task(validation=from_arrays(DATA, 8)),
+        "validation is a source of minibatches: give arrays",
+    ),
+    "a number for an optimizer": (lambda: lsgd(0.1), "base is float: use an optax optimizer"),  # type: ignore[arg-type]
+    "an optimizer that is not called": (
+        lambda: easgd(base=optax.sgd),  # type: ignore[arg-type]
+        "base is the function sgd, not called: use an optax optimizer, such as",
+    ),
+    "a batch of a half": (lambda: from_arrays(DATA, 8.5), "batch_size must be an integer of at least 1, got 8.5"),  # type: ignore[arg-type]
+    "half a group": (lambda: Topology(1.5, 2), "groups must be a whole number"),  # type: ignore[arg-type]
+    "a number for drops": (lambda: Schedule("drop", 16), "drop_at is 16: give the steps as a tuple"),  # type: ignore[arg-type]
+    "several paces in one process": (
+        lambda: trainer(asynchronous=True).fit(8),
+        "asynchronous: this is the only process",
+    ),
+    "a method without a period": (
+        lambda: trainer(
+            method=METHOD._replace(communications=tuple(c._replace(period=0) for c in METHOD.communications))
+        ).fit(8),
+        "a communication's period must be a whole number of at least 1, got 0",
+    ),
+    "a dataset that draws anew": (
+        lambda: from_grain(SAMPLES.map(lambda sample: sample | {"x": np.random.default_rng().normal(size=7)}), 8),
+        "dataset gives other samples the second time",
+    ),
+    "a function for a task": (lambda: load_model(".", task=task), "task is function: pass the lsgd_jax.Task"),  # type: ignore[arg-type]
     "a path for a metric": (lambda: task(metrics={"my/error": wrong}), "the metric 'my/error' names columns and files"),
     "parameters that are integers": (
         lambda: trainer(task=Task(lambda key: ({"a": jnp.ones(3, int)}, {}), loss, train=from_arrays(DATA, 8))).fit(8),
