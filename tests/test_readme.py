@@ -2,8 +2,11 @@
 
 import csv
 import math
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -11,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from claims import interval
+from started_processes import wait_until
 
 from lsgd_jax.compare.evaluations import spread
 from lsgd_jax.compare.significance import not_apart, standard_errors
+from lsgd_jax.trainer.checkpoints import DIGESTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,18 +41,46 @@ def test_the_loop_in_the_readme_learns() -> None:
     assert float(losses[:, -1].mean()) < 0.1 < float(losses[:, 0].mean())
 
 
+OWN = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Task(init, loss" in block]
+
+
+def test_an_own_model_on_own_arrays_takes_fifteen_lines() -> None:
+    assert len([line for line in OWN[0].splitlines() if line.strip()]) == 15
+
+
 @pytest.mark.slow
-def test_the_own_task_in_the_readme_is_learned_and_goes_on(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer(" in block)
+def test_the_own_task_in_the_readme_is_learned(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    exec(code.replace("steps=960", "steps=240"), names)
-    errors = [row["validation_error"] for row in names["result"].metrics]
+    names: dict[str, Any] = {"__name__": "not main"}
+    exec("\n".join(OWN), names)
+    method = names["lsgd"](names["optax"].sgd(0.1, momentum=0.9), local_period=4, global_period=16)
+    result = names["Trainer"](names["task"](), method, names["Topology"](2, 4)).fit(960)
+    errors = [row["validation_error"] for row in result.metrics]
     assert errors[0] > 0.25
-    assert errors[-1] < 0.2
-    assert names["trainer"].fit(steps=256, resume=True, figures=False).metrics[-1]["step"] == 256
+    assert errors[-1] < 0.15
+
+
+def started_in(folder: pathlib.Path, code: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    (folder / "mine.py").write_text(f"{code}    np.savez('center.npz', *params)\n")
+    return subprocess.Popen([sys.executable, "mine.py"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_the_own_task_in_the_readme_goes_on_after_a_kill_bit_for_bit(tmp_path: pathlib.Path) -> None:
+    longer = OWN[0].replace("steps=960", "steps=1920")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with started_in(parts, longer) as killed:
+        wait_until(lambda: (parts / "runs/own/checkpoints/384" / DIGESTS).exists())
+        killed.kill()
+    resumed = longer.replace("steps=1920", "steps=1920, resume=True")
+    for folder, code in ((parts, resumed), (whole, longer)):
+        with started_in(folder, code) as process:
+            assert process.wait() == 0
+    expected, found = (np.load(folder / "center.npz") for folder in (whole, parts))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_every_path_in_the_readme_exists() -> None:
