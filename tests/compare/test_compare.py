@@ -209,7 +209,7 @@ def test_a_signal_stops_the_comparison_and_leaves_it_to_be_continued(tmp_path: P
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == ExitCode.STOPPED
-    assert err.rstrip().endswith("compare.py: stopped; the same command goes on from here")
+    assert err.rstrip().endswith("lsgd_jax.compare: stopped; the same command goes on from here")
     (run_folder,) = tmp_path.glob("runs/none/as_given/seed=1")
     assert (run_folder / "config.json").exists()
     assert not (run_folder / "summary.json").exists()

@@ -125,9 +125,12 @@ def test_a_validation_set_of_grains_is_judged_as_arrays_are(processes: int, monk
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)  # 10 batches, the last of a single sample
     monkeypatch.setattr(evaluation, "BATCHES_PER_PROCESS", 1)
     source = from_grain(SAMPLES, 8, processes=processes)
-    arrays, streamed = (
-        trainer(task=task(source, validation=held)).fit(16).metrics for held in (HELD_OUT, SAMPLES[:37])
-    )
+
+    def judged(validation: Any) -> list[dict[str, Any]]:
+        of = task(source, validation=validation, test=None)
+        return trainer(task=of, topology=Topology(1, 2), method=lsgd(optax.sgd(0.1), global_period=4)).fit(8).metrics
+
+    arrays, streamed = judged(HELD_OUT), judged(SAMPLES[:37])
     for of_arrays, of_stream in zip(arrays, streamed, strict=True):
         names = [name for name in of_arrays if "validation" in name]
         assert len(names) == 2
