@@ -128,7 +128,7 @@ def table(summary: dict[str, Any], workdir: str) -> str:
     )
     best = metric.best(summary)
     leader = f"leader ({summary['leader']})"
-    marks = {name: "  best" if name == best else "" for name in ("center", "leader")}
+    marks = {name: "  best" if name == best and "validation" in splits else "" for name in ("center", "leader")}
     lines = [
         "",
         setting,

@@ -11,7 +11,8 @@ USUAL: dict[str, dict[str, Any]] = {
     "other images": {"learning_rate": 0.02, "local_period": 4, "global_period": 16},
     "text": {"optimizer": "adamw", "learning_rate": 1e-3, "local_period": 4, "global_period": 16},
 }
-# Where one is given, so is the other: a rate suits an optimizer, and one period is a multiple of the other.
+# A setting keeps the default of `Config` where another one is given: a rate suits its optimizer, and one period is a
+# multiple of the other.
 DECIDED_BY = {"learning_rate": "optimizer", "local_period": "global_period", "global_period": "local_period"}
 OF_TEXT = ("transformer", "lstm")
 

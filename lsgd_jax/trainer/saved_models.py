@@ -100,14 +100,14 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
     if task is not None and not isinstance(task, Task):
         raise InputError(f"task is {type(task).__name__}: pass the lsgd_jax.Task of the run, such as task()")
     run = expanded(workdir)
-    if not is_there(run / "config.json"):
-        raise FileNotFoundError(f"there is no run in {workdir}: name the workdir of one")
     summary, todo = run / "summary.json", "remove it, and go on with --resume, which saves the models again"
     if which == "best":
         which = read_fields(summary, BEST, todo).get("best", "center") if is_there(summary) else "center"
     folder = run / which
     if not is_there(folder / "model.json"):
-        raise FileNotFoundError(f"no {which} in {workdir}: it is saved at the end of a run; finish it with --resume")
+        if not is_there(run / "config.json"):
+            raise FileNotFoundError(f"there is no run in {workdir}: name the workdir of one")
+        raise FileNotFoundError(f"no {which} in {workdir}: it is saved at the end of a run; finish it with resume=True")
     todo = f"remove {summary}, and go on with --resume, which saves the {which} again"
     description = read_fields(folder / "model.json", MODEL, todo)
     kind = description.get("kind", "images")

@@ -124,7 +124,7 @@ def test_a_run_on_data_of_ones_own_does_not_go_on_with_others(tmp_path: Path) ->
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     longer = dataclasses.replace(config, steps=4)
     for source, name in ((None, "'digits'"), (own(1), "'mine'"), (dataclasses.replace(own(1), name="digits"), "")):
-        with refusal(name, "'mine'", "source"):
+        with refusal(name, "'mine'", "the data that it had"):
             train(longer, source=source, resume=True)
     with refusal("'digits'", "'mine'"):
         reload_run(tmp_path / "run")

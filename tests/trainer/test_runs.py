@@ -123,7 +123,8 @@ def test_the_saved_center_is_the_one_that_was_evaluated(undisturbed: pathlib.Pat
 
 
 def test_without_a_center_one_is_told_how_to_get_it(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(FileNotFoundError, match="finish it with --resume"):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="finish it with resume=True"):
         load_center(tmp_path)
 
 

@@ -120,14 +120,11 @@ def batch_of(worker: int, step: int) -> Any:
     return jax.tree.map(lambda x: x[chosen], DATA)
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.processes])])
-def test_a_validation_set_of_grains_is_judged_as_arrays_are(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_set_of_grains_is_judged_as_arrays_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)  # 10 batches, the last of a single sample
-    monkeypatch.setattr(evaluation, "BATCHES_PER_PROCESS", 1)
-    source = from_grain(SAMPLES, 8, processes=processes)
 
     def judged(validation: Any) -> list[dict[str, Any]]:
-        of = task(source, validation=validation, test=None)
+        of = task(from_grain(SAMPLES, 8), validation=validation, test=None)
         return trainer(task=of, topology=Topology(1, 2), method=lsgd(optax.sgd(0.1), global_period=4)).fit(8).metrics
 
     arrays, streamed = judged(HELD_OUT), judged(SAMPLES[:37])
@@ -135,6 +132,19 @@ def test_a_validation_set_of_grains_is_judged_as_arrays_are(processes: int, monk
         names = [name for name in of_arrays if "validation" in name]
         assert len(names) == 2
         np.testing.assert_allclose([of_stream[n] for n in names], [of_arrays[n] for n in names], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_processes_that_read_a_validation_set_give_what_a_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 4)
+    model = init(jax.random.key(0))
+    errors = lambda params, state, batch: {"error": wrong(params, state, batch)}  # noqa: E731
+    judged = [
+        evaluation.evaluate_splits(errors, {"test": SAMPLES[:37]}, Topology(1, 2), processes)(model, "")
+        for processes in (0, 1)
+    ]
+    assert judged[0] == judged[1]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.int8])
