@@ -212,8 +212,7 @@ class Trainer:
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
-            "parameters": digest_of_shapes(check_model(self.task.init)[0]),
-            "method": fingerprint(self.method_of(topology), check_model(self.task.init)[0]),
+            **self._digests(topology),
             "groups": topology.groups,
             "workers": topology.workers,
             "steps": steps,
@@ -229,6 +228,13 @@ class Trainer:
             "worker_speeds": None if self.worker_speeds is None else list(self.worker_speeds),
             "asynchronous": self.asynchronous,
         }
+
+    def _digests(self, topology: Topology) -> dict[str, str]:
+        """What tells whether model and method are the same when a run goes on."""
+        if self.workdir is None:
+            return {}
+        params, _ = check_model(self.task.init)
+        return {"parameters": digest_of_shapes(params), "method": fingerprint(self.method_of(topology), params)}
 
     def _check(self, plan: Plan, topology: Topology) -> None:
         """Checks what can be judged before anything is read.
