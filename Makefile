@@ -18,11 +18,11 @@ theory: $(VENV)/.installed-train
 	$(BIN)/python experiments/theory.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 # A minute and a half of it, for a loop of changes and tests.
 test-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m "not slow and not processes"
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal -m "not slow and not processes"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
