@@ -25,12 +25,7 @@ from lsgd_jax.errors import ExitCode
 
 PLAN = (
     Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
-    Flag(
-        "vary",
-        "multi_string",
-        [],
-        "flag=value,value for all methods, method.flag=value,value for one (repeat it)",
-    ),
+    Flag("vary", "multi_string", [], "flag=value,value for all methods, method.flag=value,value for one (repeat it)"),
     Flag("search_seeds", "list", "0", "seeds of the runs by which settings are chosen"),
     Flag("test_seeds", "list", "1,2,3", "seeds of the runs that are reported: at least 3, others"),
     Flag("network", "string", "1 Gb/s Ethernet", "network of the predicted times"),

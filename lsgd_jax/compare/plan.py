@@ -11,14 +11,13 @@ from lsgd_jax.compare.evaluations import make_cost
 from lsgd_jax.compare.grid import make_trial, read_variations, settings_of
 from lsgd_jax.compare.schedule import evaluation_periods
 from lsgd_jax.compare.trials import Setting, Trial, finished
-from lsgd_jax.config.checks import check_alone, check_jax
+from lsgd_jax.config.checks import check_alone, check_jax, load_config
 from lsgd_jax.config.config import Config, check_config
 from lsgd_jax.config.from_config import schedule_of
 from lsgd_jax.config.kinds import AnySource, find_source, kind_of
 from lsgd_jax.config.methods import METHODS
 from lsgd_jax.config.own_code import changed_since, digests_of, is_own
 from lsgd_jax.config.saved import read_config
-from lsgd_jax.config.usual import usual_settings
 from lsgd_jax.data.fingerprint import once
 from lsgd_jax.data.streamed import StreamedSource
 from lsgd_jax.errors import InputError
@@ -129,7 +128,7 @@ def make_plan(
     searched, tested = _seeds("search_seeds", search_seeds), _seeds("test_seeds", test_seeds)
     if len(tested) < LEAST_TEST_SEEDS or set(searched) & set(tested):
         raise InputError(f"--test_seeds: give at least {LEAST_TEST_SEEDS}, none of them among --search_seeds")
-    base = Config(**usual_settings(given) | given)
+    base = load_config(given["workdir"], given, resume=False)
     check_config(base)
     schedule_of(base)
     if base.wire_dtype is not None and "lsgd" not in methods:

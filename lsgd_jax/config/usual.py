@@ -14,7 +14,6 @@ USUAL: dict[str, dict[str, Any]] = {
 # A setting keeps the default of `Config` where another one is given: a rate suits its optimizer, and one period is a
 # multiple of the other.
 DECIDED_BY = {"learning_rate": "optimizer", "local_period": "global_period", "global_period": "local_period"}
-OF_TEXT = ("transformer", "lstm")
 
 
 def usual_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,9 +24,11 @@ def usual_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of_data(given: Mapping[str, Any]) -> str:
     """ "digits", "other images" or "text", or "task" for a user's own; nothing is downloaded."""
+    from lsgd_jax.models.language import LANGUAGE_MODELS  # only now: --help cannot wait for JAX
+
     if given.get("task") is not None:
         return "task"
-    if given.get("text_file") is not None or given.get("model") in OF_TEXT:
+    if given.get("text_file") is not None or given.get("model") in LANGUAGE_MODELS:
         return "text"
     if (name := given.get("dataset", Config.dataset)) == Config.dataset:
         return "digits"

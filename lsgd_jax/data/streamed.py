@@ -17,7 +17,7 @@ from lsgd_jax.errors import InputError
 LARGEST_SIDE = 224
 # Examples of each split that are to tell whether a set is the same.
 SAMPLE = 64
-# In what order images are drawn: a run does not go on in another.
+# In what order images are drawn: a run does not go on in another. Digests of before begin with none.
 ORDER = "order 2 of "
 
 

@@ -5,6 +5,7 @@ import typing
 from typing import NamedTuple, Protocol
 
 from lsgd_jax.cluster import processes
+from lsgd_jax.data.streamed import ORDER
 from lsgd_jax.engine.numerics import matmul_precision
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.fields import Fields, read_fields
@@ -107,7 +108,7 @@ def check_precision(workdir: pathlib.Path) -> None:
 
 def _check_same_data(now: Conditions, before: Conditions, whose: str, todo: str) -> None:
     if now.digest != before.digest:
-        if f"order 2 of {before.digest}" == now.digest:
+        if now.digest == ORDER + before.digest:
             raise InputError(
                 f"{now.data!r} is drawn in another order by this version than {whose} it: use a new --workdir"
             )

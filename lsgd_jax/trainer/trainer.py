@@ -203,16 +203,16 @@ class Trainer:
         return make_run(self.plan(steps), opened, self.method_of, topology)
 
     def _checked_settings(self, steps: int, topology: Topology) -> dict[str, Any]:
-        self._check(self.plan(steps), topology)
-        return self._settings(steps, topology)
+        params = self._check(self.plan(steps), topology)
+        return self._settings(steps, topology, params)
 
-    def _settings(self, steps: int, topology: Topology) -> dict[str, Any]:
+    def _settings(self, steps: int, topology: Topology, params: Any) -> dict[str, Any]:
         """What a run has to have in common with what it goes on from, as JSON has it."""
         return {
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
-            **self._digests(topology),
+            **self._digests(topology, params),
             "groups": topology.groups,
             "workers": topology.workers,
             "steps": steps,
@@ -229,15 +229,14 @@ class Trainer:
             "asynchronous": self.asynchronous,
         }
 
-    def _digests(self, topology: Topology) -> dict[str, str]:
+    def _digests(self, topology: Topology, params: Any) -> dict[str, str]:
         """What tells whether model and method are the same when a run goes on."""
         if self.workdir is None:
             return {}
-        params, _ = check_model(self.task.init)
         return {"parameters": digest_of_shapes(params), "method": fingerprint(self.method_of(topology), params)}
 
-    def _check(self, plan: Plan, topology: Topology) -> None:
-        """Checks what can be judged before anything is read.
+    def _check(self, plan: Plan, topology: Topology) -> Any:
+        """Checks what can be judged before anything is read; returns the shapes of one worker's parameters.
 
         Raises:
           InputError: what is wrong and what to do, in one line.
@@ -256,7 +255,7 @@ class Trainer:
             )
         processes.check_all_work(topology)
         if plan.speeds is None and not plan.asynchronous:
-            return
+            return params
         if self.task.train.in_step:
             raise InputError(
                 "worker_speeds and asynchronous do not go with data that come to all workers step by step: "
@@ -276,6 +275,7 @@ class Trainer:
             period = shortest_period(method, topology.groups)
             if plan.steps % period:
                 raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
+        return params
 
 
 def run_trainer(
