@@ -11,6 +11,7 @@ from jax import lax
 from jax.nn.initializers import zeros
 
 from lsgd_jax.models import Dtype
+from lsgd_jax.models.dropout import Dropout
 
 
 class Carry(nnx.Variable):
@@ -127,14 +128,14 @@ class Lstm(nnx.Module):
         for number in range(layers):
             setattr(self, f"layer{number + 1}", LstmLayer(width, batch_size, dtype, rngs=rngs))
         self.bias = nnx.Param(zeros(rngs.params(), (vocabulary,)))
-        self.drop = nnx.Dropout(dropout, broadcast_dims=(0,))
+        self.drop = Dropout(dropout, broadcast_dims=(0,))
 
     def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, length, vocabulary] of int[batch, length]."""
         embedding = self.embedding[...]
-        x = self.drop(embedding[tokens.T], deterministic=rngs is None, rngs=rngs)
+        x = self.drop(embedding[tokens.T], rngs)
         for number in range(self.depth):
-            x = self.drop(getattr(self, f"layer{number + 1}")(x), deterministic=rngs is None, rngs=rngs)
+            x = self.drop(getattr(self, f"layer{number + 1}")(x), rngs)
         return (x @ embedding.T + self.bias[...]).swapaxes(0, 1)
 
 

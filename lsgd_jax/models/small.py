@@ -3,6 +3,7 @@
 import jax
 from flax import nnx
 
+from lsgd_jax.models.dropout import Dropout
 from lsgd_jax.models.layers import Dtype, Shape, conv, max_pool_2
 
 
@@ -15,7 +16,7 @@ class Mlp(nnx.Module):
         height, width, channels = input_shape
         self.hidden1 = nnx.Linear(height * width * channels, 256, dtype=dtype, rngs=rngs)
         self.hidden2 = nnx.Linear(256, 256, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.2)
+        self.dropout = Dropout(0.2)
         self.logits = nnx.Linear(256, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -23,7 +24,7 @@ class Mlp(nnx.Module):
         x = images.reshape(len(images), -1)
         x = nnx.relu(self.hidden1(x))
         x = nnx.relu(self.hidden2(x))
-        return self.logits(self.dropout(x, deterministic=rngs is None, rngs=rngs))
+        return self.logits(self.dropout(x, rngs))
 
 
 class Cnn3(nnx.Module):
@@ -36,7 +37,7 @@ class Cnn3(nnx.Module):
         self.conv1 = conv(channels, 32, 3, dtype, rngs)
         self.conv2 = conv(32, 64, 3, dtype, rngs)
         self.dense = nnx.Linear((height - 4) // 2 * ((width - 4) // 2) * 64, 128, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5)
+        self.dropout = Dropout(0.5)
         self.logits = nnx.Linear(128, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -44,7 +45,7 @@ class Cnn3(nnx.Module):
         x = nnx.relu(self.conv1(images))
         x = nnx.relu(max_pool_2(self.conv2(x)))
         x = nnx.relu(self.dense(x.reshape(len(x), -1)))
-        return self.logits(self.dropout(x, deterministic=rngs is None, rngs=rngs))
+        return self.logits(self.dropout(x, rngs))
 
 
 class Cnn7(nnx.Module):
@@ -62,7 +63,7 @@ class Cnn7(nnx.Module):
         self.conv2 = conv(64, 128, 5, dtype, rngs)
         self.conv3 = conv(128, 64, 3, dtype, rngs)
         self.dense = nnx.Linear(_cnn7_side(height) * _cnn7_side(width) * 64, 256, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5)
+        self.dropout = Dropout(0.5)
         self.logits = nnx.Linear(256, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -71,7 +72,7 @@ class Cnn7(nnx.Module):
         x = nnx.relu(max_pool_2(self.conv2(x)))
         x = nnx.relu(self.conv3(x))
         x = nnx.relu(self.dense(x.reshape(len(x), -1)))
-        return self.logits(self.dropout(x, deterministic=rngs is None, rngs=rngs))
+        return self.logits(self.dropout(x, rngs))
 
 
 def _cnn7_side(side: int) -> int:

@@ -1,11 +1,12 @@
 """A small decoder of the kind of GPT-2."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
 from lsgd_jax.models import Dtype
+from lsgd_jax.models.attention import causal_attention
+from lsgd_jax.models.dropout import Dropout
 
 HEAD = 64  # the width of a head, at least
 
@@ -23,16 +24,15 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.expand = _linear(width, 4 * width, 0.02, dtype, rngs)
         self.contract = _linear(4 * width, width, onto_sum, dtype, rngs)
-        self.drop = nnx.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """float32[batch, length, width] to the same."""
-        batch, length, width = x.shape
-        heads = self.attend(self.norm1(x)).reshape(batch, length, 3, self.heads, width // self.heads)
-        attended = jax.nn.dot_product_attention(*jnp.moveaxis(heads, 2, 0), is_causal=True).reshape(x.shape)
-        x = x + self.drop(self.project(attended), deterministic=rngs is None, rngs=rngs)
+    def __call__(self, x: jax.Array, length: int, rngs: nnx.Rngs | None) -> jax.Array:
+        """float32[batch * length, width] to the same."""
+        heads = self.attend(self.norm1(x)).reshape(-1, length, 3, self.heads, x.shape[-1] // self.heads)
+        attended = causal_attention(*heads.transpose(2, 0, 3, 1, 4)).swapaxes(1, 2).reshape(x.shape)
+        x = x + self.drop(self.project(attended), rngs)
         hidden = nnx.gelu(self.expand(self.norm2(x)))
-        return x + self.drop(self.contract(hidden), deterministic=rngs is None, rngs=rngs)
+        return x + self.drop(self.contract(hidden), rngs)
 
 
 class Transformer(nnx.Module):
@@ -66,7 +66,7 @@ class Transformer(nnx.Module):
         for number in range(layers):
             setattr(self, f"block{number + 1}", Block(width, layers, dropout, dtype, rngs=rngs))
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.drop = nnx.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, length, vocabulary] of int[batch, length]."""
@@ -76,10 +76,11 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"a sequence of {length} tokens is longer than the {len(positions)} positions of the model"
             )
-        x = self.drop(embedding[tokens] + positions[:length], deterministic=rngs is None, rngs=rngs)
+        x = self.drop(embedding[tokens] + positions[:length], rngs)
+        x = x.reshape(-1, x.shape[-1])  # a matrix: products with weights need no copies in another layout
         for number in range(self.depth):
-            x = getattr(self, f"block{number + 1}")(x, rngs)
-        return self.norm(x) @ embedding.T
+            x = getattr(self, f"block{number + 1}")(x, length, rngs)
+        return (self.norm(x) @ embedding.T).reshape(*tokens.shape, -1)
 
 
 def heads_of(width: int) -> int:

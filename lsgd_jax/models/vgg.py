@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lsgd_jax.models.dropout import Dropout
 from lsgd_jax.models.layers import ConvNorm, Dtype, Shape, max_pool_2
 
 # Channels of the layers of each block; a pool follows each block.
@@ -36,7 +37,7 @@ class Vgg16(nnx.Module):
         he_normal = nnx.initializers.he_normal()
         self.hidden1 = nnx.Linear(inputs, HIDDEN, kernel_init=he_normal, dtype=dtype, rngs=rngs)
         self.hidden2 = nnx.Linear(HIDDEN, HIDDEN, kernel_init=he_normal, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5)
+        self.dropout = Dropout(0.5)
         self.logits = nnx.Linear(HIDDEN, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -50,5 +51,5 @@ class Vgg16(nnx.Module):
             x = max_pool_2(jnp.pad(x, ((0, 0), (0, odd_rows), (0, odd_columns), (0, 0))))
         x = x.reshape(len(x), -1)
         for hidden in (self.hidden1, self.hidden2):
-            x = nnx.relu(hidden(self.dropout(x, deterministic=not train, rngs=rngs)))
+            x = nnx.relu(hidden(self.dropout(x, rngs)))
         return self.logits(x)
