@@ -1,5 +1,6 @@
 """A round: local steps on every worker, then the communication that is due."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,6 +166,7 @@ def _communicate_if_due(
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
     names = topology.axes.names(communication.axes)
 
+    @functools.partial(jax.jit, inline=True)  # traced once for both branches
     def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
         def worker(state: WorkerState) -> Any:
             after, leader, restarted = communicate(communication, method, names, state)

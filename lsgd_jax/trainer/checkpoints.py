@@ -1,6 +1,7 @@
 """Checkpoints of a run, with Orbax."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.engine.numerics import wrap_keys
@@ -64,10 +64,18 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
-        self._folder = (workdir / "checkpoints").absolute()
+        self._folder, self._read_only = (workdir / "checkpoints").absolute(), read_only
         if not read_only:
             processes.from_main(lambda: _sweep(self._folder))
-        if read_only:
+        if read_only or not processes.alone() or is_there(self._folder):
+            _ = self._manager
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's, which all processes make together; a run that begins needs it at its first checkpoint alone."""
+        import orbax.checkpoint as ocp
+
+        if self._read_only:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, max_to_keep=None, save_interval_steps=0
             )
@@ -75,11 +83,16 @@ class Checkpoints:
             # Not in the background: on CPU the arrays that a writer still reads would be donated to the next round.
             options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
         with _readable(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            return ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing has been saved, nor been there."""
+        return "_manager" not in vars(self)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return None if self._is_empty else self._manager.latest_step()
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, or None. All but who is read-only have been told.
@@ -98,9 +111,11 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        import orbax.checkpoint as ocp
+
+        manager, needed = self._manager, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         processes.from_main(lambda: self._check_room(step, needed))
-        self._manager.save(
+        manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_with_raw_keys(state)), info=ocp.args.JsonSave(info._asdict())
@@ -144,6 +159,8 @@ class Checkpoints:
         return raw._replace(keys=wrap_keys(raw.keys))
 
     def _json(self, step: int, item: str) -> Any:
+        import orbax.checkpoint as ocp
+
         return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
 
     def restore_on_host(self, step: int, shapes: TrainState) -> TrainState:
@@ -159,6 +176,8 @@ class Checkpoints:
         return raw
 
     def _restore(self, step: int, target: TrainState) -> TrainState:
+        import orbax.checkpoint as ocp
+
         try:
             return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         except ValueError as error:
@@ -174,7 +193,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases what the manager holds."""
-        self._manager.close()
+        if not self._is_empty:
+            self._manager.close()
 
 
 def _with_raw_keys(state: TrainState) -> TrainState:

@@ -22,7 +22,6 @@ from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.trainer import elastic
 from lsgd_jax.trainer.candidates import Candidates
 from lsgd_jax.trainer.checkpoints import CheckpointInfo, Checkpoints, NoCheckpoints
-from lsgd_jax.trainer.figures import draw_figures
 from lsgd_jax.trainer.plan import Plan, what_changes
 from lsgd_jax.trainer.profile import Profile
 from lsgd_jax.trainer.progress import Progress
@@ -327,6 +326,8 @@ def _finish(
     def write_summary() -> dict[str, Any]:
         drawn: list[pathlib.Path] = []
         if way.figures:
+            from lsgd_jax.trainer.figures import draw_figures  # at the end: importing matplotlib takes a while
+
             drawn = draw_figures(workdir / "figures", metrics, read_leaders(workdir), run.topology.size, metric)
         summary["figures"] = [str(path.relative_to(workdir)) for path in drawn]
         write_json(workdir / "summary.json", summary)

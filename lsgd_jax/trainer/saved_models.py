@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from lsgd_jax.cluster.processes import is_main
@@ -59,6 +58,8 @@ def save_model(
 
     All processes of a run have to call it.
     """
+    import orbax.checkpoint as ocp
+
     folder = workdir / which
     (folder / "model.json").unlink(missing_ok=True)  # it comes last: the model is whole where it stands
     with ocp.StandardCheckpointer() as checkpointer:
@@ -147,6 +148,8 @@ def _load_language_model(path: pathlib.Path, description: dict[str, Any]) -> tup
 
 def _restore(path: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, Any]:
     """(params, model_state) of those shapes."""
+    import orbax.checkpoint as ocp
+
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), {"params": params, "model_state": model_state}
