@@ -1,13 +1,21 @@
-"""cnn7 on 4 workers: images a second of this library and of PyTorch, in turn in one run.
+"""One network on 4 workers: samples a second of this library and of PyTorch, in turn in one run.
 
-PyTorch one worker after the other and one process a worker over Gloo, both with averaging after each
-round, in both memory formats, without drawing or augmenting batches; ours with them. Needs the extra `bench`,
-or another interpreter that has torch:
+PyTorch one worker after the other and one process a worker over Gloo, both with averaging after each round:
+cnn7 in both memory formats; language models as they are, and the transformer with `torch.compile` too. PyTorch
+does not draw or augment batches; ours does. Compilation is over before anything is timed. Needs the extra
+`bench`, or another interpreter that has torch:
 
     python benchmarks/peer_torch.py --torch_python=/path/to/python
+    python benchmarks/peer_torch.py --model=transformer --gym=/path/to/gym
+
+The second, for which that interpreter has what EXO Gym (https://github.com/exo-explore/gym) imports, adds DiLoCo
+of both (`gym_peer_side.py`).
 """
 
 import argparse
+import contextlib
+import functools
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,71 +24,110 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from measure import in_turn, print_table, writable, write_results
-from workload import BATCH_SIZE, Runner, train_step
+import instruction_set
+import peer_ratios
+import peer_workload
+from measure import in_turn, writable, write_results
+from peer_process import Peer
+from workload import Runner
 
-ROOT = pathlib.Path(__file__).parents[1]
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
 
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=peer_workload.MODELS, default="cnn7", help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--period", type=int, default=16, help="local steps of a round (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--isa", choices=instruction_set.ISAS, default="native", help="of both sides (default: any)")
     parser.add_argument("--torch_python", default=sys.executable, help="an interpreter that has torch")
-    parser.add_argument("--output", type=writable, default=str(ROOT / "results/peer_torch/peer_torch.json"))
+    parser.add_argument("--without_torch", action="store_true", help="only ours")
+    parser.add_argument("--gym", type=pathlib.Path, help="a checkout of EXO Gym, for --model=transformer")
+    parser.add_argument("--output", type=writable, help="(default: in results/peer_torch)")
     args = parser.parse_args()
-    if subprocess.run([args.torch_python, "-c", "import torch"], capture_output=True, check=False).returncode:
+    if args.gym and (args.model != "transformer" or args.without_torch):
+        parser.error("--gym is for --model=transformer, with PyTorch")
+    if args.gym and not (args.gym / "exogym").is_dir():
+        parser.error(f"--gym={args.gym} is no checkout of EXO Gym: it has no folder exogym")
+    if not args.without_torch and not has(args.torch_python, "torch"):
         parser.error(
             f"{args.torch_python} has no torch: pip install -e '.[bench]', or name another with --torch_python"
         )
+    instruction_set.keep_to(args.isa)
+    args.output = args.output or writable(str(default_output(args.model, args.isa)))
 
-    command = [args.torch_python, str(pathlib.Path(__file__).with_name("torch_peer_side.py"))]
-    command += [str(args.workers), str(BATCH_SIZE)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
-        try:
-            compare(peer, args)
-        finally:
-            peer.terminate()
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(peer) for peer in start_peers(args)]
+        compare(peers, args)
     return 0
 
 
-def compare(peer: subprocess.Popen, args: argparse.Namespace) -> None:
+def default_output(model: str, isa: str) -> pathlib.Path:
+    """A file of its own for each model and set of instructions."""
+    parts = ["peer_torch", *([] if model == "cnn7" else [model]), *([] if isa == "native" else [isa])]
+    return ROOT / "results" / "peer_torch" / f"{'_'.join(parts)}.json"
+
+
+def has(python: str, module: str) -> bool:
+    """Whether an interpreter has a module."""
+    found = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", found], capture_output=True, check=False).returncode == 0
+
+
+def start_peers(args: argparse.Namespace) -> list[Peer]:
+    """PyTorch, and EXO Gym if there is a checkout."""
+    if args.without_torch:
+        return []
+    dtypes = instruction_set.dtypes(args.isa)
+    workload = peer_workload.description(args.model, args.workers, args.period, dtypes)
+    environment = instruction_set.of_torch(args.isa, os.environ)
+    peers = [Peer([args.torch_python, str(HERE / "torch_peer_side.py"), workload], environment)]
+    if args.gym:
+        paths = [str(args.gym), *filter(None, [environment.get("PYTHONPATH")])]
+        environment = {**environment, "PYTHONPATH": os.pathsep.join(paths)}
+        peers.append(Peer([args.torch_python, str(HERE / "gym_peer_side.py"), workload], environment))
+    return peers
+
+
+def compare(peers: list[Peer], args: argparse.Namespace) -> None:
     """Measures all alternatives in turn, prints and writes them."""
-    version, *theirs = ask(peer).split("|")
     runs: dict[str, Callable[[], Any]] = {}
-    for dtype in ("float32", "bfloat16"):
-        runner = Runner(train_step("cnn7", 1, args.workers, compute_dtype=dtype, period=args.period))
-        runs[f"lsgd_jax {dtype}"] = lambda runner=runner: runner(args.period)  # type: ignore[misc]
-    for name in theirs:
-        runs[name] = lambda name=name: ask(peer, f"{name}|{args.period}")  # type: ignore[misc]
+    compile_seconds = {}
+    alternatives = [("lsgd_jax", "lsgd", dtype) for dtype in instruction_set.dtypes(args.isa)]
+    if args.gym:
+        alternatives.append(("lsgd_jax diloco", "diloco", "float32"))
+    for ours, method, dtype in alternatives:
+        training = peer_workload.ours(args.model, args.workers, args.period, method, dtype)
+        runs[f"{ours} {dtype}"] = functools.partial(Runner(training), args.period)
+        compile_seconds[f"{ours} {dtype}"] = training.compile_seconds
+    for peer in peers:
+        peer_workload.check_parameters(args.model, peer.what["parameters"])
+        for theirs in peer.what["alternatives"]:
+            runs[theirs] = functools.partial(peer.run, theirs, args.period)
     timings = in_turn(runs, repeats=args.repeats)
 
-    images = args.workers * BATCH_SIZE * args.period
-    best = min((timings[name].median, name) for name in theirs if "float32" in name)[1]
-    rows = []
-    for name, timing in timings.items():
-        figures = [images / seconds for seconds in (timing.median, timing.high, timing.low)]
-        rows.append([name, *figures, timings[best].median / timing.median])
-    shown = [[name, *(f"{x:,.0f}" for x in figures), f"{ratio:.2f}"] for name, *figures, ratio in rows]
-    print_table(("images/s", "median", "slowest", "fastest", "of PyTorch's best in float32"), shown)
-    keys = ("what", "images_per_second", "slowest", "fastest", "of_best_torch_float32")
-    results = [dict(zip(keys, row, strict=True)) for row in rows]
-    write_results(args.output, {"torch": version, "workers": args.workers, "period": args.period, "rows": results})
-
-
-def ask(peer: subprocess.Popen, question: str | None = None) -> str:
-    """A line to the other side, if any, and its answer."""
-    assert peer.stdin is not None
-    assert peer.stdout is not None
-    if question is not None:
-        peer.stdin.write(question + "\n")
-        peer.stdin.flush()
-    answer = peer.stdout.readline().rstrip("\n")
-    if not answer:
-        raise RuntimeError("the PyTorch side has ended: its error stands above")
-    return answer
+    unit = peer_workload.unit(args.model)
+    units = args.workers * args.period * peer_workload.units_a_step(args.model)
+    rows = peer_ratios.rows({name: peer_ratios.rate(units, timing) for name, timing in timings.items()}, unit)
+    peer_ratios.show(rows, f"{args.model}, {unit}/s", unit)
+    for name, seconds in compile_seconds.items():
+        print(f"{name}: compiled in {seconds:.1f} s")
+    results = {
+        "model": args.model,
+        "isa": args.isa,
+        "torch": peers[0].what["version"] if peers else None,
+        "workers": args.workers,
+        "period": args.period,
+        "compile_seconds": compile_seconds,
+        "rows": rows,
+    }
+    if args.gym:
+        results["diloco_of_gym"] = peer_ratios.of(rows, unit, "lsgd_jax diloco float32", "EXO Gym diloco float32")
+        print(f"DiLoCo: {results['diloco_of_gym']:.2f} of EXO Gym's {unit}/s")
+    write_results(args.output, results)
 
 
 if __name__ == "__main__":

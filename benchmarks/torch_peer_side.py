@@ -1,10 +1,14 @@
-"""The other side of `peer_torch.py`: cnn7 on many workers, as a good PyTorch user would write it.
+"""The other side of `peer_torch.py`: one network on many workers, as a good PyTorch user would write it.
 
-Run by `peer_torch.py`; needs torch alone. Reads the name of an alternative and a number of steps a line,
-takes so many steps on every worker, and answers with the seconds it took. Batches lie ready in the format
-that each alternative likes best: nothing is drawn, augmented or normalized.
+Run by `peer_torch.py`, which gives the workload as JSON; needs torch alone. First it answers a line of JSON:
+its version, the parameters of a network and the names of its alternatives. Then it reads the name of one and a
+number of steps a line, takes so many steps on every worker, and answers with the seconds it took. Batches lie
+ready in the format that each alternative likes best: nothing is drawn, augmented or normalized. What is
+compiled has been compiled before the first answer.
 """
 
+import functools
+import json
 import multiprocessing
 import os
 import socket
@@ -15,52 +19,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch_nets import parameter_count
+from torch_workers import FORMATS, ImageWorker, TextWorker, Worker
+
+MakeWorker = Callable[[], Worker]
+Run = Callable[[int], None]
 
 
-class Cnn7(nn.Module):
-    """The paper's 7-layer CNN, as in `lsgd_jax.models`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 64, 5), nn.Conv2d(64, 128, 5), nn.Conv2d(128, 64, 3)
-        self.dense, self.logits = nn.Linear(256, 256), nn.Linear(256, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        x = F.relu(self.conv3(x)).flatten(1)
-        return self.logits(F.dropout(F.relu(self.dense(x)), 0.5))
-
-
-class Worker:
-    """A model, its optimizer and its batch."""
-
-    def __init__(self, batch_size: int, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
-        self.net = Cnn7().to(memory_format=memory_format)
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-4, foreach=True
-        )
-        self.images = torch.randn(batch_size, 3, 28, 28).contiguous(memory_format=memory_format)
-        self.labels = torch.randint(0, 10, (batch_size,))
-        self.dtype = dtype
-
-    def step(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            loss = F.cross_entropy(self.net(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
-
-
-FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def sequential(workers: int, batch_size: int, memory_format: Any, dtype: Any) -> Callable[[int], None]:
+def sequential(workers: int, make: MakeWorker) -> Run:
     """One after the other in this process, on all cores; averaged at the end."""
-    all_workers = [Worker(batch_size, memory_format, dtype) for _ in range(workers)]
+    all_workers = [make() for _ in range(workers)]
+    for worker in all_workers:
+        worker.step()  # compiles, where there is something to compile
 
     def run(steps: int) -> None:
         for worker in all_workers:
@@ -75,7 +45,7 @@ def sequential(workers: int, batch_size: int, memory_format: Any, dtype: Any) ->
     return run
 
 
-def processes(workers: int, batch_size: int, memory_format: Any, dtype: Any) -> Callable[[int], None]:
+def processes(workers: int, make: MakeWorker) -> Run:
     """One process a worker; averaged at the end over Gloo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,8 +54,7 @@ def processes(workers: int, batch_size: int, memory_format: Any, dtype: Any) -> 
     pipes = []
     for rank in range(workers):
         here, there = context.Pipe()
-        arguments = (rank, workers, port, there, batch_size, str(memory_format), str(dtype))
-        context.Process(target=serve, args=arguments, daemon=True).start()
+        context.Process(target=serve, args=(rank, workers, port, there, make), daemon=True).start()
         pipes.append(here)
     for pipe in pipes:
         pipe.recv()
@@ -99,15 +68,11 @@ def processes(workers: int, batch_size: int, memory_format: Any, dtype: Any) -> 
     return run
 
 
-def serve(rank: int, workers: int, port: int, pipe: Any, batch_size: int, memory_format: str, dtype: str) -> None:
+def serve(rank: int, workers: int, port: int, pipe: Any, make: MakeWorker) -> None:
     """What each process does."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    worker = Worker(
-        batch_size,
-        next(value for value in FORMATS.values() if str(value) == memory_format),
-        next(value for value in DTYPES.values() if str(value) == dtype),
-    )
+    worker = make()
     pipe.send("ready")
     while True:
         try:
@@ -127,17 +92,44 @@ def serve(rank: int, workers: int, port: int, pipe: Any, batch_size: int, memory
         pipe.send("done")
 
 
-def main() -> None:
-    """Answers the names of all alternatives, and then the seconds of each that is asked for."""
-    workers, batch_size = int(sys.argv[1]), int(sys.argv[2])
-    torch.manual_seed(0)
-    alternatives = {
-        f"torch {dtype} {way.__name__} {layout}": way(workers, batch_size, FORMATS[layout], DTYPES[dtype])
-        for dtype in DTYPES
+def image_alternatives(workload: dict[str, Any]) -> dict[str, Run]:
+    """Both ways to run workers in both memory formats."""
+    make = functools.partial(ImageWorker, workload["batch_size"])
+    return {
+        f"torch {dtype} {way.__name__} {layout}": way(workload["workers"], functools.partial(make, layout, dtype))
+        for dtype in workload["dtypes"]
         for way in (sequential, processes)
         for layout in FORMATS
     }
-    print(f"{torch.__version__}|{'|'.join(alternatives)}", flush=True)
+
+
+def text_alternatives(workload: dict[str, Any]) -> dict[str, Run]:
+    """Both ways to run workers, and compiled where they share a process.
+
+    `torch.compile` leaves `nn.LSTM` as it is, so that there is nothing to compile in an LSTM.
+    """
+    ways: list[tuple[Callable[[int, MakeWorker], Run], str]] = [(sequential, "eager"), (processes, "eager")]
+    if workload["model"] != "lstm":
+        ways.append((sequential, "compiled"))
+    return {
+        f"torch {dtype} {way.__name__} {mode}": way(
+            workload["workers"], functools.partial(TextWorker, workload, mode, dtype)
+        )
+        for dtype in workload["dtypes"]
+        for way, mode in ways
+    }
+
+
+def main() -> None:
+    """Answers what there is, and then the seconds of each alternative that is asked for."""
+    workload = json.loads(sys.argv[1])
+    torch.manual_seed(0)
+    if workload["model"] == "cnn7":
+        net, alternatives = ImageWorker(1, "NCHW", "float32").net, image_alternatives(workload)
+    else:
+        net, alternatives = TextWorker(workload, "eager", "float32").net, text_alternatives(workload)
+    answer = {"version": torch.__version__, "parameters": parameter_count(net), "alternatives": list(alternatives)}
+    print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         name, steps = line.rstrip("\n").split("|")
         start = time.perf_counter()

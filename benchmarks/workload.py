@@ -75,6 +75,11 @@ def train_step(
     )
     state = init_state(method, topology, functional.init, jax.random.key(0))
     data = put_on_devices(random_images(samples), topology, "iid", seed=0)
+    return compiled(step, state, data)
+
+
+def compiled(step: jax.stages.Wrapped, state: TrainState, data: Any) -> Training:
+    """Compiles a train step for what it is to be given."""
     lowered = step.lower(state, data, jnp.int32(1))
     start = time.perf_counter()
     return Training(lowered.compile(), state, data, time.perf_counter() - start)
@@ -102,6 +107,12 @@ def bare_gradients(model: str, *, batch_size: int = BATCH_SIZE, compute_dtype: s
     options = compiler_options(compute_dtype, topology)
     compiled = jax.jit(repeat, compiler_options=options).lower(params, batch, jnp.int32(1)).compile()
     return lambda steps: compiled(params, batch, jnp.int32(steps))
+
+
+def parameter_count(model: str) -> int:
+    """Parameters of one worker's model."""
+    params, _ = jax.eval_shape(make_model(model, (CROP, CROP, 3), 10).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def random_images(samples: int) -> Images:
