@@ -2,10 +2,12 @@
 # PYTHON=python3.12 names the interpreter; by default the newest python3.x that runs and can make a venv.
 
 PYTHON ?=
+TORCH_PYTHON ?=
+BENCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo compare theory test test-quick lint
+.PHONY: demo compare theory bench test test-quick lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -16,6 +18,10 @@ compare: $(VENV)/.installed-train
 
 theory: $(VENV)/.installed-train
 	$(BIN)/python experiments/theory.py
+
+# What is measured beside PyTorch needs an interpreter that has it: .venv, or another with TORCH_PYTHON=...
+bench: $(VENV)/.installed-train
+	$(BIN)/python benchmarks/bench.py $(addprefix --torch_python=,$(TORCH_PYTHON)) $(BENCH_FLAGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal

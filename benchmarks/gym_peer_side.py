@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import exogym.trainer
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from exogym.strategy import DiLoCoStrategy, OptimSpec
 from torch import nn
 from torch_nets import language_net, next_token_loss, parameter_count
@@ -125,7 +126,7 @@ def main() -> None:
             threading.Thread(target=answer, args=(listener, answers, workload, ended), daemon=True).start()
             try:
                 train(workload, address)
-            except torch.multiprocessing.spawn.ProcessException:  # rank 0 has left, and so the others failed
+            except (mp.ProcessExitedException, mp.ProcessRaisedException):  # as rank 0 has left
                 if not ended.is_set():
                     raise
 

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 import instruction_set
@@ -29,7 +31,7 @@ import peer_ratios
 import peer_workload
 from measure import in_turn, writable, write_results
 from peer_process import Peer
-from workload import Runner
+from workload import Runner, Training
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
@@ -59,9 +61,10 @@ def main() -> int:
     instruction_set.keep_to(args.isa)
     args.output = args.output or writable(str(default_output(args.model, args.isa)))
 
+    ours = compile_ours(args)  # before the others start, so that nothing else runs meanwhile
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(peer) for peer in start_peers(args)]
-        compare(peers, args)
+        compare(ours, peers, args)
     return 0
 
 
@@ -92,17 +95,23 @@ def start_peers(args: argparse.Namespace) -> list[Peer]:
     return peers
 
 
-def compare(peers: list[Peer], args: argparse.Namespace) -> None:
-    """Measures all alternatives in turn, prints and writes them."""
-    runs: dict[str, Callable[[], Any]] = {}
-    compile_seconds = {}
+def compile_ours(args: argparse.Namespace) -> dict[str, Training]:
+    """The train steps of this library: of LSGD, and beside EXO Gym of DiLoCo."""
+    jax.config.update("jax_enable_compilation_cache", False)
     alternatives = [("lsgd_jax", "lsgd", dtype) for dtype in instruction_set.dtypes(args.isa)]
     if args.gym:
         alternatives.append(("lsgd_jax diloco", "diloco", "float32"))
-    for ours, method, dtype in alternatives:
-        training = peer_workload.ours(args.model, args.workers, args.period, method, dtype)
-        runs[f"{ours} {dtype}"] = functools.partial(Runner(training), args.period)
-        compile_seconds[f"{ours} {dtype}"] = training.compile_seconds
+    return {
+        f"{name} {dtype}": peer_workload.ours(args.model, args.workers, args.period, method, dtype)
+        for name, method, dtype in alternatives
+    }
+
+
+def compare(ours: dict[str, Training], peers: list[Peer], args: argparse.Namespace) -> None:
+    """Measures all alternatives in turn, prints and writes them."""
+    runs: dict[str, Callable[[], Any]] = {
+        name: functools.partial(Runner(training), args.period) for name, training in ours.items()
+    }
     for peer in peers:
         peer_workload.check_parameters(args.model, peer.what["parameters"])
         for theirs in peer.what["alternatives"]:
@@ -113,6 +122,7 @@ def compare(peers: list[Peer], args: argparse.Namespace) -> None:
     units = args.workers * args.period * peer_workload.units_a_step(args.model)
     rows = peer_ratios.rows({name: peer_ratios.rate(units, timing) for name, timing in timings.items()}, unit)
     peer_ratios.show(rows, f"{args.model}, {unit}/s", unit)
+    compile_seconds = {name: training.compile_seconds for name, training in ours.items()}
     for name, seconds in compile_seconds.items():
         print(f"{name}: compiled in {seconds:.1f} s")
     results = {

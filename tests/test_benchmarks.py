@@ -1,0 +1,118 @@
+"""What the benchmarks make of times, and what they train; nothing is timed here."""
+
+import json
+from pathlib import Path
+
+import bench
+import bench_pieces
+import instruction_set
+import jax
+import jax.numpy as jnp
+import peer_ratios
+import peer_torch
+import peer_workload
+import pytest
+from measure import Timing
+from text_workload import text_train_step
+from workload import Runner
+
+
+def rates(**medians: float) -> dict[str, peer_ratios.Rate]:
+    return {name.replace("_", " "): peer_ratios.Rate(x, x, x) for name, x in medians.items()}
+
+
+def test_a_rate_is_slowest_where_the_time_is_longest() -> None:
+    assert peer_ratios.rate(12, Timing(median=3.0, low=2.0, high=4.0)) == (4, 3, 6)
+
+
+def test_ratios_are_to_pytorchs_best_of_the_same_dtype_and_in_float32() -> None:
+    measured = {
+        **rates(lsgd_float32=6, lsgd_bfloat16=8, torch_float32_a=3, torch_float32_b=4, torch_bfloat16_a=16),
+        "EXO Gym diloco float32": peer_ratios.Rate(100, 100, 100),
+    }
+    rows = {row["what"]: row for row in peer_ratios.rows(measured, "tokens")}
+    assert rows["lsgd float32"]["of_best_torch"] == rows["lsgd float32"]["of_best_torch_float32"] == 1.5
+    assert rows["lsgd bfloat16"]["of_best_torch"] == 0.5
+    assert rows["lsgd bfloat16"]["of_best_torch_float32"] == 2
+    assert rows["torch float32 a"]["of_best_torch"] == 0.75
+    assert peer_ratios.of([*rows.values()], "tokens", "lsgd float32", "EXO Gym diloco float32") == 0.06
+
+
+def test_without_pytorch_there_are_no_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = peer_ratios.rows(rates(lsgd_float32=6), "images")
+    assert rows[0]["of_best_torch"] is None
+    peer_ratios.show(rows, "cnn7", "images")
+    assert capsys.readouterr().out.splitlines()[1].split() == ["lsgd", "float32", "6", "6", "6"]
+
+
+def test_each_model_and_set_of_instructions_has_its_file() -> None:
+    names = {peer_torch.default_output(m, isa).name for m in peer_workload.MODELS for isa in instruction_set.ISAS}
+    assert len(names) == 6
+    assert peer_torch.default_output("cnn7", "native").name == "peer_torch.json"
+    assert peer_torch.default_output("lstm", "avx2").name == "peer_torch_lstm_avx2.json"
+
+
+def test_a_limit_of_instructions_keeps_other_flags_and_comes_once() -> None:
+    given = {"XLA_FLAGS": "--xla_other=1", "HOME": "x"}
+    once = instruction_set.of_jax("avx2", given)
+    assert once["XLA_FLAGS"] == "--xla_other=1 --xla_cpu_max_isa=AVX2"
+    assert instruction_set.of_jax("avx2", once) == once
+    assert once["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert instruction_set.of_jax("native", given) == instruction_set.of_torch("native", given) == given
+    assert instruction_set.of_torch("avx2", given)["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert instruction_set.dtypes("avx2") == ("float32",)
+
+
+def test_the_transformer_has_as_many_parameters_on_both_sides() -> None:
+    peer_workload.check_parameters("transformer", 3_257_856)
+    with pytest.raises(RuntimeError, match="3,257,855 parameters on the other side, not 3,257,856"):
+        peer_workload.check_parameters("transformer", 3_257_855)
+
+
+@pytest.mark.parametrize("model", peer_workload.MODELS)
+def test_the_networks_of_pytorch_have_the_sizes_of_ours(model: str) -> None:
+    pytest.importorskip("torch")
+    from torch_nets import parameter_count
+    from torch_workers import ImageWorker, TextWorker
+
+    workload = json.loads(peer_workload.description(model, 4, 16, ["float32"]))
+    worker = ImageWorker(2, "NHWC", "float32") if model == "cnn7" else TextWorker(workload, "eager", "float32")
+    peer_workload.check_parameters(model, parameter_count(worker.net))
+    worker.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lsgd", "diloco"])
+def test_the_workload_of_text_trains(method: str) -> None:
+    runner = Runner(text_train_step("lstm", 2, method=method, period=2, length=4, size=1000))
+    runner(2)
+    assert runner.state.step == 2
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(runner.state.params))
+
+
+def test_the_table_is_of_now_beside_the_last_one(tmp_path: Path) -> None:
+    assert bench.last_figures(tmp_path / "none.json") == {}
+    (tmp_path / "last.json").write_text(json.dumps({"results": {"figures": {"a": 2.0, "gone": 1.0, "zero": 0.0}}}))
+    lines = bench.lines({"a": 3.0, "new": 4.0, "zero": 5.0}, bench.last_figures(tmp_path / "last.json"))
+    assert lines == [("a", "3.00", "2.00", "1.50"), ("new", "4.00", "", ""), ("zero", "5.00", "0.00", "")]
+
+
+def test_figures_are_those_of_ours_with_and_without_pytorch() -> None:
+    measured = rates(lsgd_jax_float32=6, torch_float32_a=3)
+    measured["lsgd_jax float32"] = measured.pop("lsgd jax float32")
+    results = {"rows": peer_ratios.rows(measured, "images"), "compile_seconds": {"lsgd_jax float32": 5.0}}
+    compiled = {"cnn7 float32, compile [s]": 5.0}
+    assert bench_pieces.of_peer("cnn7", results) == {"cnn7 float32, speed over PyTorch's best": 2.0, **compiled}
+    del measured["torch float32 a"]
+    alone = {**results, "rows": peer_ratios.rows(measured, "images")}
+    assert bench_pieces.of_peer("cnn7", alone) == compiled
+
+
+def test_more_workers_are_told_beside_four() -> None:
+    rows = [{"workers": n, "images_per_second": {"median": x}} for n, x in ((1, 5.0), (4, 10.0), (64, 9.0))]
+    assert bench_pieces.of_scaling({"over_workers": rows}) == {"cnn7, images/s of 64 workers over those of 4": 0.9}
+
+
+def test_each_piece_is_a_script_that_is_there() -> None:
+    assert all((bench.HERE / piece.script).exists() for piece in bench_pieces.PIECES)
+    assert len({piece.name for piece in bench_pieces.PIECES}) == len(bench_pieces.PIECES)
