@@ -72,7 +72,7 @@ PIECES = (
         )
         for model, period in (("cnn7", 4), ("transformer", 2), ("lstm", 2))
     ),
-    Piece("workers", "scaling.py", ("--workers=4,64", "--periods=4", "--repeats=2", "--timed_up_to=64"), of_scaling),
+    Piece("workers", "scaling.py", ("--workers=4,64", "--periods=1", "--repeats=2", "--timed_up_to=64"), of_scaling),
     Piece("imports", "import_time.py", ("--repeats=3",), of_imports),
     *([STARTUP] if (HERE / STARTUP.script).exists() else []),
 )

@@ -11,6 +11,7 @@ stop, and with it the round of H + 1 steps that EXO Gym's first one is. Evaluati
 """
 
 import json
+import logging
 import multiprocessing.connection as connection
 import os
 import pathlib
@@ -118,6 +119,7 @@ def main() -> None:
     os.dup2(2, 1)  # what EXO Gym prints is no answer
     workload = json.loads(sys.argv[1])
     torch.manual_seed(0)
+    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # that the nodes end together is no news
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workload["workers"])))
     ended = threading.Event()
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,10 @@ def of_jax(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_torch(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which a process of PyTorch keeps to `isa`."""
+    """An environment in which a process of PyTorch keeps to `isa`.
+
+    What `torch.compile` vectorizes does; the C++ compiler that it calls still knows the machine.
+    """
     if isa == "native":
         return dict(environment)
     return {**environment, **ONEDNN, "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
