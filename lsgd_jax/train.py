@@ -15,6 +15,7 @@ from absl import flags, logging
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.commands.command_line import define, describe, described, parse, program_name, refuse, stoppable
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
+from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.commands.settings import GROUPS, given_settings, methods_help, usual_help
 from lsgd_jax.errors import ExitCode
 
@@ -80,10 +81,13 @@ def run(program: str, stop: StopRequest) -> int:
         FLAGS.connect_timeout,
         FLAGS.heartbeat_timeout,
     )
+    if processes.alone():
+        make_cpu_devices()
     stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
     from lsgd_jax.config.checks import load_config
     from lsgd_jax.config.train import train
+    from lsgd_jax.engine.compiler import why_bfloat16_is_slow
     from lsgd_jax.trainer.workdir import is_started
 
     given = given_settings(FLAGS)
@@ -93,6 +97,8 @@ def run(program: str, stop: StopRequest) -> int:
     shape = {} if resume else processes.default_shape(given)
     config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
     use_compilation_cache(FLAGS.compilation_cache)
+    if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow()):
+        processes.say(f"note: --compute_dtype=bfloat16 is no faster than float32 here: {reason}")
     elastic = FLAGS.elastic and resume
     try:
         summary = train(config, resume=resume, elastic=elastic, profile_dir=FLAGS.profile_dir, stop=stop)

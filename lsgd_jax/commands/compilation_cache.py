@@ -7,6 +7,8 @@ import re
 import warnings
 from typing import Any
 
+# Programs that call oneDNN, those in bfloat16 on CPU: XLA cannot write them down.
+UNKEPT = "Error writing persistent compilation cache entry for '.+?': MemoryError"
 DAMAGED = "Error reading persistent compilation cache entry for '(.+?)': "
 
 
@@ -28,6 +30,7 @@ def use_compilation_cache(wanted: bool) -> None:
             return
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    warnings.filterwarnings("ignore", UNKEPT)
     _remove_what_is_damaged(pathlib.Path(folder))
 
 

@@ -19,6 +19,7 @@ from absl import flags, logging
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.commands.command_line import Flag, define, describe, described, parse, program_name, stoppable
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
+from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.commands.settings import GROUPS, PROCESS_FLAGS, given_settings, usual_help
 from lsgd_jax.compare.palette import STYLES
 from lsgd_jax.errors import ExitCode
@@ -72,6 +73,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir))
     given: dict[str, Any] = given_settings(FLAGS) | {"workdir": str(workdir)}
+    make_cpu_devices()
     options: dict[str, Any] = {name: FLAGS[name].value for name, *_ in PLAN}
     plan = make_plan(given, **options)
     use_compilation_cache(bool(FLAGS.compilation_cache))

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,68 +33,100 @@ class LstmLayer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32[length, batch, width] to the same; goes on from the carry, and leaves it where it ends."""
-        # Of all time steps in one product: only what depends on the step before stays in the loop.
-        inputs = _product(x, self.input[...], self.dtype) + self.bias[...]
         # Truncated back-propagation: gradients end where the window begins.
         start = lax.stop_gradient((self.hidden[...], self.cell[...]))
-        outputs, cell = recur(self.dtype, inputs, self.recurrent[...], start)
+        weights = Weights(self.input[...], self.recurrent[...], self.bias[...])
+        outputs, cell = through_layer(self.dtype, x, weights, start)
         self.hidden.set_value(outputs[-1])
         self.cell.set_value(cell)
         return outputs
+
+
+class Weights(NamedTuple):
+    """Those of a layer: float32[width, 4 * width] twice, and float32[4 * width]."""
+
+    input: jax.Array
+    recurrent: jax.Array
+    bias: jax.Array
 
 
 State = tuple[jax.Array, jax.Array]
 """(hidden, cell), float32[batch, width] each."""
 
 
-def over_time(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> tuple[jax.Array, jax.Array]:
-    """The recurrence of a layer.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def through_layer(dtype: Dtype, x: jax.Array, weights: Weights, start: State) -> tuple[jax.Array, jax.Array]:
+    """A window through a layer.
+
+    Its gradient is written out: the loops keep and read few arrays, and the gradient of each matrix is one product
+    after them (differentiated as it stands, an array of its size is added up at every time step).
 
     Args:
       dtype: of the products with the weights.
-      inputs: float32[length, batch, 4 * width], what enters the gates from below.
-      recurrent: the weights, float32[width, 4 * width].
+      x: float32[length, batch, width].
+      weights: of the layer.
       start: before the first time step.
 
     Returns:
       (outputs, cell): float32[length, batch, width], and float32[batch, width] at the end.
     """
+    return _forward(dtype, x, weights, start)[0]
 
-    def step(carry: State, at: jax.Array) -> tuple[State, jax.Array]:
+
+def _forward(dtype: Dtype, x: jax.Array, weights: Weights, start: State) -> Any:
+    # Of all time steps in one product: only what depends on the step before stays in the loop.
+    entering = _product(x, weights.input, dtype)
+    recurrent = weights.recurrent.astype(dtype or jnp.float32)
+
+    def step(carry: State, entering: jax.Array) -> tuple[State, Any]:
         hidden, cell = carry
-        i, f, g, o = jnp.split(at + _product(hidden, recurrent, dtype), 4, axis=-1)
-        cell = nnx.sigmoid(f) * cell + nnx.sigmoid(i) * jnp.tanh(g)
-        hidden = nnx.sigmoid(o) * jnp.tanh(cell)
-        return (hidden, cell), hidden
+        gates = _activated(entering + _product(hidden, recurrent, dtype) + weights.bias)
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        cell = f * cell + i * g
+        hidden = o * jnp.tanh(cell)
+        return (hidden, cell), (hidden, cell, gates)
 
-    (_, cell), outputs = lax.scan(step, start, inputs)
-    return outputs, cell
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def recur(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> tuple[jax.Array, jax.Array]:
-    """`over_time`, with the gradient of the weights in one product after the loop.
-
-    Differentiated as it stands, the loop adds an array of the size of the weights up at every time step.
-    """
-    return over_time(dtype, inputs, recurrent, start)
+    (_, cell), (outputs, cells, gates) = lax.scan(step, start, entering)
+    return (outputs, cell), (x, weights, start, outputs, cells, gates)
 
 
-def _forward(dtype: Dtype, inputs: jax.Array, recurrent: jax.Array, start: State) -> Any:
-    results, pull_back = jax.vjp(lambda inputs, start: over_time(dtype, inputs, recurrent, start), inputs, start)
-    return results, (pull_back, start[0], results[0])
+def _backward(dtype: Dtype, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Weights, State]:
+    x, weights, start, outputs, cells, gates = kept
+    of_outputs, of_last = cotangents
+    hidden_before, cells_before = (
+        jnp.concatenate([first[None], at[:-1]]) for first, at in zip(start, (outputs, cells), strict=True)
+    )
+    recurrent = lax.optimization_barrier(weights.recurrent.T.astype(dtype or jnp.float32))  # once, not in every turn
+
+    def step(carry: State, at: Any) -> tuple[State, jax.Array]:
+        of_hidden, of_cell = carry
+        of_output, cell, before, gates = at
+        of_hidden = of_hidden + of_output
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        squashed = jnp.tanh(cell)
+        of_cell = of_cell + of_hidden * o * (1 - squashed**2)
+        of_i, of_f = of_cell * g * i * (1 - i), of_cell * before * f * (1 - f)
+        of_g, of_o = of_cell * i * (1 - g**2), of_hidden * squashed * o * (1 - o)
+        entering = jnp.concatenate([of_i, of_f, of_g, of_o], axis=-1)
+        return (_product(entering, recurrent, dtype), of_cell * f), entering
+
+    last = (jnp.zeros_like(of_last), of_last)
+    of_start, entering = lax.scan(step, last, (of_outputs, cells, cells_before, gates), reverse=True)
+    of_weights = Weights(
+        _product_of_rows(x, entering, dtype), _product_of_rows(hidden_before, entering, dtype), entering.sum((0, 1))
+    )
+    return _product(entering, weights.input.T, dtype), of_weights, of_start
 
 
-def _backward(dtype: Dtype, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, State]:
-    pull_back, first, outputs = kept
-    of_inputs, of_start = pull_back(cotangents)
-    # The weights' product enters where the inputs do: it has their cotangent.
-    before = jnp.concatenate([first[None], outputs[:-1]])
-    of_recurrent = _product(_rows(before).T, _rows(of_inputs), dtype)
-    return of_inputs, of_recurrent, of_start
+through_layer.defvjp(_forward, _backward)
 
 
-recur.defvjp(_forward, _backward)
+def _activated(gates: jax.Array) -> jax.Array:
+    """Logistic sigmoids, but the hyperbolic tangent of the cell gate, all in one pass: σ(x) = (1 + tanh(x / 2)) / 2."""
+    width = gates.shape[-1] // 4
+    of_cell = lax.broadcasted_iota(jnp.int32, gates.shape, gates.ndim - 1) // width == 2
+    squashed = jnp.tanh(jnp.where(of_cell, gates, gates / 2))
+    return jnp.where(of_cell, squashed, (squashed + 1) / 2)
 
 
 class Lstm(nnx.Module):
@@ -143,12 +175,14 @@ def _uniform(bound: float) -> nnx.Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _rows(x: jax.Array) -> jax.Array:
-    """[length, batch, units] as a matrix."""
-    return x.reshape(-1, x.shape[-1])
-
-
 def _product(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> jax.Array:
-    """A matrix product in `dtype`, which sums in float32."""
+    """A matrix product in `dtype`, which sums in float32, and is rounded to `dtype`."""
     dtype = dtype or jnp.float32
-    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype)).astype(jnp.float32)
+
+
+def _product_of_rows(left: jax.Array, right: jax.Array, dtype: Dtype) -> jax.Array:
+    """The sum of outer products over time and batch, [units of left, units of right], as `_product`."""
+    dtype = dtype or jnp.float32
+    left, right = (x.reshape(-1, x.shape[-1]).astype(dtype) for x in (left, right))
+    return lax.dot_general(left, right, (((0,), (0,)), ((), ()))).astype(jnp.float32)

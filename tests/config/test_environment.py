@@ -17,6 +17,7 @@ from made_up_runs import a_plan
 from lsgd_jax.cluster import processes
 from lsgd_jax.commands import command_line, environment
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
+from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.config.config import Config, usable_cores
 from lsgd_jax.config.train import train
 from lsgd_jax.errors import InputError
@@ -182,6 +183,36 @@ def test_a_compiled_program_that_cannot_be_read_is_compiled_and_kept_anew(cache:
         os.truncate(cache / name, size)
         compile_anew()
         assert entries() == {name: pytest.approx(whole, rel=0.02), other.name: 0}
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_program_that_xla_cannot_write_down_is_not_complained_of() -> None:
+    options = {"xla_cpu_experimental_onednn_custom_call": True}
+    outer = jax.jit(lambda x, y: x.T @ y, compiler_options=options)
+    assert (outer(jnp.ones((1024, 256)), jnp.ones((1024, 512))) == 1024).all()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "devices"),
+    [
+        ({}, usable_cores()),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+)
+def test_a_command_line_has_a_cpu_device_for_each_core_unless_told_otherwise(
+    chosen: dict[str, str], devices: int
+) -> None:
+    code = "from lsgd_jax.commands.cpu_devices import make_cpu_devices as f; f(); import jax; print(jax.device_count())"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | chosen
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(told.stdout) == devices
+
+
+def test_devices_are_left_as_they_are_where_jax_has_begun() -> None:
+    before = jax.device_count()
+    make_cpu_devices()
+    assert jax.device_count() == before
 
 
 @pytest.mark.parametrize("home", [None, "/dev/null"])

@@ -1,9 +1,12 @@
-"""What the compiler is told, by dtype and by how lanes are computed."""
+"""What the compiler is told, by dtype and by how lanes are computed, and where bfloat16 is slow."""
+
+import pathlib
 
 import jax
 import pytest
 
-from lsgd_jax.engine.compiler import compiler_options
+from lsgd_jax.engine import compiler
+from lsgd_jax.engine.compiler import compiler_options, why_bfloat16_is_slow
 from lsgd_jax.engine.topology import Topology
 
 
@@ -17,3 +20,29 @@ def test_onednn_is_asked_for_in_bfloat16_and_never_together_with_vmap(
     options = compiler_options(compute_dtype, Topology(1, 2, jax.devices()[:1], lanes=lanes))
     assert options == ({"xla_cpu_experimental_onednn_custom_call": True} if told else None)
     assert jax.jit(lambda x: 2 * x, compiler_options=options)(3.0) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "reason"),
+    [
+        ((0, 10, 1), "avx2 amx_bf16", "computes it in float32 on CPU"),
+        ((0, 12, 0), "fma avx2", "no instructions for it"),
+        ((0, 12, 0), "avx2 avx512_bf16", None),
+        ((0, 12, 0), "avx2 amx_bf16", None),
+        ((0, 12, 0), None, None),
+    ],
+)
+def test_where_bfloat16_is_slow_it_is_known_why(
+    version: tuple[int, ...],
+    flags: str | None,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    about = tmp_path / "cpuinfo"
+    if flags is not None:
+        about.write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(compiler.jax, "__version_info__", version)
+    monkeypatch.setattr(compiler.pathlib, "Path", lambda _: about)
+    found = why_bfloat16_is_slow()
+    assert (found is None) if reason is None else (found is not None and reason in found)

@@ -11,7 +11,7 @@ import pytest
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import FunctionalModel
 from lsgd_jax.models.language import LANGUAGE_MODELS, fresh_state, make_language_model
-from lsgd_jax.models.lstm import over_time, recur
+from lsgd_jax.models.lstm import Weights, through_layer
 from lsgd_jax.models.transformer import heads_of
 
 KEY = jax.random.key(0)
@@ -113,26 +113,37 @@ def test_the_lstm_is_that_of_its_equations() -> None:
     np.testing.assert_allclose(logits[0], x @ params["embedding"].T + params["bias"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+def plain_layer(dtype: None, x: jax.Array, weights: Weights, start: Any) -> tuple[jax.Array, jax.Array]:
+    """A layer by its equations, one time step after the other, for JAX to differentiate."""
+    del dtype
+    (hidden, cell), outputs = start, []
+    for entering in x:
+        i, f, g, o = jnp.split(entering @ weights.input + hidden @ weights.recurrent + weights.bias, 4, axis=-1)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        outputs.append(hidden)
+    return jnp.stack(outputs), cell
+
+
 @pytest.mark.parametrize("lanes", ["vmap", "map"])
-def test_the_gradient_of_the_recurrence_is_that_of_plain_differentiation_on_every_lane(lanes: str) -> None:
+def test_a_layer_and_its_gradient_are_those_of_plain_differentiation_on_every_lane(lanes: str) -> None:
     rng = np.random.default_rng(1)
-    shapes = ((5, 2, 12), (3, 12), ((2, 3), (2, 3)))  # 5 steps of 2 rows, 3 units
-    args, weights = (
+    shapes = ((5, 2, 3), Weights((3, 12), (3, 12), (12,)), ((2, 3), (2, 3)))  # 5 steps of 2 rows, 3 units
+    args, directions = (
         jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=(4, *shape)), jnp.float32), of, is_leaf=_is_shape)
         for of in (shapes, ((5, 2, 3), (2, 3)))
     )
 
-    def gradients(function: Any) -> Any:
-        def total(inputs: jax.Array, recurrent: jax.Array, start: Any, weights: Any) -> jax.Array:
-            outputs, cell = function(None, inputs, recurrent, start)
-            return (outputs * weights[0]).sum() + (cell * weights[1]).sum()
+    def with_gradients(layer: Any) -> Any:
+        def total(x: jax.Array, weights: Weights, start: Any, directions: Any) -> Any:
+            outputs, cell = layer(None, x, weights, start)
+            return (outputs * directions[0]).sum() + (cell * directions[1]).sum(), (outputs, cell)
 
-        of_all = jax.grad(total, argnums=(0, 1, 2))
+        of_all = jax.grad(total, argnums=(0, 1, 2), has_aux=True)
         over = jax.vmap(of_all) if lanes == "vmap" else lambda *x: jax.lax.map(lambda lane: of_all(*lane), x)
-        return jax.jit(over)(*args, weights)
+        return jax.jit(over)(*args, directions)
 
-    right, got = gradients(over_time), gradients(recur)
+    right, got = with_gradients(plain_layer), with_gradients(through_layer)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, right)
     assert all((jnp.abs(leaf) > 1e-3).any() for leaf in jax.tree.leaves(right))
 
