@@ -33,6 +33,8 @@ from measure import in_turn, writable, write_results
 from peer_process import Peer
 from workload import Runner, Training
 
+from lsgd_jax.commands.cpu_devices import make_cpu_devices
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 
@@ -61,6 +63,7 @@ def main() -> int:
     instruction_set.keep_to(args.isa)
     args.output = args.output or writable(str(default_output(args.model, args.isa)))
 
+    make_cpu_devices()  # as train.py does
     ours = compile_ours(args)  # before the others start, so that nothing else runs meanwhile
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(peer) for peer in start_peers(args)]

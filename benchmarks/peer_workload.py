@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import text_workload
 import workload
 
@@ -11,8 +12,13 @@ MODELS = ("cnn7", *text_workload.SIZES)
 
 
 def ours(model: str, workers: int, period: int, method: str, dtype: str) -> workload.Training:
-    """The compiled train step, all workers on one device one after the other."""
-    settings: dict[str, Any] = {"compute_dtype": dtype, "lanes": "sequential", "period": period}
+    """The compiled train step: workers that share a device step one after the other."""
+    settings: dict[str, Any] = {
+        "compute_dtype": dtype,
+        "lanes": "sequential",
+        "devices": jax.devices(),
+        "period": period,
+    }
     if model == "cnn7":
         return workload.train_step(model, 1, workers, **settings)
     return text_workload.text_train_step(model, workers, method=method, **settings)

@@ -1,5 +1,6 @@
 """What the benchmarks of language models train: a model of bytes on a text that is random."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,18 +58,20 @@ def text_train_step(
     method: str = "lsgd",
     compute_dtype: str = "float32",
     lanes: Lanes | None = None,
+    devices: Sequence[jax.Device] | None = None,
     period: int = 16,
     length: int = LENGTH,
     size: int = 1_000_000,
 ) -> Training:
-    """Compiles the train step of a language model with its `SIZES`, on one device.
+    """Compiles the train step of a language model with its `SIZES`, by default on one device.
 
     Args:
       model: one of `SIZES`.
       workers: how many, in one group.
       method: one of `METHODS`.
       compute_dtype: of products.
-      lanes: how the device computes its workers.
+      lanes: how a device computes its workers.
+      devices: those to use.
       period: local steps of a round.
       length: bytes of a window.
       size: bytes of the text.
@@ -78,7 +81,7 @@ def text_train_step(
     """
     if not 1 <= period <= LONGEST_CALL:
         raise ValueError(f"a round of {period} steps is no single call: use 1 to {LONGEST_CALL}")
-    topology = Topology(1, workers, jax.devices()[:1], lanes=lanes)
+    topology = Topology(1, workers, devices or jax.devices()[:1], lanes=lanes)
     communicated = method_of(method, period)
     functional = make_language_model(model, VOCABULARY, BATCH_SIZE, length, *SIZES[model], compute_dtype)
     step = make_train_step(
