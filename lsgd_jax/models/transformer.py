@@ -7,6 +7,8 @@ from jax.nn.initializers import normal
 from lsgd_jax.models import Dtype
 from lsgd_jax.models.attention import causal_attention
 from lsgd_jax.models.dropout import Dropout
+from lsgd_jax.models.gelu import gelu
+from lsgd_jax.models.layer_norm import LayerNorm
 
 HEAD = 64  # the width of a head, at least
 
@@ -18,10 +20,10 @@ class Block(nnx.Module):
         self.heads = heads_of(width)
         # Each layer adds twice to the same sum.
         onto_sum = 0.02 / (2 * layers) ** 0.5
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm1 = LayerNorm(width, rngs=rngs)
         self.attend = _linear(width, 3 * width, 0.02, dtype, rngs)
         self.project = _linear(width, width, onto_sum, dtype, rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm2 = LayerNorm(width, rngs=rngs)
         self.expand = _linear(width, 4 * width, 0.02, dtype, rngs)
         self.contract = _linear(4 * width, width, onto_sum, dtype, rngs)
         self.drop = Dropout(dropout)
@@ -31,7 +33,7 @@ class Block(nnx.Module):
         heads = self.attend(self.norm1(x)).reshape(-1, length, 3, self.heads, x.shape[-1] // self.heads)
         attended = causal_attention(*heads.transpose(2, 0, 3, 1, 4)).swapaxes(1, 2).reshape(x.shape)
         x = x + self.drop(self.project(attended), rngs)
-        hidden = nnx.gelu(self.expand(self.norm2(x)))
+        hidden = gelu(self.expand(self.norm2(x)))
         return x + self.drop(self.contract(hidden), rngs)
 
 
@@ -65,7 +67,7 @@ class Transformer(nnx.Module):
         self.depth = layers
         for number in range(layers):
             setattr(self, f"block{number + 1}", Block(width, layers, dropout, dtype, rngs=rngs))
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(width, rngs=rngs)
         self.drop = Dropout(dropout)
 
     def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
