@@ -42,12 +42,12 @@ def description(model: str, workers: int, period: int, dtypes: Sequence[str]) ->
 
 def unit(model: str) -> str:
     """What is counted."""
-    return "images" if model == "cnn7" else "tokens"
+    return "tokens" if model in text_workload.SIZES else "images"
 
 
 def units_a_step(model: str) -> int:
     """How many a worker sees in a step."""
-    return workload.BATCH_SIZE if model == "cnn7" else text_workload.BATCH_SIZE * text_workload.LENGTH
+    return text_workload.BATCH_SIZE * text_workload.LENGTH if model in text_workload.SIZES else workload.BATCH_SIZE
 
 
 def check_parameters(model: str, theirs: int) -> None:
