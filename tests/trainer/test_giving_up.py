@@ -101,7 +101,8 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
     told = capsys.readouterr()
     assert all(f"worker {rank} has parameters that are not finite" in told.err for rank in (0, 1))
     assert "stopped at step 15 of 20, all workers lost: to go on from step 0" in told.out
-    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "no run should go back to lost workers"
+    saved = tmp_path / "run" / "checkpoints"
+    assert not (saved.exists() and list(saved.iterdir())), "no run should go back to lost workers"
 
     summary = train(config, resume=True, figures=False)
     log = capsys.readouterr().err
