@@ -92,7 +92,8 @@ def _max_pool_2_backward(images: jax.Array, cotangent: jax.Array) -> tuple[jax.A
     windows = _in_windows(images)
     rows = _row_maxima(windows)
     of_rows = _share(rows, rows[:, :, :, ::-1]) * cotangent[:, :, :, None]
-    of_windows = _share(windows, windows[:, :, ::-1]) * of_rows[:, :, None]
+    # A compiler that computes this again in what follows it does so slowly: element by element, in another order.
+    of_windows = lax.optimization_barrier(_share(windows, windows[:, :, ::-1]) * of_rows[:, :, None])
     batch, height, _, width, _, channels = windows.shape
     left_out = ((0, 0), (0, images.shape[1] % 2), (0, images.shape[2] % 2), (0, 0))
     return (jnp.pad(of_windows.reshape(batch, 2 * height, 2 * width, channels), left_out),)
