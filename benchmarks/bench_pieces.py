@@ -1,11 +1,8 @@
 """What `bench.py` runs, and the figures that it takes from each result."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-HERE = pathlib.Path(__file__).parent
 
 Figures = dict[str, float]
 
@@ -57,10 +54,6 @@ def of_startup(results: Any) -> Figures:
     return results["figures"]
 
 
-# From the shell to the first local step of the digits demo, with a cold and a warm cache, beyond importing jax,
-# flax and optax. The script writes {"figures": {name: seconds}} as its results, and takes part once it is there.
-STARTUP = Piece("startup", "startup.py", ("--repeats=2",), of_startup)
-
 PIECES = (
     *(
         Piece(
@@ -74,5 +67,5 @@ PIECES = (
     ),
     Piece("workers", "scaling.py", ("--workers=4,64", "--periods=1", "--repeats=2", "--timed_up_to=64"), of_scaling),
     Piece("imports", "import_time.py", ("--repeats=3",), of_imports),
-    *([STARTUP] if (HERE / STARTUP.script).exists() else []),
+    Piece("startup", "startup.py", ("--repeats=2",), of_startup),
 )

@@ -19,7 +19,7 @@ from measure import in_turn, print_table, writable, write_results
 ROOT = pathlib.Path(__file__).parents[1]
 ALONE = "import jax, optax"
 PROGRAMS = {
-    ALONE: "import jax, optax",
+    ALONE: ALONE,
     "import lsgd_jax": "import lsgd_jax",
     "its first use": "import lsgd_jax; lsgd_jax.lsgd",
 }

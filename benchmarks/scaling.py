@@ -19,7 +19,8 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from measure import Timing, in_turn, print_table, writable, write_results
+from measure import in_turn, print_table, writable, write_results
+from peer_ratios import rate
 from peer_workload import unit, units_a_step
 from text_workload import SIZES, text_train_step
 from workload import Runner, Training, train_step
@@ -50,11 +51,9 @@ def main() -> int:
 
 def compiled_step(model: str, workers: int, period: int) -> Training:
     """The train step of a model on images or on text."""
-    return (
-        text_train_step(model, workers, period=period)
-        if model in SIZES
-        else train_step(model, 1, workers, period=period)
-    )
+    if model in SIZES:
+        return text_train_step(model, workers, period=period)
+    return train_step(model, 1, workers, period=period)
 
 
 def over_workers(model: str, counts: list[int], timed_up_to: int, repeats: int, period: int) -> list[dict[str, Any]]:
@@ -73,7 +72,7 @@ def over_workers(model: str, counts: list[int], timed_up_to: int, repeats: int, 
                 "workers": count,
                 "compile_seconds": training.compile_seconds,
                 "seconds_a_step": timing and timing.median / period,
-                f"{unit(model)}_per_second": timing and rate(timing, count * period * units_a_step(model)),
+                f"{unit(model)}_per_second": timing and rate(count * period * units_a_step(model), timing)._asdict(),
                 "bytes": needed(training),
                 "models_beyond": (beyond_workers(training) - alone) / (count * model_bytes(training, count)),
             }
@@ -99,7 +98,7 @@ def over_periods(model: str, periods: list[int], repeats: int, workers: int = 4)
         {
             "period": period,
             "seconds_a_step": timings[str(period)].median / most,
-            f"{unit(model)}_per_second": rate(timings[str(period)], most * workers * units_a_step(model)),
+            f"{unit(model)}_per_second": rate(most * workers * units_a_step(model), timings[str(period)])._asdict(),
         }
         for period in periods
     ]
@@ -127,11 +126,6 @@ def needed(training: Training) -> float:
 def model_bytes(training: Training, workers: int) -> float:
     """Bytes of one worker's parameters."""
     return sum(x.nbytes for x in jax.tree.leaves(training.state.params)) / workers
-
-
-def rate(timing: Timing, units: int) -> dict[str, float]:
-    """Units a second: the median, the slowest and the fastest."""
-    return {"median": units / timing.median, "slowest": units / timing.high, "fastest": units / timing.low}
 
 
 def _shown(row: dict[str, Any], unit: str) -> tuple[str, ...]:

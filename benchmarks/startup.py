@@ -24,6 +24,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 IMPORTS = "import jax, flax, optax"
 DIGITS = ("--groups=2", "--workers=4", "--sampling=iid", "--batch_size=32")
+PHASES = ("imports", "settings and data", "state", "train step", "first call")
 ONE_STEP = ("--local_period=1", "--global_period=1")  # in the first call
 
 
@@ -55,9 +56,6 @@ def main() -> int:
     print_table(("", "seconds", "over imports", *PHASES), rows)
     write_results(args.output, {"figures": figures, "rows": rows, "columns": ["", "seconds", "over imports", *PHASES]})
     return 0
-
-
-PHASES = ("imports", "settings and data", "state", "train step", "first call")
 
 
 def measure(flags: tuple[str, ...], folder: pathlib.Path, repeats: int) -> dict[str, Any]:

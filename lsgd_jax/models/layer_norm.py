@@ -16,8 +16,7 @@ class LayerNorm(nnx.Module):
     That of Flax, differentiated by JAX, takes an eighth of a training step of a small transformer longer on CPU.
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        del rngs  # nothing is random
+    def __init__(self, width: int) -> None:
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 

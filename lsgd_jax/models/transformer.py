@@ -20,10 +20,10 @@ class Block(nnx.Module):
         self.heads = heads_of(width)
         # Each layer adds twice to the same sum.
         onto_sum = 0.02 / (2 * layers) ** 0.5
-        self.norm1 = LayerNorm(width, rngs=rngs)
+        self.norm1 = LayerNorm(width)
         self.attend = _linear(width, 3 * width, 0.02, dtype, rngs)
         self.project = _linear(width, width, onto_sum, dtype, rngs)
-        self.norm2 = LayerNorm(width, rngs=rngs)
+        self.norm2 = LayerNorm(width)
         self.expand = _linear(width, 4 * width, 0.02, dtype, rngs)
         self.contract = _linear(4 * width, width, onto_sum, dtype, rngs)
         self.drop = Dropout(dropout)
@@ -67,7 +67,7 @@ class Transformer(nnx.Module):
         self.depth = layers
         for number in range(layers):
             setattr(self, f"block{number + 1}", Block(width, layers, dropout, dtype, rngs=rngs))
-        self.norm = LayerNorm(width, rngs=rngs)
+        self.norm = LayerNorm(width)
         self.drop = Dropout(dropout)
 
     def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Attention and its gradient against JAX's own, and against float64."""
+"""Attention and its gradient against JAX's own."""
 
 from typing import Any
 

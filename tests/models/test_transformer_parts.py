@@ -45,7 +45,7 @@ def test_layer_norm_and_its_gradient_are_those_of_flax_also_on_lanes(offset: flo
 
 
 def test_layer_norm_begins_as_that_of_flax_and_its_parameters_have_the_same_names() -> None:
-    ours, flax = (make(16, rngs=nnx.Rngs(0)) for make in (LayerNorm, nnx.LayerNorm))
+    ours, flax = LayerNorm(16), nnx.LayerNorm(16, rngs=nnx.Rngs(0))
     shapes = [jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(norm, nnx.Param))) for norm in (ours, flax)]
     jax.tree.map(np.testing.assert_array_equal, *shapes)
 
