@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test, so that meshes are real; and compiling made short, where most time goes."""
 
 import os
+import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -11,15 +13,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 QUICK = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
+# Bytes of compiled programs, a few times those of one run: what is beyond belongs to code that has changed.
+KEPT = 2**28
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets tests share compiled programs, also those that run in other processes of pytest-xdist; anew each time."""
-    if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="lsgd_jax_compiled_")
-        config.add_cleanup(folder.cleanup)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # xdist's processes inherit it
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10.1 calls it an error to use such a program
+    """Lets tests share compiled programs: those of other processes of pytest-xdist, and those of earlier runs."""
+    if hasattr(config, "workerinput"):
+        return  # what is set here is inherited
+    folder = config.cache.mkdir("compiled") if config.cache else pathlib.Path(tempfile.mkdtemp(prefix="lsgd_jax_"))
+    if sum(path.stat().st_size for path in folder.iterdir()) > KEPT:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    if config.cache is None:
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10.1 calls it an error to use such a program
 
 
 @pytest.fixture

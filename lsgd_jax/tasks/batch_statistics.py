@@ -134,7 +134,7 @@ def measured_again(
             params, model_state = center
             return params, state_of(params, model_state, batches, run_key(seed))
 
-        return lambda center: prepare_center(center, batches())
+        return lambda center: prepare_center(center, batches()) if jax.tree.leaves(center[1]) else center
 
     return on
 

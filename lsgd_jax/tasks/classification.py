@@ -17,7 +17,7 @@ from lsgd_jax.data.sources import from_arrays
 from lsgd_jax.engine.local_steps import Loss
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.models import FunctionalModel, make_model
-from lsgd_jax.tasks.batch_statistics import STATISTICS_SAMPLES, has_batch_statistics, measured_again, reestimate
+from lsgd_jax.tasks.batch_statistics import STATISTICS_SAMPLES, measured_again, reestimate
 from lsgd_jax.tasks.evaluation import SampleFigures, evaluate_splits
 from lsgd_jax.tasks.metric import Metric
 from lsgd_jax.tasks.task import PrepareCenter, Task
@@ -76,7 +76,7 @@ def image_classification(
         unit="images",
         metric=ERROR,
         evaluate=lambda topology: evaluate_splits(figures, splits, topology, processes),
-        prepare_center=prepare_center if has_batch_statistics(network) else None,
+        prepare_center=prepare_center,
         description=describe(model, source, how),
     )
 

@@ -1,6 +1,7 @@
 """What the evaluated models get right: the center, the leader, and each worker."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lsgd_jax.cluster.processes import put
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.data.background import Background
-from lsgd_jax.data.grain_source import batched, is_dataset
+from lsgd_jax.data.grain_source import batched, empty_batch, is_dataset
 from lsgd_jax.data.loader import BATCHES_PER_PROCESS, stream
 from lsgd_jax.engine.topology import Topology
 
@@ -27,6 +28,33 @@ SampleFigures = Callable[[Any, Any, Any], dict[str, jax.Array]]
 """`(params, model_state, batch) -> {name: float[batch]}`, several from one pass."""
 Evaluate = Callable[[Candidate, str], dict[str, float]]
 """`(candidate, prefix) -> figures`, with names like `validation_loss`, after the prefix."""
+
+
+class OfSplit(NamedTuple):
+    """How models are judged on one split.
+
+    Attributes:
+      figures: `candidate -> {name: figure}`.
+      lower: `candidate -> program` of these, of arrays or shapes, to be compiled before there is a candidate.
+    """
+
+    figures: Callable[[Candidate], Mapping[str, Any]]
+    lower: Callable[[Candidate], jax.stages.Lowered]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitEvaluation:
+    """An `Evaluate` of several splits, by name, whose programs can be compiled ahead."""
+
+    splits: Mapping[str, OfSplit]
+
+    def __call__(self, candidate: Candidate, prefix: str) -> dict[str, float]:
+        found = {name: split.figures(candidate) for name, split in self.splits.items()}
+        return {f"{prefix}{name}_{key}": float(x) for name, figures in found.items() for key, x in figures.items()}
+
+    def lower(self, candidate: Candidate) -> list[jax.stages.Lowered]:
+        """The programs that it runs for candidates of these shapes, dtypes and shardings."""
+        return [split.lower(candidate) for split in self.splits.values()]
 
 
 class EvaluationSet(NamedTuple):
@@ -57,7 +85,7 @@ def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = 
     return EvaluationSet(jax.tree.map(batched, split), batched(np.ones(count, np.float32)))
 
 
-def make_evaluate(figures: SampleFigures) -> Callable[[Candidate, EvaluationSet], dict[str, jax.Array]]:
+def make_evaluate(figures: SampleFigures) -> jax.stages.Wrapped:
     """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each over all samples."""
 
     @jax.jit
@@ -75,7 +103,7 @@ def make_evaluate(figures: SampleFigures) -> Callable[[Candidate, EvaluationSet]
 
 def evaluate_splits(
     figures: SampleFigures, splits: Mapping[str, Any], topology: Topology, processes: int = 0
-) -> Evaluate:
+) -> SplitEvaluation:
     """Makes `(candidate, prefix) -> figures`, the mean of each over each split.
 
     Args:
@@ -86,16 +114,19 @@ def evaluate_splits(
     """
     evaluate = make_evaluate(figures)
 
-    def of_arrays(split: Any) -> Callable[[Candidate], dict[str, jax.Array]]:
+    def of_arrays(split: Any) -> OfSplit:
         on_devices = put_evaluation_set(split, topology)
-        return lambda candidate: evaluate(candidate, on_devices)
+        return OfSplit(
+            figures=lambda candidate: evaluate(candidate, on_devices),
+            lower=lambda candidate: evaluate.lower(candidate, on_devices),
+        )
 
-    def of_dataset(split: Any) -> Callable[[Candidate], dict[str, jax.Array]]:
+    def of_dataset(split: Any) -> OfSplit:
         size = min(BATCH_SIZE, len(split))
         batches = batched(split, size)
         readers = min(processes, len(batches) // BATCHES_PER_PROCESS)
 
-        def of(candidate: Candidate) -> dict[str, jax.Array]:
+        def of(candidate: Candidate) -> dict[str, Any]:
             found: list[dict[str, jax.Array]] = []
             read = Background(lambda _: stream(batches.__getitem__, range(len(batches)), readers))
             with contextlib.closing(read):
@@ -105,12 +136,9 @@ def evaluate_splits(
             counts = np.diff([*range(0, len(split), size), len(split)])
             return {name: np.average([float(x[name]) for x in found], weights=counts) for name in found[0]}
 
-        return of
+        def lower(candidate: Candidate) -> jax.stages.Lowered:
+            return evaluate.lower(candidate, put_evaluation_set(empty_batch(split, size), topology, size))
 
-    of_splits = {name: (of_dataset if is_dataset(split) else of_arrays)(split) for name, split in splits.items()}
+        return OfSplit(of, lower)
 
-    def all_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
-        means = {name: of(candidate) for name, of in of_splits.items()}
-        return {f"{prefix}{name}_{key}": float(x) for name, split in means.items() for key, x in split.items()}
-
-    return all_splits
+    return SplitEvaluation({name: (of_dataset if is_dataset(x) else of_arrays)(x) for name, x in splits.items()})

@@ -15,7 +15,7 @@ from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import FunctionalModel
 from lsgd_jax.models.language import LANGUAGE_MODELS, make_language_model
-from lsgd_jax.tasks.evaluation import Candidate, Evaluate
+from lsgd_jax.tasks.evaluation import OfSplit, SplitEvaluation
 from lsgd_jax.tasks.metric import SPLITS, Metric
 from lsgd_jax.tasks.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.tasks.task import Task
@@ -74,7 +74,7 @@ def language_modelling(
         unit="tokens",
         units_per_sample=sequence_length,
         metric=BITS_PER_BYTE,
-        evaluate=lambda topology: _make_evaluate_splits(network, texts, sequence_length, topology),
+        evaluate=lambda topology: _evaluate_splits(network, texts, sequence_length, topology),
         # What is carried belongs to one worker's place in its text: evaluations start without.
         prepare_center=lambda topology, seed: lambda center: (center[0], {}),
         description={"kind": "text", "model": model, "vocabulary": BYTES, **sizes},
@@ -121,13 +121,14 @@ def language_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def _make_evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> Evaluate:
+def _evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> SplitEvaluation:
     evaluate = make_evaluate_text(model)
-    splits = {name: put_evaluation_text(getattr(texts, name), length, topology) for name in SPLITS}
 
-    def evaluate_splits(candidate: Candidate, prefix: str) -> dict[str, float]:
-        params, _ = candidate
-        figures = {name: evaluate(params, text) for name, text in splits.items()}
-        return {f"{prefix}{name}_{key}": float(x) for name, text in figures.items() for key, x in text.items()}
+    def of_split(name: str) -> OfSplit:
+        text = put_evaluation_text(getattr(texts, name), length, topology)
+        return OfSplit(
+            figures=lambda candidate: evaluate(candidate[0], text),
+            lower=lambda candidate: evaluate.lower(candidate[0], text),
+        )
 
-    return evaluate_splits
+    return SplitEvaluation({name: of_split(name) for name in SPLITS})

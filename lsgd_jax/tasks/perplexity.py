@@ -1,7 +1,6 @@
 """How well a language model predicts a text."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +54,7 @@ def put_evaluation_text(text: np.ndarray, length: int, topology: Topology) -> Ev
     return EvaluationText(*[put(in_rows(array), spread) for array in arrays])
 
 
-def make_evaluate_text(model: FunctionalModel) -> Callable[[Any, EvaluationText], dict[str, jax.Array]]:
+def make_evaluate_text(model: FunctionalModel) -> jax.stages.Wrapped:
     """Makes `evaluate(params, text) -> figures`, jitted.
 
     A model that carries a state starts from zeros at the beginning of each row and

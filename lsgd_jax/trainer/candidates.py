@@ -1,7 +1,7 @@
 """The models of a run that are evaluated: the center, the leader, and each worker."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +31,8 @@ class Candidates(NamedTuple):
     leader_rank: jax.Array
 
 
-def make_candidates(method: DistributedOptimizer, topology: Topology) -> Callable[[TrainState], Candidates]:
-    """Makes the jitted function that gathers the center and the leader from all workers."""
+def make_candidates(method: DistributedOptimizer, topology: Topology) -> jax.stages.Wrapped:
+    """Makes `state -> Candidates`, the jitted function that gathers the center and the leader from all workers."""
 
     def of_worker(params: Any, model_state: Any, opt_state: Any, losses: Any) -> Candidates:
         everybody = topology.axes.all

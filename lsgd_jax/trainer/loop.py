@@ -5,7 +5,8 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -199,6 +200,8 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
         with progress.paused():
             advance = run.rounds.compile(state, step)
         profile = closed.enter_context(contextlib.closing(Profile(way.profile_dir if processes.is_main() else None)))
+        beside = closed.enter_context(ThreadPoolExecutor(1, "compiling"))
+        evaluation: Future[None] | None = None
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
         asked_to_stop = processes.agreed(stop, run.topology)
         started, stopping = time.monotonic(), False
@@ -206,6 +209,8 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
             begin, step = step, run.rounds.end(step)
             state, report, pace = advance(state, begin, step)
             log.add(step, report, pace)
+            # While the first call trains: traced here, where the caller's settings of JAX hold, and compiled beside.
+            evaluation = evaluation or beside.submit(_compile, run.lower_evaluation(state))
             profile.called(state)
 
             stopping = asked_to_stop()
@@ -221,6 +226,7 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
                 if step == plan.steps and log.all_lost and not all_finite(run.candidates(state).center):
                     log.give_up(step)  # no communication comes any more
                 if evaluating:
+                    evaluation.result()
                     metrics = _metrics(run, at)
                     records.add_metrics(metrics)
                     if plan.schedule.kind == "plateau":
@@ -231,6 +237,12 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
                     checkpoints.save(step, state, _checkpoint_info(run, at))
             started = time.monotonic()
     return at
+
+
+def _compile(programs: Iterable[jax.stages.Lowered]) -> None:
+    """Compiles programs for those who call them later; JAX keeps them."""
+    for program in programs:
+        program.compile()
 
 
 def _lower_rate_on_plateau(

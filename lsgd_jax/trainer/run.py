@@ -12,6 +12,7 @@ from lsgd_jax.engine.numerics import run_key
 from lsgd_jax.engine.state import TrainState, init_state, start_state
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.tasks.evaluation import SplitEvaluation
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.candidates import Candidates, every_worker, make_candidates
 from lsgd_jax.trainer.plan import Plan
@@ -33,6 +34,7 @@ class Run(NamedTuple):
       state_shapes: `(groups, workers) -> state`, the shapes of its leaves for that many.
       rounds: how they train.
       candidates: `state -> Candidates`, the models to evaluate.
+      lower_evaluation: `state -> programs` of an evaluation, to be compiled before one is due.
       evaluate_workers: `state -> figures` of each worker, in the order of ranks.
     """
 
@@ -44,6 +46,7 @@ class Run(NamedTuple):
     state_shapes: Callable[[tuple[int, int]], TrainState]
     rounds: Rounds
     candidates: Callable[[TrainState], Candidates]
+    lower_evaluation: Callable[[TrainState], list[jax.stages.Lowered]]
     evaluate_workers: Callable[[TrainState], list[dict[str, float]]]
 
 
@@ -63,6 +66,15 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
         found = gather(state)
         return found._replace(center=task.prepare_center(found.center))
 
+    def lower_evaluation(state: TrainState) -> list[jax.stages.Lowered]:
+        gathering = gather.lower(state)
+        if not isinstance(task.evaluate, SplitEvaluation):  # a function of one's own
+            return [gathering]
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=topology.replicated), gathering.out_info
+        )
+        return [gathering, *task.evaluate.lower(shapes.leader)]
+
     def shapes(shape: tuple[int, int]) -> TrainState:
         of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])
         start = functools.partial(start_state, method_of(of_those), of_those, task.init)
@@ -79,5 +91,6 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
         state_shapes=shapes,
         rounds=make_rounds(plan, method, topology, task),
         candidates=candidates,
+        lower_evaluation=lower_evaluation,
         evaluate_workers=lambda state: [task.evaluate(worker, "") for worker in every_worker(state, topology)],
     )
