@@ -141,9 +141,9 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
 def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_killed(tmp_path: pathlib.Path) -> None:
     """Each round has exactly as many steps as its length times the workers, also where two groups become one."""
     workdir = tmp_path / "run"
-    settings = SETTINGS | {"local_period": 8, "global_period": 16, "eval_every": 400, "checkpoint_every": 40}
+    settings = SETTINGS | {"local_period": 8, "global_period": 16, "eval_every": 200, "checkpoint_every": 40}
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    script = ["experiments/train.py", "--asynchronous", "--steps=408", "--nocompilation_cache", f"--workdir={workdir}"]
+    script = ["experiments/train.py", "--asynchronous", "--steps=216", "--nocompilation_cache", f"--workdir={workdir}"]
     command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", "--elastic", *script, *flags]
     with started(*command) as launcher:
         wait_until(lambda: (workdir / "checkpoints" / "40" / DIGESTS).exists())
@@ -155,21 +155,21 @@ def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_ki
     assert f"launch: restart 1 of 1, with 3 of {PROCESSES} processes\n" in output
     assert "2 × 2 workers cannot be shared by 3 processes: going on with 1 × 3\n" in output
     assert re.search(r"^left out: worker \d of 2 × 2$", output, re.MULTILINE), output
-    begun = re.search(r"^resuming \S+ at step (\d+) of 408$", output, re.MULTILINE)
+    begun = re.search(r"^resuming \S+ at step (\d+) of 216$", output, re.MULTILINE)
     assert begun, output
     last = int(begun[1])
     assert last
     assert last % 40 == 0
 
     summary = json.loads((workdir / "summary.json").read_text())
-    assert (summary["step"], summary["processes"], summary["groups"], summary["workers"]) == (408, 3, 1, 3)
+    assert (summary["step"], summary["processes"], summary["groups"], summary["workers"]) == (216, 3, 1, 3)
     assert json.loads((workdir / "config.json").read_text())["workers"] == 3
     assert [row["groups"] * row["workers"] for row in read_metrics(workdir)][-1] == 3
     steps: dict[int, list[int]] = {}
     for row in read_rounds(workdir):
         steps.setdefault(row.step, []).append(row.steps)
         assert row.waiting >= 0
-    ends = [*range(8, last + 1, 8), *(step for step in range(16, 408, 16) if step > last), 408]
+    ends = [*range(8, last + 1, 8), *(step for step in range(16, 216, 16) if step > last), 216]
     assert sorted(steps) == ends
     for begin, end in itertools.pairwise([0, *ends]):
         workers = 4 if end <= last else 3
