@@ -1,9 +1,7 @@
 """Eight virtual CPU devices for every test, so that meshes are real; and compiling made short, where most time goes."""
 
 import os
-import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -21,15 +19,23 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lets tests share compiled programs: those of other processes of pytest-xdist, and those of earlier runs."""
     if hasattr(config, "workerinput"):
         return  # what is set here is inherited
-    folder = config.cache.mkdir("compiled") if config.cache else pathlib.Path(tempfile.mkdtemp(prefix="lsgd_jax_"))
-    if sum(path.stat().st_size for path in folder.iterdir()) > KEPT:
+    folder = config.rootpath / ".pytest_cache" / "compiled"
+    if folder.exists() and sum(path.stat().st_size for path in folder.iterdir()) > KEPT:
         shutil.rmtree(folder)
-        folder.mkdir()
-    if config.cache is None:
-        config.add_cleanup(lambda: shutil.rmtree(folder))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # jaxlib 0.10.1 calls it an error to use such a program
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some tests wait for processes that they have started."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that wait come first, for others to run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from lsgd_jax.tasks import classification
 from lsgd_jax.trainer.provenance import provenance
 from lsgd_jax.trainer.records import read_leaders, read_metrics
 
+pytestmark = pytest.mark.processes
+
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
     "model": "mlp",
