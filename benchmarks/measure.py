@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import shlex
 import statistics
 import sys
@@ -25,6 +26,9 @@ class Timing(NamedTuple):
 def in_turn(alternatives: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
     """Times functions in turn, so that all see the same moods of the machine.
 
+    Each turn has an order of its own: what one leaves behind, in caches and in clock rates, would else always
+    meet the same next one.
+
     Args:
       alternatives: functions of no argument that return when their work is done,
         or return arrays, which are waited for.
@@ -35,7 +39,7 @@ def in_turn(alternatives: Mapping[str, Callable[[], Any]], *, repeats: int, warm
 
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(warmup + repeats):
-        for name, run in alternatives.items():
+        for name, run in random.Random(turn).sample(list(alternatives.items()), len(alternatives)):
             start = time.perf_counter()
             jax.block_until_ready(run())
             if turn >= warmup:

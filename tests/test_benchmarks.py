@@ -12,13 +12,22 @@ import peer_ratios
 import peer_torch
 import peer_workload
 import pytest
-from measure import Timing
+from measure import Timing, in_turn
 from text_workload import text_train_step
 from workload import Runner
 
 
 def rates(**medians: float) -> dict[str, peer_ratios.Rate]:
     return {name.replace("_", " "): peer_ratios.Rate(x, x, x) for name, x in medians.items()}
+
+
+def test_each_turn_runs_every_alternative_once_in_an_order_of_its_own() -> None:
+    ran: list[str] = []
+    timings = in_turn({name: lambda name=name: ran.append(name) for name in "abcde"}, repeats=5)
+    turns = ["".join(ran[i : i + 5]) for i in range(0, 30, 5)]
+    assert list(timings) == list("abcde")
+    assert {"".join(sorted(turn)) for turn in turns} == {"abcde"}
+    assert len(set(turns)) > 3
 
 
 def test_a_rate_is_slowest_where_the_time_is_longest() -> None:
