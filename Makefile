@@ -24,11 +24,11 @@ bench: $(VENV)/.installed-train
 	$(BIN)/python benchmarks/bench.py $(addprefix --torch_python=,$(TORCH_PYTHON)) $(BENCH_FLAGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist=worksteal
 
 # A minute and a half of it, for a loop of changes and tests.
 test-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist=loadfile --no-loadscope-reorder -m "not slow and not processes"
+	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 """Eight virtual CPU devices for every test, so that meshes are real; and compiling made short, where most time goes."""
 
-import collections
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,9 +34,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests come first, so that no process is left alone with them at the end."""
-    slow = collections.Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "processes"))))
-    items.sort(key=lambda item: -slow[item.path])
+    """Those that wait come first, for others to run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
 @pytest.fixture
