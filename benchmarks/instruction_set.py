@@ -1,30 +1,35 @@
-"""Limits the vector instructions that compilers and kernels on CPU may use, by environment variables."""
+"""Limits the vector instructions that compilers and kernels on CPU find, to those of an older machine."""
 
 import os
+import pathlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 
 ISAS = ("native", "avx2")
-ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+SOURCE = pathlib.Path(__file__).with_name("avx2_only.c")
+BUILT = SOURCE.parents[1] / "build" / "avx2_only.so"
 
 
-def of_jax(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which jax keeps to `isa`, if it is set before jax is imported."""
+def why_not(isa: str) -> str | None:
+    """Why this machine cannot be limited to `isa`, or None if it can."""
+    if isa == "native":
+        return None
+    about = pathlib.Path("/proc/cpuinfo")
+    if not about.exists() or not {"avx2", "cpuid_fault"} <= set(about.read_text().split()):
+        return "Linux on an Intel CPU with AVX2 and cpuid_fault is needed (/proc/cpuinfo), to hide what is newer"
+    return None if shutil.which("cc") else "a C compiler is needed (cc)"
+
+
+def environment_of(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a process, and all that it starts, keeps to `isa`."""
     if isa == "native":
         return dict(environment)
-    flag = "--xla_cpu_max_isa=AVX2"
-    given = environment.get("XLA_FLAGS", "").split()
-    return {**environment, **ONEDNN, "XLA_FLAGS": " ".join([*(each for each in given if each != flag), flag])}
-
-
-def of_torch(isa: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which a process of PyTorch keeps to `isa`.
-
-    What `torch.compile` vectorizes does; the C++ compiler that it calls still knows the machine.
-    """
-    if isa == "native":
-        return dict(environment)
-    return {**environment, **ONEDNN, "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    libraries = environment.get("LD_PRELOAD", "").split()
+    preloaded = [str(BUILT), *(each for each in libraries if each != str(BUILT))]
+    # torch.compile reads /proc/cpuinfo, from which nothing is hidden.
+    return {**environment, "LD_PRELOAD": " ".join(preloaded), "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def dtypes(isa: str) -> tuple[str, ...]:
@@ -33,7 +38,9 @@ def dtypes(isa: str) -> tuple[str, ...]:
 
 
 def keep_to(isa: str) -> None:
-    """Starts this program again in the environment of `of_jax`, unless that is where it runs."""
-    environment = of_jax(isa, os.environ)
+    """Starts this program again in the environment of `isa`, unless that is where it runs."""
+    environment = environment_of(isa, os.environ)
     if environment != dict(os.environ):
+        BUILT.parent.mkdir(exist_ok=True)
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(BUILT), str(SOURCE)], check=True)
         os.execve(sys.executable, sys.orig_argv, environment)

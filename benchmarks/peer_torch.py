@@ -60,6 +60,8 @@ def main() -> int:
         parser.error(
             f"{args.torch_python} has no torch: pip install -e '.[bench]', or name another with --torch_python"
         )
+    if reason := instruction_set.why_not(args.isa):
+        parser.error(f"--isa={args.isa}: {reason}")
     instruction_set.keep_to(args.isa)
     args.output = args.output or writable(str(default_output(args.model, args.isa)))
 
@@ -89,7 +91,7 @@ def start_peers(args: argparse.Namespace) -> list[Peer]:
         return []
     dtypes = instruction_set.dtypes(args.isa)
     workload = peer_workload.description(args.model, args.workers, args.period, dtypes)
-    environment = instruction_set.of_torch(args.isa, os.environ)
+    environment = instruction_set.environment_of(args.isa, os.environ)
     peers = [Peer([args.torch_python, str(HERE / "torch_peer_side.py"), workload], environment)]
     if args.gym:
         paths = [str(args.gym), *filter(None, [environment.get("PYTHONPATH")])]

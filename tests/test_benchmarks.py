@@ -1,6 +1,8 @@
 """What the benchmarks make of times, and what they train; nothing is timed here."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import bench
@@ -61,15 +63,21 @@ def test_each_model_and_set_of_instructions_has_its_file() -> None:
     assert peer_torch.default_output("lstm", "avx2").name == "peer_torch_lstm_avx2.json"
 
 
-def test_a_limit_of_instructions_keeps_other_flags_and_comes_once() -> None:
-    given = {"XLA_FLAGS": "--xla_other=1", "HOME": "x"}
-    once = instruction_set.of_jax("avx2", given)
-    assert once["XLA_FLAGS"] == "--xla_other=1 --xla_cpu_max_isa=AVX2"
-    assert instruction_set.of_jax("avx2", once) == once
-    assert once["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert instruction_set.of_jax("native", given) == instruction_set.of_torch("native", given) == given
-    assert instruction_set.of_torch("avx2", given)["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert instruction_set.dtypes("avx2") == ("float32",)
+@pytest.mark.skipif(instruction_set.why_not("avx2") is not None, reason=str(instruction_set.why_not("avx2")))
+def test_newer_instructions_are_hidden_from_a_process_and_from_those_that_it_starts() -> None:
+    found = "from numpy._core._multiarray_umath import __cpu_features__ as has; print(has['AVX2'], has['AVX512F'])"
+    started = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {found!r}], check=True)"
+    program = f"import instruction_set; instruction_set.keep_to('avx2'); {started}"
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=instruction_set.SOURCE.parent, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False"]
+
+
+def test_a_limit_of_instructions_keeps_other_libraries_and_comes_once() -> None:
+    once = instruction_set.environment_of("avx2", {"LD_PRELOAD": "/lib/other.so", "HOME": "x"})
+    assert once["LD_PRELOAD"] == f"{instruction_set.BUILT} /lib/other.so"
+    assert instruction_set.environment_of("avx2", once) == once
+    assert instruction_set.environment_of("native", once) == once
 
 
 def test_the_transformer_has_as_many_parameters_on_both_sides() -> None:
