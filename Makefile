@@ -26,7 +26,7 @@ bench: $(VENV)/.installed-train
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal
 
-# A minute and a half of it, for a loop of changes and tests.
+# A minute of it, for a loop of changes and tests; two where nothing is compiled yet.
 test-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
 

@@ -1,12 +1,15 @@
 /* Hides AVX-512 and AMX from whatever a process asks CPUID, for benchmarks: loaded by LD_PRELOAD.
  *
  * Libraries choose their kernels by CPUID, and few can be told otherwise. Linux lets the instruction fault, per thread
- * and inherited by new ones (arch_prctl(2), ARCH_SET_CPUID); the handler here executes it and clears the bits. */
+ * and inherited by new ones (arch_prctl(2), ARCH_SET_CPUID); the handler here executes it and clears the bits. Only in
+ * Python: compilers that it starts have handlers of their own, and ask for no kernels. */
 
 #define _GNU_SOURCE
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -41,6 +44,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
 }
 
 __attribute__((constructor)) static void begin(void) {
+    if (strncmp(program_invocation_short_name, "python", 6)) return;
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
     if (sigaction(SIGSEGV, &action, NULL) || faulting(1)) {
         perror("avx2_only: this machine cannot hide instructions from CPUID");
