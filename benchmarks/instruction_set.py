@@ -16,8 +16,9 @@ def why_not(isa: str) -> str | None:
     """Why this machine cannot be limited to `isa`, or None if it can."""
     if isa == "native":
         return None
-    about = pathlib.Path("/proc/cpuinfo")
-    if not about.exists() or not {"avx2", "cpuid_fault"} <= set(about.read_text().split()):
+    from lsgd_jax.engine.compiler import cpu_features
+
+    if not {"avx2", "cpuid_fault"} <= cpu_features():
         return "Linux on an Intel CPU with AVX2 and cpuid_fault is needed (/proc/cpuinfo), to hide what is newer"
     return None if shutil.which("cc") else "a C compiler is needed (cc)"
 

@@ -30,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some tests wait for processes that they have started."""
-    return min(4, (os.cpu_count() or 1) + 1)
+    from lsgd_jax.config.config import usable_cores
+
+    return min(4, usable_cores() + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

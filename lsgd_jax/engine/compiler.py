@@ -28,7 +28,13 @@ def why_bfloat16_is_slow() -> str | None:
         return None
     if jax.__version_info__ < (0, 11):
         return f"jax {jax.__version__} computes it in float32 on CPU: use jax 0.11 or newer, on Python 3.12 or newer"
-    about = pathlib.Path("/proc/cpuinfo")  # of Linux; of others it is not known
-    if not about.exists() or {"amx_bf16", "avx512_bf16", "bf16"} & set(about.read_text().split()):
+    found = cpu_features()
+    if not found or {"amx_bf16", "avx512_bf16", "bf16"} & found:
         return None
     return "this CPU has no instructions for it (AMX or AVX512_BF16)"
+
+
+def cpu_features() -> set[str]:
+    """The words of /proc/cpuinfo, the CPU's features among them; none outside Linux, where they are not known."""
+    about = pathlib.Path("/proc/cpuinfo")
+    return set(about.read_text().split()) if about.exists() else set()

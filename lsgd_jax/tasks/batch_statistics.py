@@ -119,6 +119,8 @@ def measured_again(
 ) -> Callable[[Topology, int], PrepareCenter]:
     """Makes a task's `prepare_center`: a center's state is measured on training data, the same ones each time.
 
+    A center without a state is left as it is, and nothing is read.
+
     Args:
       read: gives them, NumPy arrays with the leading axes [batches, batch]; called once, if at all.
       state_of: `(params, model_state, batches, key) -> model_state`.
