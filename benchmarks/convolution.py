@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 
 from measure import in_turn, print_table, writable, write_results
 
-from lsgd_jax.models.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd
+from lsgd_jax.models.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, platform, winograd
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODELS = 2
@@ -122,7 +122,7 @@ def loop(convolve: Callable, shape: Shape, dtype: str) -> Callable[[], Any]:
         return lax.fori_loop(0, ROUNDS, lambda _, kernels: lax.map(one, (images, kernels)), kernels)
 
     options = {"xla_cpu_experimental_onednn_custom_call": True} if dtype == "bfloat16" else None
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = platform() == "cpu"
     compiled = jax.jit(all_rounds, compiler_options=options if on_cpu else None).lower(images, kernels).compile()
     return lambda: compiled(images, kernels)
 

@@ -97,7 +97,7 @@ def run(program: str, stop: StopRequest) -> int:
     shape = {} if resume else processes.default_shape(given)
     config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
     use_compilation_cache(FLAGS.compilation_cache)
-    if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow()):
+    if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow(processes.devices()[0].platform)):
         processes.say(f"note: --compute_dtype=bfloat16 is no faster than float32 here: {reason}")
     elastic = FLAGS.elastic and resume
     try:

@@ -16,15 +16,14 @@ def compiler_options(compute_dtype: str, topology: Topology) -> dict[str, Any] |
     batched kernels: never for vmapped lanes. In float32 it would be 5 to 10 % faster too, but programs that call it
     cannot be kept for the next run.
     """
-    on_cpu = topology.mesh.devices.flat[0].platform == "cpu"
-    if on_cpu and jnp.dtype(compute_dtype) == jnp.bfloat16 and topology.lanes == "sequential":
+    if topology.platform == "cpu" and jnp.dtype(compute_dtype) == jnp.bfloat16 and topology.lanes == "sequential":
         return {"xla_cpu_experimental_onednn_custom_call": True}
     return None
 
 
-def why_bfloat16_is_slow() -> str | None:
-    """Why products in bfloat16 take at least as long as in float32 on the default device, or None where they do not."""
-    if jax.default_backend() != "cpu":
+def why_bfloat16_is_slow(platform: str) -> str | None:
+    """Why products in bfloat16 take at least as long as in float32 on such devices, or None where they do not."""
+    if platform != "cpu":
         return None
     if jax.__version_info__ < (0, 11):
         return f"jax {jax.__version__} computes it in float32 on CPU: use jax 0.11 or newer, on Python 3.12 or newer"

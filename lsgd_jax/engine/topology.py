@@ -60,7 +60,7 @@ class Topology:
             raise ValueError(f'lanes must be "vmap" or "sequential", got {self.lanes!r}')
         object.__setattr__(self, "devices", devices)
         if self.lanes is None:
-            object.__setattr__(self, "lanes", "sequential" if devices[0].platform == "cpu" else "vmap")
+            object.__setattr__(self, "lanes", "sequential" if self.platform == "cpu" else "vmap")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,6 +71,12 @@ class Topology:
     def size(self) -> int:
         """The number of workers of all groups."""
         return self.groups * self.workers
+
+    @property
+    def platform(self) -> str:
+        """What its devices are: "cpu", "gpu" or "tpu". All that differs between these is chosen by it."""
+        assert self.devices is not None
+        return self.devices[0].platform
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -109,6 +115,16 @@ class Topology:
         """`jax.shard_map` over the mesh, or over another one of some of its devices."""
         # Collectives over lanes inside a shard_map need check_vma=False.
         return jax.shard_map(function, mesh=mesh or self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def traced(self, function: Callable) -> Callable:
+        """A function of whole arrays for `jax.jit`, traced for these devices: models choose by their platform."""
+
+        @functools.wraps(function)
+        def on_mesh(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*args)
+
+        return on_mesh
 
     def over_lanes(self, function: Callable, in_axes: Any = 0) -> Callable:
         """Maps a function of one worker over this device's lanes, where it may communicate."""

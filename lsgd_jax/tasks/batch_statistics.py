@@ -132,6 +132,7 @@ def measured_again(
             return jax.tree.map(lambda x: put(x, topology.replicated), read())
 
         @jax.jit
+        @topology.traced
         def prepare_center(center: Candidate, batches: Any) -> Candidate:
             params, model_state = center
             return params, state_of(params, model_state, batches, run_key(seed))

@@ -85,10 +85,11 @@ def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = 
     return EvaluationSet(jax.tree.map(batched, split), batched(np.ones(count, np.float32)))
 
 
-def make_evaluate(figures: SampleFigures) -> jax.stages.Wrapped:
+def make_evaluate(figures: SampleFigures, topology: Topology) -> jax.stages.Wrapped:
     """Makes `evaluate((params, model_state), evaluation_set) -> figures`, jitted: the mean of each over all samples."""
 
     @jax.jit
+    @topology.traced
     def evaluate(candidate: Candidate, split: EvaluationSet) -> dict[str, jax.Array]:
         def of_batch(batch: EvaluationSet) -> dict[str, jax.Array]:
             of_samples = figures(*candidate, batch.samples)
@@ -112,7 +113,7 @@ def evaluate_splits(
       topology: the devices.
       processes: that read these; 0 for a thread of this one.
     """
-    evaluate = make_evaluate(figures)
+    evaluate = make_evaluate(figures, topology)
 
     def of_arrays(split: Any) -> OfSplit:
         on_devices = put_evaluation_set(split, topology)

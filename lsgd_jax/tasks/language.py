@@ -122,7 +122,7 @@ def language_loss(model: FunctionalModel) -> Loss:
 
 
 def _evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> SplitEvaluation:
-    evaluate = make_evaluate_text(model)
+    evaluate = make_evaluate_text(model, topology)
 
     def of_split(name: str) -> OfSplit:
         text = put_evaluation_text(getattr(texts, name), length, topology)

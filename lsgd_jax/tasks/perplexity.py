@@ -54,7 +54,7 @@ def put_evaluation_text(text: np.ndarray, length: int, topology: Topology) -> Ev
     return EvaluationText(*[put(in_rows(array), spread) for array in arrays])
 
 
-def make_evaluate_text(model: FunctionalModel) -> jax.stages.Wrapped:
+def make_evaluate_text(model: FunctionalModel, topology: Topology) -> jax.stages.Wrapped:
     """Makes `evaluate(params, text) -> figures`, jitted.
 
     A model that carries a state starts from zeros at the beginning of each row and
@@ -66,6 +66,7 @@ def make_evaluate_text(model: FunctionalModel) -> jax.stages.Wrapped:
     """
 
     @jax.jit
+    @topology.traced
     def evaluate(params: Any, text: EvaluationText) -> dict[str, jax.Array]:
         def of_window(model_state: Any, window: EvaluationText) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             logits, model_state = model.apply(params, model_state, window.inputs.astype(jnp.int32), None)

@@ -44,5 +44,6 @@ def test_where_bfloat16_is_slow_it_is_known_why(
         about.write_text(f"flags\t\t: {flags}\n")
     monkeypatch.setattr(compiler.jax, "__version_info__", version)
     monkeypatch.setattr(compiler.pathlib, "Path", lambda _: about)
-    found = why_bfloat16_is_slow()
+    found = why_bfloat16_is_slow("cpu")
+    assert why_bfloat16_is_slow("tpu") is None
     assert (found is None) if reason is None else (found is not None and reason in found)

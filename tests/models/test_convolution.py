@@ -1,5 +1,7 @@
 """Our convolutions against JAX's own."""
 
+import dataclasses
+import pathlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.extend.core import Jaxpr
+from jax.sharding import AbstractMesh
 
+from lsgd_jax import Topology
 from lsgd_jax.models import make_model
 from lsgd_jax.models.convolution import LAYOUT, conv_general_dilated, winograd
 
@@ -192,13 +196,27 @@ def test_one_and_three_dimensions_are_left_to_jax() -> None:
         assert_same(*ours_and_theirs(*args, dimension_numbers=numbers), rtol=1e-6)
 
 
-def test_other_devices_than_cpu_are_left_to_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_other_devices_than_cpu_are_left_to_jax_and_the_mesh_says_which_they_are(platform: str) -> None:
     arrays = random(2, 6, 5, 3, dtype=np.float32), random(3, 3, 3, 4, dtype=np.float32)
-    assert "dot_general" in primitives_of(lambda *x: conv_general_dilated(*x, (1, 1), "SAME", **NHWC), *arrays)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert primitives_of(lambda *x: conv_general_dilated(*x, (1, 1), "SAME", **NHWC), *arrays) == [
-        "conv_general_dilated"
-    ]
+
+    def convolve(*of: Any) -> jax.Array:
+        return conv_general_dilated(*of, (1, 1), "SAME", **NHWC)
+
+    here, mesh = Topology(2, 4).traced(convolve), Topology(2, 4).mesh.abstract_mesh
+    other = dataclasses.replace(mesh.abstract_device, platform=platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh(mesh.axis_sizes, mesh.axis_names, abstract_device=other)):
+        assert primitives_of(convolve, *arrays) == ["conv_general_dilated"]
+        assert "dot_general" in primitives_of(here, *arrays)
+    assert "dot_general" in primitives_of(convolve, *arrays)
+    assert "dot_general" in primitives_of(here, *arrays)
+
+
+def test_nothing_is_chosen_by_the_backend_of_the_host() -> None:
+    root = pathlib.Path(__file__).parents[2]
+    code = [path for room in ("lsgd_jax", "experiments", "benchmarks") for path in (root / room).rglob("*.py")]
+    assert len(code) > 100
+    assert not [path.name for path in code if "default_backend" in path.read_text()]
 
 
 # (height, width), kernel: tiles of 4 and of 2, one of them or many, with and without a rest.

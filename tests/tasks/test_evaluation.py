@@ -64,13 +64,16 @@ def expected_figures(model: Any, split: Images) -> tuple[float, float]:
     return float(loss), float((logits.argmax(1) != split.labels).mean())
 
 
-evaluate = make_evaluate(classification_figures(linear(), RAW))
+@functools.cache
+def evaluate_on(topology: Topology) -> Any:
+    return make_evaluate(classification_figures(linear(), RAW), topology)
 
 
 def figures(model: Any, split: Images, devices: int) -> dict[str, float]:
     topology = Topology(GROUPS, WORKERS, jax.devices()[:devices])
     replicated = jax.device_put(model, topology.replicated)
-    return {name: float(x) for name, x in evaluate(replicated, put_evaluation_set(split, topology)).items()}
+    got = evaluate_on(topology)(replicated, put_evaluation_set(split, topology))
+    return {name: float(x) for name, x in got.items()}
 
 
 @pytest.mark.parametrize("devices", DEVICES)
@@ -230,7 +233,7 @@ def test_candidates_can_be_evaluated_as_they_are(devices: int) -> None:
     placed = put_evaluation_set(split, topology)
     for candidate in (candidates.center, candidates.leader, *every_worker(state, topology)):
         loss, error = expected_figures(jax.device_get(candidate), split)
-        got = evaluate(candidate, placed)
+        got = evaluate_on(topology)(candidate, placed)
         np.testing.assert_allclose([got["loss"], got["error"]], [loss, error], rtol=1e-5)
 
 

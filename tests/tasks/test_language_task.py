@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_numpy_with_the_state_carried_along_each_row(
     table = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
     topology = Topology(2, 4, jax.devices()[:devices])
     params = jax.device_put({"table": table}, topology.replicated)
-    got = make_evaluate_text(bigram())(params, put_evaluation_text(text, length, topology))
+    got = make_evaluate_text(bigram(), topology)(params, put_evaluation_text(text, length, topology))
     losses, wrong = [], []
     for position in range(172):
         read = position % (8 * length) // length
@@ -97,9 +97,10 @@ def test_the_figures_are_those_of_numpy_with_the_state_carried_along_each_row(
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_a_model_that_is_not_finite_is_wrong_everywhere_and_counts_as_guessing(broken: float) -> None:
-    put = put_evaluation_text(random_text(50), 6, Topology(1, 1, jax.devices()[:1]))
+    alone = Topology(1, 1, jax.devices()[:1])
+    put = put_evaluation_text(random_text(50), 6, alone)
     params = {"table": np.full((128, 128), broken, np.float32)}
-    figures = {name: float(x) for name, x in make_evaluate_text(bigram())(params, put).items()}
+    figures = {name: float(x) for name, x in make_evaluate_text(bigram(), alone)(params, put).items()}
     assert figures.pop("error") == 1
     assert not any(np.isfinite(x) for x in figures.values())
     assert BITS_PER_BYTE.bounded(figures["bits_per_byte"]) == 8.0

@@ -35,7 +35,7 @@ def conv_general_dilated(
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     two_dimensional = lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
     known = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.bfloat16, jnp.float32, jnp.float64)
-    if jax.default_backend() != "cpu" or not (two_dimensional and known and _plain(**others)):
+    if platform() != "cpu" or not (two_dimensional and known and _plain(**others)):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -50,6 +50,16 @@ def conv_general_dilated(
         window = [(size - 1) * d + 1 for size, d in zip(rhs.shape[:2], dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
     return _on_cpu(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), dilation)
+
+
+def platform() -> str:
+    """What is traced for: the mesh in whose context it is, as in `jax.shard_map`; without one the default device.
+
+    It may be another than this host's, whose programs can be compiled for devices that are not here.
+    """
+    of_mesh = jax.sharding.get_abstract_mesh().abstract_device
+    device = of_mesh or jax.config.jax_default_device or jax.local_devices()[0]
+    return device if isinstance(device, str) else device.platform
 
 
 def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
