@@ -107,7 +107,7 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
     assert leaders == others
 
 
-def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
+def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
     """Like a run of a single process throughout; and nothing listens beyond loopback."""
     one, many = tmp_path / "one", tmp_path / "many"
     assert train(Config(str(one), **SETTINGS, steps=8), figures=False)
@@ -115,22 +115,22 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
     assert train(Config(str(one), **SETTINGS, steps=24), resume=True, figures=False)
 
     script = ["experiments/train.py", f"--workdir={many}", "--steps=16", "--resume", "--nocompilation_cache"]
-    command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", *script]
+    command = ["-m", "lsgd_jax.launch", "--processes=2", "--max_restarts=1", *script]
     with started(*command) as launcher:
-        wait_until(lambda: len(children(launcher.pid)) == PROCESSES and listening(children(launcher.pid)))
-        victim = children(launcher.pid)[2]
+        wait_until(lambda: len(children(launcher.pid)) == 2 and listening(children(launcher.pid)))
+        victim = children(launcher.pid)[1]
         os.kill(victim, signal.SIGKILL)
         output = "".join(lines_until(launcher, lambda line: line.startswith("compiling")))
         found = listening(children(launcher.pid))
         rest, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output + rest
-    assert f"launch: process 2 of {PROCESSES} (pid {victim}) was killed by SIGKILL\nlaunch: restart 1 of 1\n" in output
+    assert f"launch: process 1 of 2 (pid {victim}) was killed by SIGKILL\nlaunch: restart 1 of 1\n" in output
     assert f"resuming {many} at step 8 of 16\n" in output
     assert found
     assert found <= LOOPBACK
     assert rest.count("results in") == 1
     summary = json.loads((many / "summary.json").read_text())
-    assert (summary["step"], summary["processes"]) == (16, PROCESSES)
+    assert (summary["step"], summary["processes"]) == (16, 2)
     assert summary["figures"]
     assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
 
@@ -138,23 +138,24 @@ def test_a_run_goes_on_in_four_processes_of_which_one_is_killed_and_then_in_one_
     assert_same_run(one, many)
 
 
-def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_killed(tmp_path: pathlib.Path) -> None:
-    """Each round has exactly as many steps as its length times the workers, also where two groups become one."""
+def test_an_asynchronous_run_of_three_processes_goes_on_with_two_when_one_is_killed(tmp_path: pathlib.Path) -> None:
+    """Each round has exactly as many steps as its length times the workers, also where three become two."""
     workdir = tmp_path / "run"
     settings = SETTINGS | {"local_period": 8, "global_period": 16, "eval_every": 200, "checkpoint_every": 40}
+    settings |= {"groups": 3, "workers": 1}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     script = ["experiments/train.py", "--asynchronous", "--steps=216", "--nocompilation_cache", f"--workdir={workdir}"]
-    command = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--max_restarts=1", "--elastic", *script, *flags]
+    command = ["-m", "lsgd_jax.launch", "--processes=3", "--max_restarts=1", "--elastic", *script, *flags]
     with started(*command) as launcher:
         wait_until(lambda: (workdir / "checkpoints" / "40" / DIGESTS).exists())
         victim = children(launcher.pid)[1]
         os.kill(victim, signal.SIGKILL)
         output, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output
-    assert f"process 1 of {PROCESSES} (pid {victim}) was killed by SIGKILL\n" in output
-    assert f"launch: restart 1 of 1, with 3 of {PROCESSES} processes\n" in output
-    assert "2 × 2 workers cannot be shared by 3 processes: going on with 1 × 3\n" in output
-    assert re.search(r"^left out: worker \d of 2 × 2$", output, re.MULTILINE), output
+    assert f"process 1 of 3 (pid {victim}) was killed by SIGKILL\n" in output
+    assert "launch: restart 1 of 1, with 2 of 3 processes\n" in output
+    assert "3 × 1 workers cannot be shared by 2 processes: going on with 2 × 1\n" in output
+    assert re.search(r"^left out: worker \d of 3 × 1$", output, re.MULTILINE), output
     begun = re.search(r"^resuming \S+ at step (\d+) of 216$", output, re.MULTILINE)
     assert begun, output
     last = int(begun[1])
@@ -162,21 +163,21 @@ def test_an_asynchronous_run_of_four_processes_goes_on_with_three_when_one_is_ki
     assert last % 40 == 0
 
     summary = json.loads((workdir / "summary.json").read_text())
-    assert (summary["step"], summary["processes"], summary["groups"], summary["workers"]) == (216, 3, 1, 3)
-    assert json.loads((workdir / "config.json").read_text())["workers"] == 3
-    assert [row["groups"] * row["workers"] for row in read_metrics(workdir)][-1] == 3
+    assert (summary["step"], summary["processes"], summary["groups"], summary["workers"]) == (216, 2, 2, 1)
+    assert json.loads((workdir / "config.json").read_text())["groups"] == 2
+    assert [row["groups"] * row["workers"] for row in read_metrics(workdir)][-1] == 2
     steps: dict[int, list[int]] = {}
     for row in read_rounds(workdir):
         steps.setdefault(row.step, []).append(row.steps)
         assert row.waiting >= 0
-    ends = [*range(8, last + 1, 8), *(step for step in range(16, 216, 16) if step > last), 216]
+    ends = [*range(8, 217, 8)]
     assert sorted(steps) == ends
     for begin, end in itertools.pairwise([0, *ends]):
-        workers = 4 if end <= last else 3
+        workers = 3 if end <= last else 2
         assert len(steps[end]) == workers
         assert sum(steps[end]) == workers * (end - begin)
-    elections = {(row.step, row.level) for row in read_leaders(workdir) if row.step > last}
-    assert elections == {(step, "global") for step in ends if step > last and step % 16 == 0}
+    elections = {(row.step, row.level) for row in read_leaders(workdir)}
+    assert elections == {(step, "local") for step in ends} | {(step, "global") for step in ends if step % 16 == 0}
 
 
 MEMBER = """

@@ -345,15 +345,15 @@ def test_a_run_is_the_same_bit_for_bit_if_stopped_and_with_processes(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    summary = train(config(folder, whole))
+    summary = train(config(folder, whole), figures=False)
     assert summary is not None
     assert (summary["step"], summary["dataset"]) == (12, "tiny")
     assert 0 <= summary["test_error"] <= 1
 
     step_bytes = 2 * 4 * SIDE * SIDE * 3
     monkeypatch.setattr(sources, "BLOCK_BYTES", 3 * step_bytes)  # calls are cut elsewhere, too
-    assert train(config(folder, stopped, steps=5, eval_every=5)) is not None
-    assert train(config(folder, stopped, loader_processes=2), resume=True) is not None
+    assert train(config(folder, stopped, steps=5, eval_every=5), figures=False) is not None
+    assert train(config(folder, stopped, loader_processes=2), resume=True, figures=False) is not None
     for one, other in zip(last_state(whole), last_state(stopped), strict=True):
         np.testing.assert_array_equal(one, other)
     rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]

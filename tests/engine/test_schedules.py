@@ -127,14 +127,14 @@ def test_a_run_that_saturates_goes_on_with_a_tenth_of_the_rate_also_when_it_is_r
     settings |= {"global_period": 4, "eval_every": 2, "checkpoint_every": 6, "learning_rate": 0.0}
     settings |= {"schedule": "plateau", "plateau_patience": 2}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(Config(workdir=str(whole), **settings))
+    train(Config(workdir=str(whole), **settings), figures=False)
     told = [line for line in capsys.readouterr().err.splitlines() if "saturates" in line]
     assert told == [
         "step 6: validation loss saturates, learning rate × 0.1",
         "step 10: validation loss saturates, learning rate × 0.01",
     ]
-    train(Config(workdir=str(parts), **settings | {"steps": 6}))
-    train(Config(workdir=str(parts), **settings), resume=True)
+    train(Config(workdir=str(parts), **settings | {"steps": 6}), figures=False)
+    train(Config(workdir=str(parts), **settings), resume=True, figures=False)
     assert "step 10: validation loss saturates, learning rate × 0.01" in capsys.readouterr().err
     rows = [[{**row, "seconds": 0} for row in read_metrics(folder)] for folder in (whole, parts)]
     assert json.dumps(rows[0]) == json.dumps(rows[1])

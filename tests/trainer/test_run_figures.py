@@ -142,7 +142,7 @@ def test_the_plane_goes_through_the_worker_and_both_leaders(tmp_path: Path) -> N
     workdir = tmp_path / "run"
     settings: dict[str, Any] = {"model": "mlp", "workers": 2, "batch_size": 8, "steps": 6, "local_period": 2}
     config = Config(workdir=str(workdir), **settings, global_period=4, init="different")
-    train(config)
+    train(config, figures=False)
     found = landscape.survey(workdir, worker=None, points=5, batches=1, data_dir=None)
     assert found.losses.shape == (5, 5)
     assert np.isfinite(found.losses).all()

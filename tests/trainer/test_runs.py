@@ -164,7 +164,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bitwise(
         return [path for path in checkpoints.glob("*") if not path.name.isdigit()] if checkpoints.exists() else []
 
     process, half_written = start(workdir, *flags()), 0
-    for _ in range(3):
+    for _ in range(2):
         wait_for(process, lambda: bool(unfinished()))
         process.kill()
         process.wait()
