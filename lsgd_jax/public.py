@@ -9,6 +9,7 @@ from lsgd_jax.collectives import (
     broadcast_from_leader as broadcast_from_leader,
     elect_leader as elect_leader,
 )
+from lsgd_jax.collectives.partition import gathered as gathered
 from lsgd_jax.optimizers.data_parallel import data_parallel as data_parallel
 from lsgd_jax.optimizers.diloco import diloco as diloco
 from lsgd_jax.optimizers.distributed_optimizer import (

@@ -1,10 +1,11 @@
-"""Trains an image classifier or a language model on many workers that talk rarely, with LSGD or a baseline.
+"""Trains an image classifier or a language model on many workers that communicate infrequently, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
 """
 
 import datetime
 import itertools
+import math
 import pathlib
 import shlex
 import sys
@@ -86,6 +87,7 @@ def run(program: str, stop: StopRequest) -> int:
     stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
     from lsgd_jax.config.checks import load_config
+    from lsgd_jax.config.config import read_worker_axes
     from lsgd_jax.config.train import train
     from lsgd_jax.engine.compiler import why_bfloat16_is_slow
     from lsgd_jax.trainer.workdir import is_started
@@ -94,7 +96,8 @@ def run(program: str, stop: StopRequest) -> int:
     workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
     again = FLAGS.resume == "auto"  # the same command, until the run is finished
     resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
-    shape = {} if resume else processes.default_shape(given)
+    axes = processes.together(lambda: read_worker_axes(given.get("worker_axes")))
+    shape = {} if resume else processes.default_shape(given, math.prod(axes.values()))
     config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
     use_compilation_cache(FLAGS.compilation_cache)
     if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow(processes.devices()[0].platform)):

@@ -93,8 +93,13 @@ def check_shares(topology: Topology) -> None:
     """Refuses a topology in which processes have different numbers of workers: they claim tickets for all of theirs.
 
     Raises:
-      InputError: naming the flags.
+      InputError: naming the flags, or if a worker has devices of several processes.
     """
+    if any(len({device.process_index for device in worker}) > 1 for worker in _devices_of_workers(topology)):
+        raise InputError(
+            f"--asynchronous: the {topology.devices_per_worker} devices of a worker are those of several processes: "
+            "use smaller worker axes, or processes with more devices"
+        )
     shares = Counter(device.process_index for device in topology.mesh.devices.flat)
     if len(set(shares.values())) > 1:
         raise InputError(
@@ -104,9 +109,14 @@ def check_shares(topology: Topology) -> None:
 
 
 def own_mesh(topology: Topology) -> Mesh:
-    """This process's devices of a topology, as (1, devices): local steps know no neighbours."""
-    own = [device for device in topology.mesh.devices.flat if device.process_index == processes.number()]
-    return Mesh(np.array(own).reshape(1, -1), (GROUP, WORKER))
+    """This process's devices of a topology, with one group: local steps know no neighbours."""
+    own = [worker for worker in _devices_of_workers(topology) if worker[0].process_index == processes.number()]
+    return Mesh(np.array(own).reshape(1, len(own), *topology.own_axes.values()), topology.mesh.axis_names)
+
+
+def _devices_of_workers(topology: Topology) -> np.ndarray:
+    """Those of the mesh, [workers, devices of each]: a worker there is one or several that share devices."""
+    return topology.mesh.devices.reshape(-1, topology.devices_per_worker)
 
 
 def take_own(tree: Any, mesh: Mesh) -> Any:
@@ -114,11 +124,13 @@ def take_own(tree: Any, mesh: Mesh) -> Any:
 
     def own(array: jax.Array) -> jax.Array:
         shards = [shard.data for shard in array.addressable_shards]
-        if array.sharding.is_fully_replicated:
-            shape, spec = array.shape, PartitionSpec()
+        sharding: Any = array.sharding
+        if not {GROUP, WORKER} & set(sharding.spec):
+            shape, spec = array.shape, sharding.spec
         else:  # by workers
-            groups, workers, *rest = shards[0].shape
-            shape, spec = (groups, workers * len(shards), *rest), PartitionSpec(GROUP, WORKER)
+            groups, workers = shards[0].shape[:2]
+            shape = (groups, workers * mesh.shape[WORKER], *array.shape[2:])
+            spec = PartitionSpec(GROUP, WORKER, *sharding.spec[2:])
         return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), shards)
 
     return jax.tree.map(own, tree)
@@ -156,7 +168,7 @@ class AsynchronousRounds:
         self._programs, self._topology, self._make_shared_round = programs, topology, make_shared_round
         self._shapes, self._shardings = shapes, shardings
         self._mesh = own_mesh(topology)
-        self._workers = topology.size // topology.mesh.size * self._mesh.size
+        self._workers = topology.size * self._mesh.size // topology.mesh.size
 
     def __call__(self, state: TrainState, data: Any, begin: int, end: int) -> tuple[TrainState, RoundReport, Pace]:
         """Trains from step `begin` to step `end`, at most the next communication's; it consumes the state."""

@@ -87,16 +87,20 @@ def devices() -> list[jax.Device]:
     return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
 
 
-def default_shape(given: Mapping[str, Any]) -> dict[str, int]:
+def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict[str, int]:
     """Groups and workers of a run of several processes, where they are not given: a group for each machine.
 
     Args:
       given: settings, of which `groups` and `workers` count.
+      devices_per_worker: over how many devices each is split.
     """
     if alone():
         return {}
     groups = given.get("groups") or len(set(hosts()))
-    return {"groups": groups, "workers": given.get("workers") or max(1, jax.device_count() // groups)}
+    return {
+        "groups": groups,
+        "workers": given.get("workers") or max(1, jax.device_count() // devices_per_worker // groups),
+    }
 
 
 def idle(topology: Topology) -> set[int]:

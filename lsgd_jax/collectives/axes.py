@@ -50,6 +50,12 @@ def compiler_axes() -> tuple[str, ...]:
     return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1)
 
 
+def summed_axes(axis_name: AxisName) -> tuple[str, ...]:
+    """The axes to sum over: XLA cannot sum what is split over axes left to the compiler over others of one device."""
+    names = names_of(axis_name)
+    return tuple(name for name in names if lax.axis_size(name) > 1) if compiler_axes() else names
+
+
 def varies_over(array: jax.Array) -> frozenset[str]:
     """The axes of a mesh over which an array's type says that it may differ."""
     kind: Any = jax.typeof(array)

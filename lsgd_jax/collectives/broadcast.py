@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, device_axes, lane_axes, names_of
+from lsgd_jax.collectives.axes import (
+    AxisName,
+    check_bound,
+    compiler_axes,
+    device_axes,
+    lane_axes,
+    names_of,
+    summed_axes,
+)
 from lsgd_jax.collectives.election import Leader
 from lsgd_jax.collectives.wire import (
     as_bits,
@@ -104,7 +112,8 @@ def broadcast_from_first(tree: Any, axis_name: AxisName) -> Any:
     def of_leaf(leaf: jax.Array) -> jax.Array:
         reals = as_reals(leaf)
         bits = as_bits(reals)
-        of_first = lax.psum(jnp.where(lax.axis_index(axis_name) == 0, bits, jnp.zeros_like(bits)), axis_name)
+        is_first = lax.axis_index(axis_name) == 0
+        of_first = lax.psum(jnp.where(is_first, bits, jnp.zeros_like(bits)), summed_axes(axis_name))
         return from_reals(from_bits(of_first, reals.dtype), leaf)
 
     return jax.tree.map(of_leaf, tree)

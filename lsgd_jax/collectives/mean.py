@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, device_axes, lane_axes
+from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, device_axes, lane_axes, summed_axes
 from lsgd_jax.collectives.sums import is_inexact, power_share, sum_dtype
 from lsgd_jax.collectives.wire import by_dtype
 
@@ -65,7 +65,7 @@ def _sums(arrays: list[jax.Array], axis_name: AxisName) -> list[jax.Array]:
         return arrays
     # To flatten what the compiler splits over further axes would gather it; one device has nobody to tell.
     if compiler_axes() or lax.axis_size(devices) == 1:
-        return [lax.psum(array, devices) for array in arrays]
+        return [lax.psum(array, summed_axes(devices)) for array in arrays]
     sums = dict[int, jax.Array]()
     for same in by_dtype(arrays):
         message = lax.psum(jnp.concatenate([arrays[i].reshape(-1) for i in same]), devices)

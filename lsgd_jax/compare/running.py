@@ -102,7 +102,7 @@ def _measured_compute_seconds(outcomes: Sequence[TrialOutcome]) -> float:
     """Of a local step of one worker: workers that share a device take turns."""
 
     def of_run(config: Config, seconds: float) -> float:
-        topology = Topology(config.groups, config.workers)
+        topology = Topology(config.groups, config.workers, worker_axes=config.own_axes)
         return seconds * topology.mesh.size / (config.steps * topology.size)
 
     measured = [of_run(each.trial.config, each.summary["seconds"]) for each in outcomes if each.summary]

@@ -7,13 +7,12 @@ from typing import Any
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import check_shares
 from lsgd_jax.config.config import Config, check_config, check_resumable
-from lsgd_jax.config.from_config import check_asynchronous, schedule_of
+from lsgd_jax.config.from_config import check_asynchronous, schedule_of, topology_of
 from lsgd_jax.config.kinds import AnySource, find_source, kind_of
 from lsgd_jax.config.make_method import make_method
 from lsgd_jax.config.saved import read_config
 from lsgd_jax.config.usual import usual_settings
 from lsgd_jax.engine.numerics import check_jax
-from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.writable import make_writable
 from lsgd_jax.trainer.conditions import check_data, check_precision
@@ -77,7 +76,7 @@ def check_settings(
     if resume:
         check_resumable(read_config(workdir), config, elastic=elastic)
     check_asynchronous(config, make_method(config), resume=resume)
-    topology = Topology(config.groups, config.workers, processes.devices())
+    topology = topology_of(config)
     processes.check_all_work(topology)
     if config.asynchronous:
         check_shares(topology)

@@ -14,7 +14,7 @@ from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_p
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
 FREE_AT_RESUME = frozenset(
-    {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes"}
+    {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes", "worker_axes"}
 )
 # These may differ too when it is resumed with --elastic.
 SHAPE = frozenset({"groups", "workers"})
@@ -62,6 +62,9 @@ class Config(MethodSettings):
     sampling: str = _workers("shard", "shard (one each), reshuffle (dealt anew each epoch) or iid (any sample)")
     init: str = _workers("same", "same or different initial parameters of the workers")
     worker_speeds: str | None = _workers(None, "simulated, of each in steps a second, as 1,1,1,0.25: see the README")
+    worker_axes: str | None = _workers(
+        None, "devices of one worker, by axis, as fsdp=4 or fsdp=2,tensor=2 (default: one)"
+    )
     asynchronous: bool = _workers(False, "let each of several processes take local steps at its own pace")
     optimizer: str = _steps("sgd", "sgd, adam, adamw or lars")
     learning_rate: float = _steps(0.05, "of the local steps")
@@ -112,6 +115,15 @@ class Config(MethodSettings):
         return self.checkpoint_every or usual_checkpoint_period(self.steps)
 
     @property
+    def own_axes(self) -> dict[str, int]:
+        """The sizes of the axes of one worker, by name.
+
+        Raises:
+          InputError: if they cannot be read.
+        """
+        return read_worker_axes(self.worker_axes)
+
+    @property
     def asynchronous_flag(self) -> str | None:
         """The flag by which workers do not step together, or None."""
         return "--asynchronous" if self.asynchronous else None if self.worker_speeds is None else "--worker_speeds"
@@ -120,6 +132,21 @@ class Config(MethodSettings):
     def loader_process_count(self) -> int:
         """Processes that decode streamed images: by default one a CPU core that this one may use, at most 16."""
         return min(16, usable_cores()) if self.loader_processes is None else self.loader_processes
+
+
+def read_worker_axes(text: str | None) -> dict[str, int]:
+    """The sizes of --worker_axes, by name; none without it.
+
+    Raises:
+      InputError: if they are no positive numbers with names.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, equals, size = (piece.strip() for piece in part.partition("="))
+        if not (equals and name.isidentifier() and size.isdecimal() and int(size)) or name in found:
+            raise InputError(f"--worker_axes={text}: must be name=devices, each once, as fsdp=4 or fsdp=2,tensor=2")
+        found[name] = int(size)
+    return found
 
 
 def usable_cores() -> int:

@@ -1,6 +1,7 @@
 """From the settings of a run to its trainer."""
 
 import dataclasses
+import math
 from typing import Any
 
 from lsgd_jax.cluster import processes
@@ -28,7 +29,7 @@ def trainer_of(config: Config, source: AnySource) -> Trainer:
     Raises:
       InputError: if they cannot be.
     """
-    topology = Topology(config.groups, config.workers, processes.devices())
+    topology = topology_of(config)
     task = kind_of(source).task(config, source)
     if is_own(config.algorithm):
         method, (params, _) = method_of(config, topology), check_model(task.init)
@@ -53,6 +54,24 @@ def trainer_of(config: Config, source: AnySource) -> Trainer:
     )
 
 
+def topology_of(config: Config) -> Topology:
+    """Where the workers live, on the devices of all processes.
+
+    Raises:
+      InputError: if there are fewer devices than one of them takes.
+    """
+    devices, axes = processes.devices(), config.own_axes
+    if (needed := math.prod(axes.values())) > len(devices):
+        raise InputError(
+            f"--worker_axes={config.worker_axes}: a worker of {needed} devices does not fit on {len(devices)}: use "
+            "smaller axes, or more devices (of a CPU with JAX_NUM_CPU_DEVICES)"
+        )
+    try:
+        return Topology(config.groups, config.workers, devices, worker_axes=axes)
+    except ValueError as error:
+        raise InputError(f"--worker_axes={config.worker_axes}: {error}") from error
+
+
 def method_of(config: Config, topology: Topology) -> DistributedOptimizer:
     """The distributed optimizer of workers of that topology. The learning rate itself is in their state."""
     groups, workers = topology.shape
@@ -71,10 +90,11 @@ def fit_devices(config: Config) -> Config:
       InputError: if the settings are wrong.
     """
     check_config(config)
-    devices = processes.devices()
-    if not processes.idle(Topology(config.groups, config.workers, devices)):
+    topology = topology_of(config)
+    if not processes.idle(topology):
         return config
-    size = max(1, config.groups * config.workers // len(devices)) * len(devices)
+    places = len(processes.devices()) // topology.devices_per_worker
+    size = max(1, topology.size // places) * places
     groups = max(n for n in range(1, config.groups + 1) if size % n == 0)
     processes.say(
         f"{config.groups} × {config.workers} workers cannot be shared by {processes.count()} processes: "

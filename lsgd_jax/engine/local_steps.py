@@ -79,15 +79,15 @@ def make_local_steps(
     def gradient(worker: WorkerState, draws: Draws, i: jax.Array, data: Any) -> Any:
         step_key = jax.random.fold_in(jax.random.fold_in(draws.key, 1), draws.first + i)
         draw_key, loss_key = jax.random.split(step_key)
-        batch = batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key)
+        batch = topology.split_batch(batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key))
         differentiate = jax.value_and_grad(loss, has_aux=True, allow_int=True)
         found, grads = differentiate(worker.params, worker.model_state, batch, loss_key)
-        return found, jax.tree.map(_uphill, grads, worker.params)
+        return found, topology.split(jax.tree.map(_uphill, grads, worker.params))
 
     def update(worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array) -> WorkerState:
         updates, opt_state = method.update(grads, worker.opt_state, worker.params, value=value, rate_factor=rate)
         params, losses = optax.apply_updates(worker.params, updates), record(worker.losses, value)
-        return WorkerState(params, model_state, opt_state, losses)
+        return topology.split(WorkerState(params, model_state, opt_state, losses))
 
     def worker_by_worker(
         workers: WorkerState, draws: Draws, steps: jax.Array, factor: Factor, data: Any

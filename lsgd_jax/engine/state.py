@@ -133,8 +133,6 @@ def state_specs() -> Any:
 def state_shardings(topology: Topology, state: TrainState) -> TrainState:
     """The sharding of each leaf of a state."""
 
-    def of(field: str) -> Any:
-        place = topology.replicated if field in SHARED else topology.per_worker
-        return jax.tree.map(lambda _: place, getattr(state, field))
-
-    return TrainState(**{field: of(field) for field in TrainState._fields})
+    own = TrainState(**state._asdict() | dict.fromkeys(SHARED))
+    shared = {field: jax.tree.map(lambda _: topology.replicated, getattr(state, field)) for field in SHARED}
+    return topology.of_workers(own)._replace(**shared)

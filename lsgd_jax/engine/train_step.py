@@ -143,7 +143,8 @@ def make_communications(
         elections = {}
         for communication in communications:
             state, elections[communication.level] = _communicate_if_due(communication, method, topology, state)
-        return state, RoundReport(scores, lost, elections)
+        workers = topology.split(_workers(state), leading=2)  # where it is updated in place
+        return state._replace(**workers._asdict()), RoundReport(scores, lost, elections)
 
     return communicate_when_due
 

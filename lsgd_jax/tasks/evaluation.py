@@ -12,10 +12,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.cluster.processes import put
-from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.data.background import Background
 from lsgd_jax.data.grain_source import batched, empty_batch, is_dataset
 from lsgd_jax.data.loader import BATCHES_PER_PROCESS, stream
+from lsgd_jax.data.sampling import count_of
 from lsgd_jax.engine.topology import Topology
 
 BATCH_SIZE = 256
@@ -70,13 +70,13 @@ def put_evaluation_set(split: Any, topology: Topology, batch_size: int | None = 
     Args:
       split: a pytree of arrays, of at least one sample.
       topology: the devices.
-      batch_size: samples in a batch, before it is filled up to a multiple of the devices; by
+      batch_size: samples in a batch, before it is filled up for all devices to have as many; by
         default BATCH_SIZE, or all if they are fewer.
     """
-    devices, count = topology.mesh.size, len(jax.tree.leaves(split)[0])
-    size = -(-(batch_size or min(BATCH_SIZE, count)) // devices) * devices
+    shares, count = topology.sample_shares, count_of(split)
+    size = -(-(batch_size or min(BATCH_SIZE, count)) // shares) * shares
     batches = -(-count // size)
-    spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
+    spread = NamedSharding(topology.mesh, PartitionSpec(None, topology.over_samples))
 
     def batched(array: np.ndarray) -> jax.Array:
         padding = [(0, batches * size - len(array))] + [(0, 0)] * (array.ndim - 1)

@@ -11,7 +11,6 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.cluster.processes import put
-from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.data.text_batches import windows_in
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.models import FunctionalModel
@@ -43,13 +42,13 @@ def put_evaluation_text(text: np.ndarray, length: int, topology: Topology) -> Ev
     windows = windows_in(len(text) - 1 + length, length)  # the last may be shorter
     rows = min(ROWS, windows)
     windows_in_row = -(-windows // rows)
-    devices = topology.mesh.size
-    shape = (-(-rows // devices) * devices, windows_in_row, length)
+    shares = topology.sample_shares
+    shape = (-(-rows // shares) * shares, windows_in_row, length)
 
     def in_rows(array: np.ndarray) -> np.ndarray:
         return np.pad(array, (0, math.prod(shape) - len(array))).reshape(shape).swapaxes(0, 1)
 
-    spread = NamedSharding(topology.mesh, PartitionSpec(None, (GROUP, WORKER)))
+    spread = NamedSharding(topology.mesh, PartitionSpec(None, topology.over_samples))
     arrays = (text[:-1], text[1:], np.ones(len(text) - 1, bool))
     return EvaluationText(*[put(in_rows(array), spread) for array in arrays])
 

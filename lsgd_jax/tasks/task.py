@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from lsgd_jax.data.fingerprint import digest_of
 from lsgd_jax.data.grain_source import check_dataset, digest_of_some, empty_batch, is_dataset
@@ -50,6 +51,10 @@ class Task:
       description: what loading the model has to know of it, as JSON has it; with its "model", for people.
       units_per_sample: how many of its units a sample has: tokens of a window, say.
       compute_dtype: of most of its products, which the compiler is told of.
+      partition: where a worker spans several devices, how its parameters are split over them, and what is kept
+        beside these: see `Topology.partition`.
+      gathers: whether `loss`, and what evaluates, call `lsgd_jax.gathered` where they use parameters, as in a loop
+        over layers. By default all are gathered before.
 
     Raises:
       InputError: naming what cannot be.
@@ -70,6 +75,8 @@ class Task:
     description: Mapping[str, Any] | None = None
     units_per_sample: int = 1
     compute_dtype: str = "float32"
+    partition: Sequence[tuple[str, PartitionSpec]] = ()
+    gathers: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, TrainingData):
@@ -161,19 +168,20 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     model = check_model(task.init)
     check_loss(task.loss, *model, stream)
     metrics = task.metrics or {"loss": sample_loss(task.loss)}
+    gathering = (lambda function: function) if task.gathers else functools.partial(of_gathered, topology)
     splits = {name: data for name in SPLITS if (data := getattr(task, name)) is not None}
     for name, metric in metrics.items():
         for split in splits.values():
             check_metric(name, metric, *model, split)
     return OpenTask(
         init=task.init,
-        loss=task.loss,
+        loss=gathering(task.loss),
         batches=stream.batches,
         data_for=stream.data_for,
         longest_call=stream.longest_call,
         evaluate=task.evaluate(topology)
         if task.evaluate
-        else evaluate_splits(figures_of(metrics), splits, topology, task.train.processes),
+        else evaluate_splits(gathering(figures_of(metrics)), splits, topology, task.train.processes),
         prepare_center=task.prepare_center(topology, seed) if task.prepare_center else lambda center: center,
         description=task.description or {"kind": "own", "model": task.name},
         metric=metric_of(task),
@@ -183,6 +191,11 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
         close=stream.close,
         splits=SPLITS if task.evaluate else tuple(splits),
     )
+
+
+def of_gathered(topology: Topology, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parameters and more, with the parameters whole along the first of a worker's own axes."""
+    return lambda params, *rest: function(topology.gathered(params), *rest)
 
 
 def figures_of(metrics: Mapping[str, SampleMetric]) -> SampleFigures:

@@ -1,6 +1,5 @@
 """The models of a run that are evaluated: the center, the leader, and each worker."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from lsgd_jax.optimizers.window import window_mean
 
 
 class Candidates(NamedTuple):
-    """The models that an evaluation looks at, the same on every device.
+    """The models that an evaluation looks at, the same for all workers, and split as one of theirs is.
 
     Attributes:
       center: (params, model_state) of the center.
@@ -54,18 +53,19 @@ def make_candidates(method: DistributedOptimizer, topology: Topology) -> jax.sta
 
     def of_device(state: TrainState) -> Candidates:
         lanes = topology.over_lanes(of_worker)(state.params, state.model_state, state.opt_state, state.losses)
-        return jax.tree.map(lambda x: x[0, 0], lanes)  # all lanes hold the same
+        return topology.split(jax.tree.map(lambda x: x[0, 0], lanes))  # all lanes hold the same
 
     return jax.jit(topology.over_devices(of_device, in_specs=(state_specs(),), out_specs=PartitionSpec()))
 
 
 def every_worker(state: TrainState, topology: Topology) -> Iterator[tuple[Any, Any]]:
-    """(params, model_state) of each worker, on every device, in the order of ranks."""
+    """(params, model_state) of each worker, on every device that a worker may be on, in the order of ranks."""
+    models = state.params, state.model_state
 
-    @functools.partial(jax.jit, out_shardings=topology.replicated)
-    def take(tree: Any, group: int, worker: int) -> Any:
-        return jax.tree.map(lambda x: x[group, worker], tree)
+    def take(models: Any, group: int, worker: int) -> Any:
+        return jax.tree.map(lambda x: x[group, worker], models)
 
+    taken = jax.jit(take, out_shardings=topology.of_model(jax.eval_shape(take, models, 0, 0)))
     for group in range(topology.groups):
         for worker in range(topology.workers):
-            yield take((state.params, state.model_state), group, worker)
+            yield taken(models, group, worker)

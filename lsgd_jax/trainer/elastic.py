@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.engine.communication import WorkerState, begin_again
@@ -133,19 +134,19 @@ def settle(
       topology: where they live.
     """
 
-    def taken(leaf: np.ndarray) -> jax.Array:
+    def taken(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
         """A leaf of the old workers, in the places of the new; each process puts those of its own."""
         flat = leaf.reshape(-1, *leaf.shape[2:])
         shape = (*topology.shape, *leaf.shape[2:])
 
         def of_device(index: Any) -> np.ndarray:
-            return flat[places.source[index[:2]]]
+            return flat[(places.source[index[:2]], *index[2:])]
 
-        return jax.make_array_from_callback(shape, topology.per_worker, of_device)
+        return jax.make_array_from_callback(shape, sharding, of_device)
 
     shared = jax.device_put({name: getattr(old, name) for name in SHARED}, topology.replicated)
-    own = {name: jax.tree.map(taken, getattr(old, name)) for name in TrainState._fields if name not in SHARED}
-    kept = TrainState(**own | shared)
+    own = {name: getattr(old, name) for name in TrainState._fields if name not in SHARED}
+    kept = TrainState(**jax.tree.map(taken, own, topology.of_workers(own)), **shared)
     kept = kept._replace(
         keys=wrap_keys(kept.keys),
         opt_state=kept.opt_state._replace(**fresh.opt_state) if fresh.opt_state else kept.opt_state,

@@ -70,10 +70,13 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
         gathering = gather.lower(state)
         if not isinstance(task.evaluate, SplitEvaluation):  # a function of one's own
             return [gathering]
+        leader = gathering.out_info.leader
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=topology.replicated), gathering.out_info
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            leader,
+            topology.of_model(leader),
         )
-        return [gathering, *task.evaluate.lower(shapes.leader)]
+        return [gathering, *task.evaluate.lower(shapes)]
 
     def shapes(shape: tuple[int, int]) -> TrainState:
         of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])

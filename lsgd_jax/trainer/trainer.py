@@ -199,6 +199,8 @@ class Trainer:
     def build(self, steps: int) -> Run:
         """Everything that a run of so many steps computes with; neither trains nor writes anything."""
         topology = self.topology or default_topology()
+        if self.task.partition:
+            topology = dataclasses.replace(topology, partition=self.task.partition)
         opened = open_task(self.task, topology, seed=self.seed, steps=steps)
         return make_run(self.plan(steps), opened, self.method_of, topology)
 

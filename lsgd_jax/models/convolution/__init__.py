@@ -57,8 +57,9 @@ def platform() -> str:
 
     It may be another than this host's, whose programs can be compiled for devices that are not here.
     """
+    config: Any = jax.config
     of_mesh = jax.sharding.get_abstract_mesh().abstract_device
-    device = of_mesh or jax.config.jax_default_device or jax.local_devices()[0]
+    device = of_mesh or config.jax_default_device or jax.local_devices()[0]
     return device if isinstance(device, str) else device.platform
 
 

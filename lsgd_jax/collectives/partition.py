@@ -1,0 +1,99 @@
+"""How the arrays of one worker lie over devices of its own.
+
+A worker may span several devices: axes of the mesh besides those of groups and workers, which are left to the
+compiler. The first splits a worker's minibatch; parameters are split over it too, and gathered where they are used
+(fully sharded data parallelism: Rajbhandari et al. 2020, "ZeRO", stage 3). Further axes split the computation itself.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from lsgd_jax.collectives.axes import GROUP, WORKER, compiler_axes
+
+# Arrays of fewer elements are whole on each device: to gather them takes longer than it saves.
+LEAST_SPLIT = 2**12
+
+
+def split_by_size(shape: Sequence[int], axes: Mapping[str, int]) -> PartitionSpec:
+    """Each axis in turn splits the dimension that is the largest then, of those that it divides.
+
+    Args:
+      shape: of a worker's array; one of fewer than LEAST_SPLIT elements is not split.
+      axes: the sizes of a worker's own axes.
+    """
+    left, names = list(shape), [()] * len(shape)  # type: list[int], list[tuple[str, ...]]
+    for name, size in axes.items() if math.prod(shape) >= LEAST_SPLIT else ():
+        fitting = [i for i, length in enumerate(left) if length % size == 0]
+        if fitting:
+            at = max(fitting, key=left.__getitem__)
+            left[at], names[at] = left[at] // size, (*names[at], name)
+    return PartitionSpec(*[of if len(of) > 1 else of[0] if of else None for of in names])
+
+
+def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) -> Any:
+    """Parameters as a worker computes with them: whole along the first of its own axes.
+
+    To be called in a loss where they are used: layer by layer, so that few are whole at a time, and inside a loop over
+    layers. Gradients come back split as the parameters are, each device with its part of the sum. Where a worker is
+    one device, and where no mesh is known, the tree is returned as it is.
+
+    Args:
+      tree: pytree of arrays.
+      specs: the `PartitionSpec` of each leaf, over the worker's own axes; by default `split_by_size`.
+      dtype: in which leaves of two or more dimensions travel and are returned, and gradients travel back; by default
+        their own. That of the products that they enter saves half the bytes.
+    """
+    axes = {name: jax.sharding.get_abstract_mesh().shape[name] for name in own_axes()}
+    if not axes:
+        return tree
+
+    def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return lax.with_sharding_constraint(leaf, without(spec, next(iter(axes))))
+        narrow = dtype is not None and leaf.ndim > 1
+        return _gather(
+            leaf, spec, without(spec, next(iter(axes))), jnp.dtype(dtype if narrow else leaf.dtype), leaf.dtype
+        )
+
+    specs = jax.tree.map(lambda leaf: split_by_size(leaf.shape, axes), tree) if specs is None else specs
+    return jax.tree.map(gather, tree, specs)
+
+
+def own_axes() -> tuple[str, ...]:
+    """The axes of the mesh over which a worker's own devices lie, the first first; none where it is one device."""
+    return tuple(name for name in compiler_axes() if name not in (GROUP, WORKER))
+
+
+def without(spec: PartitionSpec, axis: str) -> PartitionSpec:
+    """A spec that leaves an axis out."""
+    entries = [(of,) if isinstance(of, str) else tuple(of or ()) for of in spec]
+    return PartitionSpec(*[tuple(name for name in of if name != axis) or None for of in entries])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(leaf: jax.Array, split: PartitionSpec, whole: PartitionSpec, dtype: Any, kept: Any) -> jax.Array:
+    del split, kept
+    return lax.with_sharding_constraint(leaf.astype(dtype), whole)
+
+
+def _forward(leaf: jax.Array, *static: Any) -> tuple[jax.Array, None]:
+    return _gather(leaf, *static), None
+
+
+def _backward(
+    split: PartitionSpec, whole: PartitionSpec, dtype: Any, kept: Any, _: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    # The transpose of a constraint would keep the sum whole on every device.
+    del whole, dtype
+    return (lax.with_sharding_constraint(cotangent, split).astype(kept),)
+
+
+_gather.defvjp(_forward, _backward)
