@@ -1,4 +1,4 @@
-"""Trains an image classifier or a language model on many workers that communicate infrequently, with LSGD or a baseline.
+"""Trains an image classifier or a language model on many workers, with LSGD or a baseline.
 
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
 """

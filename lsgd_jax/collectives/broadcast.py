@@ -17,6 +17,7 @@ from lsgd_jax.collectives.axes import (
     summed_axes,
 )
 from lsgd_jax.collectives.election import Leader
+from lsgd_jax.collectives.partition import on_shards
 from lsgd_jax.collectives.wire import (
     as_bits,
     as_reals,
@@ -75,29 +76,30 @@ def broadcast_from_leader(
 
     Raises:
       ValueError: if `wire_dtype` is neither int8 nor a floating-point dtype of 16
-        bits or more, `method` is unknown, an axis is not bound, or they are int8 or
-        "ring" where the compiler splits a worker over devices.
+        bits or more, `method` is unknown, or an axis is not bound.
     """
     check_wire_dtype(wire_dtype)
     check_broadcast_method("method", method)
-    if compiler_axes() and wire_dtype is not None and jnp.dtype(wire_dtype) == jnp.int8:
-        raise ValueError(f"the mesh leaves {compiler_axes()} to the compiler, which would gather blocks: use bfloat16")
     check_bound(axis_name)
     leaves, structure = jax.tree.flatten(tree)
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     own = [as_reals(array) for array in arrays]
     names = names_of(axis_name)
 
-    messages = [encode(_of_device(leaf, leader, names), wire_dtype) for leaf in own]
-    # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
-    messages = lax.optimization_barrier(messages)
-    sent, parts = jax.tree.flatten(messages)
-    received = jax.tree.unflatten(parts, _of_all(sent, leader, names, method))
+    def send(leaves: list[jax.Array], rank: jax.Array) -> list[jax.Array]:
+        messages = [encode(leaf, wire_dtype) for leaf in leaves]
+        # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
+        messages = lax.optimization_barrier(messages)
+        sent, parts = jax.tree.flatten(messages)
+        received = jax.tree.unflatten(parts, _of_all(sent, rank, names, method))
+        return [decode(message, leaf, wire_dtype) for leaf, message in zip(leaves, received, strict=True)]
 
+    # To put what is split over a worker's devices into blocks, or chunks, would gather it.
+    in_blocks = method == "ring" or (wire_dtype is not None and jnp.dtype(wire_dtype) == jnp.int8)
+    send = on_shards(send) if in_blocks and compiler_axes() else send
+    received = send([_of_device(leaf, leader, names) for leaf in own], leader.rank)
     keeps = leader.is_leader | ~leader.valid
-    heard = [
-        jnp.where(keeps, leaf, decode(message, leaf, wire_dtype)) for leaf, message in zip(own, received, strict=True)
-    ]
+    heard = [jnp.where(keeps, leaf, of_leader) for leaf, of_leader in zip(own, received, strict=True)]
     return jax.tree.unflatten(structure, map(from_reals, heard, arrays))
 
 
@@ -134,18 +136,16 @@ def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.A
 
 
 def _of_all(
-    arrays: list[jax.Array], leader: Leader, names: tuple[str, ...], method: BroadcastMethod
+    arrays: list[jax.Array], rank: jax.Array, names: tuple[str, ...], method: BroadcastMethod
 ) -> list[jax.Array]:
     """The arrays of the one device where they are not zeros, everywhere."""
     devices = device_axes(names)
     if lax.axis_size(devices) == 1 or not arrays:
         return arrays
     if compiler_axes():  # to flatten what is split over them would gather it
-        if method == "ring":
-            raise ValueError(f'the mesh leaves {compiler_axes()} to the compiler: use method="psum"')
         return [lax.psum(array, devices) for array in arrays]
     words = pack(arrays)
-    words = lax.psum(words, devices) if method == "psum" else _ring(words, _device_of(leader.rank, names), devices)
+    words = lax.psum(words, devices) if method == "psum" else _ring(words, _device_of(rank, names), devices)
     return unpack(words, arrays)
 
 

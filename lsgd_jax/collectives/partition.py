@@ -7,7 +7,7 @@ compiler. The first splits a worker's minibatch; parameters are split over it to
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives.axes import GROUP, WORKER, compiler_axes
+from lsgd_jax.collectives.axes import GROUP, WORKER, compiler_axes, tracked_axes
 
 # Arrays of fewer elements are whole on each device: to gather them takes longer than it saves.
 LEAST_SPLIT = 2**12
@@ -65,6 +65,28 @@ def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) ->
 
     specs = jax.tree.map(lambda leaf: split_by_size(leaf.shape, axes), tree) if specs is None else specs
     return jax.tree.map(gather, tree, specs)
+
+
+def on_shards(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+    """A function `(arrays, *scalars) -> arrays` of the same shapes, called by each of a worker's devices with its part.
+
+    The parts are those of `split_by_size`, over all axes that are left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {name: mesh.shape[name] for name in compiler_axes()}
+
+    def mapped(arrays: list[jax.Array], *scalars: jax.Array) -> list[jax.Array]:
+        parts = [split_by_size(array.shape, axes) for array in arrays]
+        whole = [PartitionSpec()] * len(scalars)
+        return jax.shard_map(
+            function,
+            in_specs=(parts, *whole),
+            out_specs=parts,
+            axis_names=set(axes),
+            check_vma=bool(tracked_axes()),
+        )(arrays, *scalars)
+
+    return mapped
 
 
 def own_axes() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from regression import GROUPS, WORKERS, in_lanes, on_mesh, on_mesh_of_lanes, on_pmap_of_lanes
 
 from lsgd_jax import GROUP, WORKER, Topology, broadcast_from_leader, elect_leader
-from lsgd_jax.collectives import Leader, broadcast
+from lsgd_jax.collectives import Leader, broadcast, partition
 
 NAN, INF = np.nan, np.inf
 EVERYBODY = (GROUP, WORKER)
@@ -300,7 +300,7 @@ def test_a_link_of_the_ring_carries_little_more_than_one_model(
         assert times * chunk <= 1.051 * words
 
 
-def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered() -> None:
+def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), (GROUP, WORKER, "model"))
     split = PartitionSpec(EVERYBODY)
 
@@ -317,10 +317,14 @@ def test_a_worker_that_the_compiler_splits_over_devices_is_not_gathered() -> Non
     program = mapped(run).lower(leaf, score).compile().as_text()
     assert {line.split("(")[0].split()[-1] for line in collectives(program)} == {"all-reduce"}
     assert any("[1,4]" in line for line in collectives(program))
-    with pytest.raises(ValueError, match=r"'model'.*psum"):
-        mapped(partial(run, method="ring"))(leaf, score)
-    with pytest.raises(ValueError, match=r"'model'.*bfloat16"):
-        mapped(partial(run, wire_dtype="int8"))(leaf, score)
+    monkeypatch.setattr(partition, "LEAST_SPLIT", 4)
+    around = mapped(partial(run, method="ring"))
+    np.testing.assert_array_equal(around(leaf, score), np.tile(np.arange(16.0, 24.0), (4, 1)))
+    in_blocks = mapped(partial(run, wire_dtype="int8"))
+    np.testing.assert_allclose(in_blocks(leaf, score), np.tile(np.arange(16.0, 24.0), (4, 1)), atol=24 / 254)
+    for how, kind in ((around, "collective-permute"), (in_blocks, "all-reduce")):
+        sent = collectives(how.lower(leaf, score).compile().as_text())
+        assert {line.split("(")[0].split()[-1] for line in sent} == {"all-reduce", kind}, "nothing is gathered"
 
 
 def test_bad_arguments_are_refused_by_name() -> None:

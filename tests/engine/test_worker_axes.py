@@ -34,6 +34,7 @@ LOST = Faults(
 )
 METHODS = {name: TYPICAL[name].optimizer for name in REFERENCES} | {
     "lsgd": method(STALE),
+    "lsgd around a ring": lsgd(optax.adam(0.01), local_period=3, global_period=6, broadcast="ring"),
     "data_parallel": lsgd_jax.data_parallel(optax.adam(0.01)),
 }
 
@@ -93,6 +94,17 @@ def test_any_split_takes_the_same_course_with_lanes_too(axes: Any, devices: int,
         topology = Topology(2, 4, jax.devices()[:devices], lanes, worker_axes=axes)
         assert topology.mesh.size == devices
         assert_same(trained(METHODS[name], Topology(2, 4, jax.devices()[:1])), trained(METHODS[name], topology))
+
+
+@pytest.mark.slow
+def test_in_int8_each_device_sends_its_part_in_blocks_of_its_own() -> None:
+    optimizer = lsgd(optax.sgd(0.02), local_period=3, global_period=6, wire_dtype=jnp.int8)
+    exact = lsgd(optax.sgd(0.02), local_period=3, global_period=6)
+    rounded, _, _ = trained(optimizer, Topology(2, 4, worker_axes=FSDP))
+    expected, _, _ = trained(exact, Topology(2, 4, jax.devices()[:1]))
+    for step in range(1, 33):  # until a group is lost
+        for name, leaf in expected[step].items() if step in expected else ():
+            np.testing.assert_allclose(rounded[step][name], leaf, rtol=0, atol=0.05)
 
 
 def model(key: jax.Array) -> Any:
