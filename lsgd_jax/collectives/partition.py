@@ -67,6 +67,23 @@ def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) ->
     return jax.tree.map(gather, tree, specs)
 
 
+def split_samples(tree: Any) -> Any:
+    """Arrays of a worker's samples, on axis 0, split along the first of its own axes where that divides them.
+
+    For a minibatch, and for what a model makes of it, where a compiler could split something else: gather it, that is.
+    """
+    own, mesh = own_axes()[:1], jax.sharding.get_abstract_mesh()
+    # In an evaluation samples are nobody's, and spread over all workers.
+    axes = (*[name for name in compiler_axes() if name in (GROUP, WORKER)], *own)
+    count = math.prod(mesh.shape[name] for name in axes)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        divides = leaf.ndim and leaf.shape[0] % count == 0
+        return lax.with_sharding_constraint(leaf, PartitionSpec(axes)) if divides else leaf
+
+    return jax.tree.map(split, tree) if own else tree
+
+
 def on_shards(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
     """A function `(arrays, *scalars) -> arrays` of the same shapes, called by each of a worker's devices with its part.
 

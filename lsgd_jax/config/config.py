@@ -14,7 +14,8 @@ from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_p
 
 # These may differ when a run is resumed: they change neither the model nor the algorithm.
 FREE_AT_RESUME = frozenset(
-    {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes", "worker_axes"}
+    {"steps", "workdir", "data_dir", "download", "eval_every", "checkpoint_every", "loader_processes"}
+    | {"worker_axes", "remat"}
 )
 # These may differ too when it is resumed with --elastic.
 SHAPE = frozenset({"groups", "workers"})
@@ -79,6 +80,7 @@ class Config(MethodSettings):
     batch_size: int | None = _steps(None, "samples a worker and step (default: 128, or the shard if it is smaller)")
     sequence_length: int = _steps(128, "of text: bytes of a sample; then the default batch is 32")
     steps: int = _steps(640, "local steps of each worker")
+    remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
     eval_every: int | None = _run(None, "steps between two evaluations (default: a twentieth of the run)")
     checkpoint_every: int | None = _run(None, "steps between two checkpoints (default: a fifth of the run)")

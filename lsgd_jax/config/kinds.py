@@ -1,7 +1,7 @@
 """From settings to a data set, and from that to what is learned of it: the one place that knows every kind."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from lsgd_jax.config.config import TEXT_MODEL, Config
 from lsgd_jax.config.own_code import load_task
@@ -14,6 +14,7 @@ from lsgd_jax.data.text_batches import windows_in
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import MODELS, check_model, make_model
 from lsgd_jax.models.language import LANGUAGE_MODELS, check_language_model, make_language_model
+from lsgd_jax.models.transformer import Remat
 from lsgd_jax.tasks.classification import ERROR, image_classification
 from lsgd_jax.tasks.language import BITS_PER_BYTE, bytes_of_worker, check_windows, language_modelling
 from lsgd_jax.tasks.metric import Metric, plain_metric
@@ -53,7 +54,7 @@ def image_batch_size(config: Config, source: ImageSource) -> int:
         raise InputError(
             f"--model={name} is for text: choose one of {', '.join(sorted(MODELS))}, or give a --text_file"
         )
-    for flag in ("model_width", "model_layers", "dropout"):
+    for flag in ("model_width", "model_layers", "dropout", "remat"):
         if getattr(config, flag) is not None:
             raise InputError(f"--{flag} is for language models: leave it out, or give a --text_file")
     check_model(name, source.input_shape)
@@ -91,7 +92,7 @@ def text_batch_size(config: Config, source: TextSource) -> int:
         text that it is drawn from, as far as its size is known.
     """
     name = text_model(config)
-    check_language_model(name)
+    check_language_model(name, config.remat)
     if config.sampling == "reshuffle" and LANGUAGE_MODELS[name].carries:
         raise InputError(
             f"--sampling=reshuffle: the {name} reads a text from beginning to end: "
@@ -152,6 +153,7 @@ def text_task(config: Config, source: TextSource) -> Task:
         model=text_model(config),
         sampling=config.sampling,
         compute_dtype=config.compute_dtype,
+        remat=cast(Remat | None, config.remat),
         **text_sizes(config),
     )
 
@@ -193,7 +195,7 @@ def own_batch_size(config: Config, task: Task) -> int:
     Raises:
       InputError: if the settings are of other kinds of data, or want another.
     """
-    for name in ("model", "model_width", "model_layers", "dropout"):
+    for name in ("model", "model_width", "model_layers", "dropout", "remat"):
         if getattr(config, name) is not None:
             raise InputError(f"--{name} is for our own models: leave it out, since --task={config.task} has its own")
     for name in ("sampling", "sequence_length", "compute_dtype", "loader_processes"):

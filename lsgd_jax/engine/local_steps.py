@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER, is_inexact
+from lsgd_jax.collectives.partition import split_samples
 from lsgd_jax.engine.communication import WorkerState
 from lsgd_jax.engine.schedules import Factor
 from lsgd_jax.engine.topology import Topology
@@ -79,7 +80,7 @@ def make_local_steps(
     def gradient(worker: WorkerState, draws: Draws, i: jax.Array, data: Any) -> Any:
         step_key = jax.random.fold_in(jax.random.fold_in(draws.key, 1), draws.first + i)
         draw_key, loss_key = jax.random.split(step_key)
-        batch = topology.split_batch(batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key))
+        batch = split_samples(batches.draw(data, jax.tree.map(lambda x: x[i], draws.planned), draw_key))
         differentiate = jax.value_and_grad(loss, has_aux=True, allow_int=True)
         found, grads = differentiate(worker.params, worker.model_state, batch, loss_key)
         return found, topology.split(jax.tree.map(_uphill, grads, worker.params))

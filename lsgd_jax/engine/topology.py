@@ -196,18 +196,6 @@ class Topology:
 
         return self._mapped(keep, tree, leading)
 
-    def split_batch(self, batch: Any) -> Any:
-        """Inside `over_devices`: a worker's minibatch, split along the first of its axes where that divides it."""
-        if not self.own_axes:
-            return batch
-        name, size = next(iter(self.own_axes.items()))
-
-        def split(leaf: jax.Array) -> jax.Array:
-            divides = leaf.ndim and leaf.shape[0] % size == 0
-            return lax.with_sharding_constraint(leaf, PartitionSpec(name)) if divides else leaf
-
-        return jax.tree.map(split, batch)
-
     def gathered(self, params: Any) -> Any:
         """Inside `over_devices`, or `traced`: a worker's parameters as its loss takes them."""
         return gathered(params, self._mapped(lambda spec, _: spec, params, 0)) if self.own_axes else params

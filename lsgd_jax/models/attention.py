@@ -6,12 +6,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lsgd_jax.models.platform import platform
+
 Kept = tuple[jax.Array, ...]
 
 
-@jax.custom_vjp
 def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Each position's mean of the values up to it, weighted by the softmax of query · key / √width.
+
+    Args:
+      query, key, value: float[batch, length, heads, width].
+
+    Returns:
+      float[batch, length, heads, width], of their dtype: on CPU by `attention_on_cpu`, elsewhere by
+      `jax.nn.dot_product_attention`.
+    """
+    if platform() != "cpu":
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    return attention_on_cpu(*(x.swapaxes(1, 2) for x in (query, key, value))).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def attention_on_cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention that CPUs are fast at.
 
     The softmax is computed in float32 whatever the dtype, and divided by its sum after the product with the
     values, where there is less to divide. The gradient needs the sums over a row of weights times their
@@ -52,7 +69,7 @@ def _backward(kept: Kept, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, j
     return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
 
 
-causal_attention.defvjp(_forward, _backward)
+attention_on_cpu.defvjp(_forward, _backward)
 
 
 def _product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lsgd_jax.collectives.partition import gathered
+
 
 class FunctionalModel(NamedTuple):
     """A model as pure functions of plain dictionaries of arrays.
@@ -23,8 +25,13 @@ class FunctionalModel(NamedTuple):
     module: Callable[[Any, Any], nnx.Module]
 
 
-def functional_model(make: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
-    """The functional form of the module that `make` makes, called as `module(images, rngs=None)`."""
+def functional_model(make: Callable[[nnx.Rngs], nnx.Module], *, gathers: bool = False) -> FunctionalModel:
+    """The functional form of the module that `make` makes, called as `module(images, rngs=None)`.
+
+    Args:
+      make: makes it.
+      gathers: whether the module itself gathers its parameters, where a worker spans several devices.
+    """
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         return params_and_state(make(nnx.Rngs(key)))
@@ -32,7 +39,8 @@ def functional_model(make: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def module(params: Any, model_state: Any) -> nnx.Module:
-        return nnx.merge(graph, nnx.State(params), nnx.State(model_state))
+        whole = params if gathers else gathered(params)
+        return nnx.merge(graph, nnx.State(whole), nnx.State(model_state))
 
     def apply(params: Any, model_state: Any, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
         model: Any = module(params, model_state)

@@ -8,7 +8,7 @@ text begins. Parameters and the last product are float32; `dtype` is that of the
 products, which sum in float32.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from lsgd_jax.errors import InputError
 from lsgd_jax.models import Dtype, FunctionalModel
 from lsgd_jax.models.functional import functional_model
 from lsgd_jax.models.lstm import Lstm
-from lsgd_jax.models.transformer import Transformer
+from lsgd_jax.models.transformer import Remat, Transformer
 
 # Each names its usual width, layers and dropout, and whether it carries a state.
 LANGUAGE_MODELS: dict[str, Any] = {"lstm": Lstm, "transformer": Transformer}
@@ -32,6 +32,7 @@ def make_language_model(
     layers: int,
     dropout: float = 0.0,
     compute_dtype: Dtype = None,
+    remat: Remat | None = None,
 ) -> FunctionalModel:
     """Makes a language model.
 
@@ -44,25 +45,28 @@ def make_language_model(
       layers: how many.
       dropout: share of units that are dropped in training.
       compute_dtype: of matrix products; None for that of the parameters, float32.
+      remat: of a transformer: what is computed again for the gradient, see `Transformer`.
 
     Returns:
       A model whose `apply` takes tokens in place of images.
 
     Raises:
-      InputError: if there is no such model.
+      InputError: if there is no such model, or it cannot compute things again.
     """
-    check_language_model(name)
-
-    make = LANGUAGE_MODELS[name]
-    return functional_model(
-        lambda rngs: make(vocabulary, batch_size, sequence_length, width, layers, dropout, compute_dtype, rngs=rngs)
-    )
+    check_language_model(name, remat)
+    make, more = LANGUAGE_MODELS[name], {} if remat is None else {"remat": remat}
+    sizes = (vocabulary, batch_size, sequence_length, width, layers, dropout, compute_dtype)
+    return functional_model(lambda rngs: make(*sizes, **more, rngs=rngs), gathers=make.gathers)
 
 
-def check_language_model(name: str) -> None:
-    """Raises InputError if there is no such model."""
+def check_language_model(name: str, remat: str | None = None) -> None:
+    """Raises InputError if there is no such model, or none that computes again what it is told to."""
     if name not in LANGUAGE_MODELS:
         raise InputError(f"--model={name} is no model of text: choose one of {', '.join(sorted(LANGUAGE_MODELS))}")
+    if remat is not None and remat not in get_args(Remat):
+        raise InputError(f"unknown --remat={remat}: choose one of {', '.join(get_args(Remat))}")
+    if remat is not None and LANGUAGE_MODELS[name] is not Transformer:
+        raise InputError(f"--remat={remat} is for blocks of a transformer: leave it out, or use --model=transformer")
 
 
 def fresh_state(model: FunctionalModel, rows: int) -> Any:

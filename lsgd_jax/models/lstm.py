@@ -140,7 +140,7 @@ class Lstm(nnx.Module):
     """
 
     width, layers, dropout = 650, 2, 0.5
-    carries = True
+    carries, gathers = True, False
 
     def __init__(
         self,

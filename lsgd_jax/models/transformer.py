@@ -1,16 +1,31 @@
 """A small decoder of the kind of GPT-2."""
 
+from typing import Any, Literal
+
 import jax
 from flax import nnx
+from jax import lax
 from jax.nn.initializers import normal
 
+from lsgd_jax.collectives.partition import gathered, split_samples
 from lsgd_jax.models import Dtype
 from lsgd_jax.models.attention import causal_attention
 from lsgd_jax.models.dropout import Dropout
 from lsgd_jax.models.gelu import gelu
 from lsgd_jax.models.layer_norm import LayerNorm
+from lsgd_jax.models.platform import platform
 
 HEAD = 64  # the width of a head, at least
+
+# What is computed again for the gradient of a block: nothing, all but its products, or all from its input on.
+Remat = Literal["none", "products", "full"]
+POLICIES: dict[str, Any] = {
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+# On CPU so many blocks stand one after the other: looping over them takes a quarter longer (results/README.md), but
+# programs compile for longer with each.
+UNROLLED_ON_CPU = 8
 
 
 class Block(nnx.Module):
@@ -31,7 +46,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, length: int, rngs: nnx.Rngs | None) -> jax.Array:
         """float32[batch * length, width] to the same."""
         heads = self.attend(self.norm1(x)).reshape(-1, length, 3, self.heads, x.shape[-1] // self.heads)
-        attended = causal_attention(*heads.transpose(2, 0, 3, 1, 4)).swapaxes(1, 2).reshape(x.shape)
+        attended = causal_attention(*(heads[:, :, i] for i in range(3))).reshape(x.shape)
         x = x + self.drop(self.project(attended), rngs)
         hidden = gelu(self.expand(self.norm2(x)))
         return x + self.drop(self.contract(hidden), rngs)
@@ -44,10 +59,15 @@ class Transformer(nnx.Module):
     that attention weights are not dropped, so that fused attention can be used. With
     width 768, 12 layers, 1,024 positions and 50,257 tokens it has the 124,439,808
     parameters of GPT-2 small.
+
+    Parameters of blocks are [layers, ...], over which one compiled block loops. Those of a
+    block are gathered when its turn comes, where a worker spans several devices. With
+    `remat` a block keeps less for its gradient, and computes the rest again: all but its
+    "products", or the "full" block from its input on.
     """
 
     width, layers, dropout = 256, 4, 0.1
-    carries = False
+    carries, gathers = False, True
 
     def __init__(
         self,
@@ -58,21 +78,22 @@ class Transformer(nnx.Module):
         layers: int,
         dropout: float,
         dtype: Dtype = None,
+        remat: Remat = "none",
         *,
         rngs: nnx.Rngs,
     ) -> None:
         del batch_size  # any will do
+        self.dtype, self.remat = dtype, remat
         self.embedding = nnx.Param(normal(0.02)(rngs.params(), (vocabulary, width)))
         self.positions = nnx.Param(normal(0.02)(rngs.params(), (sequence_length, width)))
         self.depth = layers
-        for number in range(layers):
-            setattr(self, f"block{number + 1}", Block(width, layers, dropout, dtype, rngs=rngs))
+        self.blocks = _stacked(lambda rngs: Block(width, layers, dropout, dtype, rngs=rngs), layers, rngs)
         self.norm = LayerNorm(width)
         self.drop = Dropout(dropout)
 
     def __call__(self, tokens: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """float32[batch, length, vocabulary] of int[batch, length]."""
-        embedding, positions = self.embedding[...], self.positions[...]
+        embedding, positions = gathered((self.embedding[...], self.positions[...]))
         length = tokens.shape[1]
         if length > len(positions):
             raise ValueError(
@@ -80,9 +101,35 @@ class Transformer(nnx.Module):
             )
         x = self.drop(embedding[tokens] + positions[:length], rngs)
         x = x.reshape(-1, x.shape[-1])  # a matrix: products with weights need no copies in another layout
-        for number in range(self.depth):
-            x = getattr(self, f"block{number + 1}")(x, length, rngs)
+        x = self._through_blocks(x, length, rngs)
         return (self.norm(x) @ embedding.T).reshape(*tokens.shape, -1)
+
+    def _through_blocks(self, x: jax.Array, length: int, rngs: nnx.Rngs | None) -> jax.Array:
+        """float32[batch * length, width] to the same."""
+        graph, params, *rest = nnx.split(self.blocks, nnx.Param, ...)
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
+
+        def through_block(x: jax.Array, of_block: Any) -> tuple[jax.Array, None]:
+            params, rest, key = of_block
+            block = nnx.merge(graph, gathered(params, dtype=self.dtype), *rest)
+            dropout = None if key is None else nnx.Rngs(dropout=key)
+            return split_samples(block(split_samples(x), length, dropout)), None
+
+        if self.remat != "none":
+            through_block = jax.checkpoint(through_block, policy=POLICIES[self.remat], prevent_cse=False)
+        unroll = self.depth if platform() == "cpu" and self.depth <= UNROLLED_ON_CPU else 1
+        return lax.scan(through_block, x, (params, rest, keys), unroll=unroll)[0]
+
+
+def _stacked(make: Any, layers: int, rngs: nnx.Rngs) -> Any:
+    """A module whose leaves are those of so many, [layers, ...], each made with random numbers of its own."""
+
+    @nnx.split_rngs(splits=layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def made(rngs: nnx.Rngs) -> Any:
+        return make(rngs)
+
+    return made(rngs)
 
 
 def heads_of(width: int) -> int:

@@ -71,6 +71,7 @@ def image_classification(
         compute_dtype=compute_dtype,
         init=network.init,
         loss=classification_loss(make_model(model, source.input_shape, source.classes, compute_dtype)),
+        gathers=True,
         train=train,
         name=source.name,
         unit="images",

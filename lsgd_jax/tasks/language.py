@@ -15,6 +15,7 @@ from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import FunctionalModel
 from lsgd_jax.models.language import LANGUAGE_MODELS, make_language_model
+from lsgd_jax.models.transformer import Remat
 from lsgd_jax.tasks.evaluation import OfSplit, SplitEvaluation
 from lsgd_jax.tasks.metric import SPLITS, Metric
 from lsgd_jax.tasks.perplexity import make_evaluate_text, put_evaluation_text
@@ -35,6 +36,7 @@ def language_modelling(
     dropout: float = 0.0,
     sampling: str = "shard",
     compute_dtype: str = "float32",
+    remat: Remat | None = None,
 ) -> Task:
     """Predicting the next byte of a text that fits in memory, which is read now.
 
@@ -49,6 +51,7 @@ def language_modelling(
       sampling: "shard", each worker its own part of the text; "reshuffle", windows dealt anew each
         epoch; or "iid", any at random.
       compute_dtype: of products while training.
+      remat: of a transformer: what is computed again for the gradient.
 
     Raises:
       InputError: if the text cannot be read, or is too short.
@@ -68,7 +71,10 @@ def language_modelling(
     return Task(
         compute_dtype=compute_dtype,
         init=network.init,
-        loss=language_loss(make_language_model(model, BYTES, batch_size, **sizes, compute_dtype=compute_dtype)),
+        loss=language_loss(
+            make_language_model(model, BYTES, batch_size, **sizes, compute_dtype=compute_dtype, remat=remat)
+        ),
+        gathers=True,
         train=TrainingData(batch_size, open_text),
         name=source.name,
         unit="tokens",

@@ -74,6 +74,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "negative warm-up": (["--warmup_steps=-1"], ["--warmup_steps=-1"]),
     "sgd on many workers": (["--algorithm=sgd"], ["--algorithm=sgd", "--groups=1 --workers=1"]),
     "periods of local_sgd that do not fit": (["--algorithm=local_sgd", "--global_period=40"], ["global_period=40"]),
+    "worker axes without sizes": (["--worker_axes=fsdp"], ["--worker_axes=fsdp", "as fsdp=4"]),
+    "a worker of too many devices": (["--worker_axes=fsdp=999"], ["does not fit", "JAX_NUM_CPU_DEVICES"]),
+    "images computed again": (["--remat=full"], ["--remat is for language models"]),
     "too few speeds": (["--worker_speeds=1,2"], ["--worker_speeds=1,2", "2 numbers for 2 × 4 workers"]),
     "a speed that is no number": (["--worker_speeds=1,1,1,1,1,1,1,fast"], ["fast", "separated by commas"]),
     "a worker that stands still": (["--worker_speeds=1,1,1,1,1,1,1,0"], ["--worker_speeds=1,1", "[1e-06, 1e+06]"]),
@@ -356,6 +359,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "sampling": "(default: shard)",
         "init": "(default: same)",
         "worker_speeds": "",
+        "worker_axes": "(default: one)",
         "[no]asynchronous": "",
     },
     "local steps:": {
@@ -372,6 +376,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "batch_size": "(default: 128, or the shard if it is smaller)",
         "sequence_length": "(default: 128)",
         "steps": "(default: 640)",
+        "remat": "",
         "compute_dtype": "(default: float32)",
     },
     "communication:": {

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgd_jax.models import attention
 from lsgd_jax.models.attention import causal_attention
 
-SHAPE = (2, 3, 17, 8)
+SHAPE = (2, 17, 3, 8)
 
 
 def inputs(dtype: Any, scale: float = 1.0) -> tuple[jax.Array, ...]:
@@ -18,8 +19,7 @@ def inputs(dtype: Any, scale: float = 1.0) -> tuple[jax.Array, ...]:
 
 
 def of_jax(*heads: jax.Array) -> jax.Array:
-    query, key, value = (x.swapaxes(1, 2) for x in heads)
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True).swapaxes(1, 2)
+    return jax.nn.dot_product_attention(*heads, is_causal=True)
 
 
 def with_gradients(function: Any, heads: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[Any, Any]:
@@ -57,4 +57,12 @@ def test_large_scores_overflow_nowhere() -> None:
 
 def test_a_first_position_sees_itself_alone() -> None:
     query, key, value, _ = inputs(jnp.float32)
-    np.testing.assert_allclose(causal_attention(query, key, value)[:, :, 0], value[:, :, 0], rtol=1e-6)
+    np.testing.assert_allclose(causal_attention(query, key, value)[:, 0], value[:, 0], rtol=1e-6)
+
+
+def test_elsewhere_than_on_cpu_it_is_that_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = inputs(jnp.bfloat16)[:3]
+    ours = str(jax.make_jaxpr(lambda *x: causal_attention(*x))(*heads))
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    elsewhere = str(jax.make_jaxpr(lambda *x: causal_attention(*x))(*heads))
+    assert elsewhere == str(jax.make_jaxpr(of_jax)(*heads)) != ours

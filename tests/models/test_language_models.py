@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax.errors import InputError
-from lsgd_jax.models import FunctionalModel
+from lsgd_jax.models import FunctionalModel, transformer
 from lsgd_jax.models.language import LANGUAGE_MODELS, fresh_state, make_language_model
 from lsgd_jax.models.lstm import Weights, through_layer
 from lsgd_jax.models.transformer import heads_of
@@ -167,9 +167,9 @@ def test_models_start_as_published() -> None:
     assert 0.12 < np.abs(lstm["layer2"]["recurrent"]).max() <= 1 / 8
     gpt, _ = jax.jit(make_language_model("transformer", 50, 1, 16, 64, 1).init)(KEY)
     for name, deviation in (("attend", 0.02), ("expand", 0.02), ("project", 0.0141), ("contract", 0.0141)):
-        kernel = np.asarray(gpt["block1"][name]["kernel"])
+        kernel = np.asarray(gpt["blocks"][name]["kernel"])
         assert abs(kernel.std() / deviation - 1) < 0.1
-        assert (np.asarray(gpt["block1"][name]["bias"]) == 0).all()
+        assert (np.asarray(gpt["blocks"][name]["bias"]) == 0).all()
     assert abs(np.asarray(gpt["positions"]).std() / 0.02 - 1) < 0.1
 
 
@@ -228,3 +228,46 @@ def test_bfloat16_products_leave_parameters_state_gradients_and_logits_in_float3
 
     grads = jax.eval_shape(jax.grad(loss), rounded.params)
     assert {x.dtype for x in jax.tree.leaves((grads, logits, carried))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["products", "full"])
+def test_what_is_computed_again_changes_nothing_and_blocks_in_a_loop_are_blocks_one_after_the_other(
+    remat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient(**how: Any) -> Any:
+        model = make_language_model("transformer", 11, 2, 12, 8, 3, 0.5, **how)
+        shapes, _ = jax.eval_shape(model.init, KEY)
+        params = jax.tree.map(lambda x: np.random.default_rng(0).normal(0, 0.5, x.shape).astype(x.dtype), shapes)
+
+        def loss(params: Any) -> jax.Array:
+            return jnp.square(model.apply(params, {}, tokens_of(12), KEY)[0]).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain = gradient()
+    monkeypatch.setattr(transformer, "UNROLLED_ON_CPU", 0)
+    for other in (gradient(), gradient(remat=remat)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
+
+
+def test_blocks_start_apart_and_a_loop_over_them_compiles_one() -> None:
+    gpt, _ = jax.jit(make_language_model("transformer", 50, 1, 16, 8, 3).init)(KEY)
+    kernels = np.asarray(gpt["blocks"]["attend"]["kernel"])
+    assert kernels.shape == (3, 8, 24)
+    assert len(np.unique(kernels)) == kernels.size
+
+    def size(layers: int) -> int:
+        model = make_language_model("transformer", 11, 2, 12, 8, layers)
+        params, _ = jax.eval_shape(model.init, KEY)
+        return len(jax.jit(model.apply).lower(params, {}, tokens_of(12), None).as_text())
+
+    assert size(8) > 1.5 * size(2), "on CPU a few are written out"
+    assert size(24) < 1.05 * size(12)
+
+
+def test_what_cannot_be_computed_again_is_told() -> None:
+    with pytest.raises(InputError, match="unknown --remat=some: choose one of none, products, full"):
+        make_language_model("transformer", 11, 2, 12, 8, 1, remat="some")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--remat=full is for blocks of a transformer: leave it out"):
+        make_language_model("lstm", 11, 2, 12, 8, 1, remat="full")

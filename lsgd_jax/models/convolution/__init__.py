@@ -15,6 +15,7 @@ from jax import lax
 
 from lsgd_jax.models.convolution import banded, direct, patches, winograd
 from lsgd_jax.models.convolution.direct import LAYOUT
+from lsgd_jax.models.platform import platform
 
 
 def conv_general_dilated(
@@ -50,17 +51,6 @@ def conv_general_dilated(
         window = [(size - 1) * d + 1 for size, d in zip(rhs.shape[:2], dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
     return _on_cpu(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)), dilation)
-
-
-def platform() -> str:
-    """What is traced for: the mesh in whose context it is, as in `jax.shard_map`; without one the default device.
-
-    It may be another than this host's, whose programs can be compiled for devices that are not here.
-    """
-    config: Any = jax.config
-    of_mesh = jax.sharding.get_abstract_mesh().abstract_device
-    device = of_mesh or config.jax_default_device or jax.local_devices()[0]
-    return device if isinstance(device, str) else device.platform
 
 
 def _on_cpu(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, dilation: Any) -> jax.Array:
