@@ -20,10 +20,13 @@ from lsgd_jax.collectives.axes import GROUP, WORKER, compiler_axes, tracked_axes
 
 # Arrays of fewer elements are whole on each device: to gather them takes longer than it saves.
 LEAST_SPLIT = 2**12
+# TPUs keep the last two dimensions of an array in tiles, of (16, 128) numbers of 16 bits: parts of whole tiles are
+# gathered as they lie, others by a sum of arrays of zeros, which sends twice as much.
+TILE = (16, 128)
 
 
 def split_by_size(shape: Sequence[int], axes: Mapping[str, int]) -> PartitionSpec:
-    """Each axis in turn splits the dimension that is the largest then, of those that it divides.
+    """Each axis in turn splits the largest dimension that it divides, into whole tiles where one is so divided.
 
     Args:
       shape: of a worker's array; one of fewer than LEAST_SPLIT elements is not split.
@@ -33,9 +36,16 @@ def split_by_size(shape: Sequence[int], axes: Mapping[str, int]) -> PartitionSpe
     for name, size in axes.items() if math.prod(shape) >= LEAST_SPLIT else ():
         fitting = [i for i, length in enumerate(left) if length % size == 0]
         if fitting:
-            at = max(fitting, key=left.__getitem__)
+            at = max(fitting, key=lambda i: (_in_tiles(left[i] // size, i - len(left)), left[i]))
             left[at], names[at] = left[at] // size, (*names[at], name)
+    while names and not names[-1]:
+        names.pop()
     return PartitionSpec(*[of if len(of) > 1 else of[0] if of else None for of in names])
+
+
+def _in_tiles(length: int, dimension: int) -> bool:
+    """Whether a part of the last dimension, -1, or of that before it, -2, is whole tiles."""
+    return dimension >= -len(TILE) and length % TILE[dimension] == 0
 
 
 def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) -> Any:

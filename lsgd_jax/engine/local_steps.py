@@ -112,7 +112,9 @@ def make_local_steps(
         def reduce_and_update(
             worker: WorkerState, value: jax.Array, model_state: Any, grads: Any, rate: jax.Array
         ) -> WorkerState:
-            return update(worker, value, model_state, method.reduce_gradients(grads, topology.axes), rate)
+            with jax.named_scope("gradient"):
+                grads = method.reduce_gradients(grads, topology.axes)
+            return update(worker, value, model_state, grads, rate)
 
         def local_step(i: jax.Array, workers: WorkerState) -> WorkerState:
             (values, model_state), grads = gradients(workers, draws, i, data)

@@ -173,7 +173,8 @@ def _communicate_if_due(
             after, leader, restarted = communicate(communication, method, names, state)
             return after, (leader, restarted)
 
-        after, news = topology.over_lanes(worker)(_workers(state))
+        with jax.named_scope(communication.level):  # by which compiled programs are read
+            after, news = topology.over_lanes(worker)(_workers(state))
         news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
         return state._replace(**after._asdict()), news
 

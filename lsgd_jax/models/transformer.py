@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
             raise ValueError(
                 f"a sequence of {length} tokens is longer than the {len(positions)} positions of the model"
             )
-        x = self.drop(embedding[tokens] + positions[:length], rngs)
+        x = self.drop(split_samples(embedding[tokens]) + positions[:length], rngs)
         x = x.reshape(-1, x.shape[-1])  # a matrix: products with weights need no copies in another layout
         x = self._through_blocks(x, length, rngs)
         return (self.norm(x) @ embedding.T).reshape(*tokens.shape, -1)

@@ -4,7 +4,6 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-import hlo
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +24,7 @@ from lsgd_jax import (
     make_train_step,
     periodic,
 )
+from lsgd_jax.accounting import compiled as hlo
 
 STEPS = 12
 SGD = optax.sgd(0.05, momentum=0.9)
@@ -40,6 +40,7 @@ METHODS: dict[str, tuple[DistributedOptimizer, int]] = {
     "data_parallel": (data_parallel(SGD), 2),
     "local_sgd, 1 group": (TYPICAL["local_sgd"].optimizer, 1),
 } | {name: (case.optimizer, 2) for name, case in TYPICAL.items()}
+as_compiled = partial(hlo.as_compiled, devices=8)
 # Batch statistics, a count of them, and a flag.
 MODEL_STATE = {"mean": jnp.zeros(7), "count": jnp.zeros([], jnp.int32), "seen": jnp.zeros([], jnp.bool_)}
 
@@ -57,10 +58,10 @@ def one_of(tree: Any) -> Any:
 def assert_same(program: str, expected: Ledger, steps: int, start: Counter[hlo.Sent] | None = None) -> None:
     """In each branch is one level of the ledger; outside of branches are the start and the gradients of all steps."""
     levels = {entry.level: entry.collectives for entry in expected.entries}
-    gradients = hlo.as_compiled(levels.pop("gradient", ()), steps)
+    gradients = as_compiled(levels.pop("gradient", ()), steps)
     outside, branches = hlo.sent(program)
     assert outside == gradients + (start or Counter())
-    assert sorted(branches, key=str) == sorted(map(hlo.as_compiled, levels.values()), key=str)
+    assert sorted(branches, key=str) == sorted(map(as_compiled, levels.values()), key=str)
 
 
 @pytest.mark.slow
@@ -91,7 +92,7 @@ def test_it_is_what_a_compiled_loop_around_periodic_sends(problem: Problem, name
     loop = on_mesh(partial(scanned, periodic(optimizer)), groups, 8 // groups)
     program = loop.lower(problem.initial, problem.batches).compile(QUICK).as_text()
     sends = ledger(optimizer, one_of(problem.initial), groups=groups, workers=8 // groups)
-    assert_same(program, sends, STEPS, hlo.as_compiled(sends.start))
+    assert_same(program, sends, STEPS, as_compiled(sends.start))
     assert bool(sends.start) == (name in ("easgd", "eamsgd", "diloco"))
 
 
@@ -101,7 +102,7 @@ def test_center_is_what_the_compiled_center_sends(problem: Problem, name: str) -
     sends = ledger(optimizer, one_of(problem.initial), groups=2, workers=4)
     mapped = on_mesh(lambda params: optimizer.center(params, optimizer.init(params, Axes()), Axes()), 2, 4)
     outside, _ = hlo.sent(mapped.lower(problem.initial).compile(QUICK).as_text())
-    assert outside == hlo.as_compiled(sends.start + sends.center) != Counter()
+    assert outside == as_compiled(sends.start + sends.center) != Counter()
     assert bool(sends.center) != bool(sends.start)
 
 

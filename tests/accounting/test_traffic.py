@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import hlo
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,6 +13,7 @@ from jax.sharding import PartitionSpec
 from regression import mesh_of
 
 from lsgd_jax import GROUP, WORKER
+from lsgd_jax.accounting import compiled as hlo
 from lsgd_jax.accounting.traffic import collectives_of
 
 EVERYWHERE = (GROUP, WORKER)
@@ -49,7 +49,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_kinds_sizes_and_counts_are_those_of_the_compiled_program(name: str) -> None:
     function = FUNCTIONS[name]
-    traced = hlo.as_compiled(collectives_of(function, *ARGUMENTS, groups=2, workers=4))
+    traced = hlo.as_compiled(collectives_of(function, *ARGUMENTS, groups=2, workers=4), devices=8)
 
     def of_device(*args: jax.Array) -> Any:
         # The argument differs on each device, or the compiler would compute on one for all.

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import collectives
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from regression import GROUPS, WORKERS, in_lanes, on_mesh, on_mesh_of_lanes, on_pmap_of_lanes
 
 from lsgd_jax import GROUP, WORKER, Topology, broadcast_from_leader, elect_leader
+from lsgd_jax.accounting.compiled import collectives
 from lsgd_jax.collectives import Leader, broadcast, partition
 
 NAN, INF = np.nan, np.inf

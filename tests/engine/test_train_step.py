@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +26,7 @@ from regression import (
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, init_state, make_train_step, periodic
+from lsgd_jax.accounting import compiled as hlo
 from lsgd_jax.engine.train_step import end_of_call
 
 NAN, INF = float("nan"), float("inf")

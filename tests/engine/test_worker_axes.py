@@ -208,7 +208,7 @@ def test_what_is_gathered_travels_in_its_dtype_and_its_gradient_comes_back_split
 
 
 @given(
-    shape=st.lists(st.integers(1, 96), max_size=4),
+    shape=st.lists(st.integers(1, 96) | st.sampled_from([128, 512, 3072]), max_size=4),
     sizes=st.lists(st.integers(1, 8), min_size=1, max_size=3),
 )
 def test_each_axis_splits_at_most_one_dimension_which_it_divides(shape: list[int], sizes: list[int]) -> None:
@@ -218,9 +218,11 @@ def test_each_axis_splits_at_most_one_dimension_which_it_divides(shape: list[int
     assert len(set(sum(taken, ()))) == len(sum(taken, ()))
     for length, names in zip(shape, taken, strict=False):
         assert length % np.prod([axes[name] for name in names], dtype=int) == 0
-    if np.prod(shape, dtype=int) >= partition.LEAST_SPLIT and any(length % sizes[0] == 0 for length in shape):
-        largest = max(length for length in shape if length % sizes[0] == 0)
-        assert "axis0" in taken[shape.index(largest)]
+    fitting = [i for i, length in enumerate(shape) if length % sizes[0] == 0]
+    if np.prod(shape, dtype=int) >= partition.LEAST_SPLIT and fitting:
+        tiles = {len(shape) - 2: 16, len(shape) - 1: 128}
+        tiled = [i for i in fitting if i in tiles and shape[i] // sizes[0] % tiles[i] == 0]
+        assert "axis0" in taken[max(tiled or fitting, key=lambda i: shape[i])]
     assert "axis0" not in sum([(of,) if isinstance(of, str) else tuple(of or ()) for of in without(spec, "axis0")], ())
 
 
@@ -238,9 +240,9 @@ def test_a_rule_counts_where_it_divides_and_small_arrays_are_whole(monkeypatch: 
     found = jax.tree.map(lambda sharding: sharding.spec, topology.of_model({"params": shapes}))["params"]
     assert found == {
         "embed": P("fsdp", "tensor"),
-        "block1": {"kernel": P(None, ("fsdp", "tensor")), "odd": P(None, ("fsdp", "tensor")), "bias": P(None)},
-        "other": P(None, ("fsdp", "tensor")),
-        "small": P(None, None),
+        "block1": {"kernel": P(None, ("fsdp", "tensor")), "odd": P(None, ("fsdp", "tensor")), "bias": P()},
+        "other": P("tensor", "fsdp"),
+        "small": P(),
     }
     only_fsdp = Topology(1, 1, worker_axes=FSDP, partition=rules)
     assert only_fsdp.of_model({"embed": shapes["embed"]})["embed"].spec == P("fsdp", None)

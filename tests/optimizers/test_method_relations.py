@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from lsgd_jax import (
     make_train_step,
     periodic,
 )
+from lsgd_jax.accounting import compiled as hlo
 
 MOMENTUM, PLAIN = in_optax(SGD), optax.sgd(0.02)
 WORKERS = 6

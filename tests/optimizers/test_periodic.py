@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from hlo import collectives, collectives_outside_conditionals
 from lsgd_runs import PLAIN, STALE, assert_same, expected, method, optax_sgd
 from numpy_lsgd import Base, Settings, Sgd, Tree, simulate
 from regression import (
@@ -34,6 +33,7 @@ from regression import (
 )
 
 from lsgd_jax import WORKER, data_parallel, lsgd, periodic
+from lsgd_jax.accounting.compiled import collectives, collectives_outside_conditionals
 
 Transform = optax.GradientTransformationExtraArgs
 MESH = partial(on_mesh, groups=GROUPS, workers=WORKERS)

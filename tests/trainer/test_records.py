@@ -339,8 +339,10 @@ CHANGES = {
     "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere",
     "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5", "plateau_patience": 2,
     "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True, "task": "mine.py:task", "method_args": "a=1",
+    "worker_axes": "fsdp=4", "remat": "full",
 }  # fmt: skip
 FREE = {"data_dir", "download", "loader_processes", "steps", "workdir", "eval_every", "checkpoint_every"}
+FREE |= {"worker_axes", "remat"}
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Config)])

@@ -1,0 +1,166 @@
+"""The train step, compiled for devices that are not here: memory, time by the compiler's model, and what is sent."""
+
+import functools
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lsgd_jax.accounting.compiled import Placed, Sent, placed
+from lsgd_jax.accounting.ledger import Ledger, ledger
+from lsgd_jax.engine.local_steps import Batches, Loss
+from lsgd_jax.engine.state import start_state, state_shardings
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.engine.train_step import make_train_step
+from lsgd_jax.errors import InputError
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+
+# Levels of a method, as `make_train_step` names what it traces.
+LEVELS = ("gradient", "local", "global")
+TOO_LARGE = re.compile(r"Used ([\d.]+[KMG]) of ([\d.]+[KMG]) hbm")
+
+
+class Problem(NamedTuple):
+    """What is trained, as shapes: nothing of it can be on devices that are not here.
+
+    Attributes:
+      init: `key -> (params, model_state)`.
+      loss: of one worker on one minibatch.
+      batches: how minibatches are drawn.
+      data: the shapes of what they are drawn from.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Loss
+    batches: Batches
+    data: Any
+
+
+class Compiled(NamedTuple):
+    """A compiled train step, of one device.
+
+    Attributes:
+      arguments: bytes of the state and the data.
+      updated_in_place: of the new state, the share that takes the place of the old.
+      temporaries: bytes, what else it needs.
+      peak: bytes at its peak.
+      flops: floating-point operations of a local step; None if the compiler gives no analysis.
+      step_seconds: a local step by the compiler's model of the device, which knows no links; None if it gives none.
+      sent: the collectives of each level of the method, "gradient", "local" and "global".
+      inside: those between the devices of one worker.
+      text: the program.
+      seconds: that compiling took.
+      processor_seconds: of it, on all cores.
+    """
+
+    arguments: int
+    updated_in_place: float
+    temporaries: int
+    peak: int
+    flops: float | None
+    step_seconds: float | None
+    sent: dict[str, list[Placed]]
+    inside: list[Placed]
+    text: str
+    seconds: float
+    processor_seconds: float
+
+
+def compile_for(
+    problem: Problem,
+    method: DistributedOptimizer,
+    topology: Topology,
+    compiler_options: dict[str, Any] | None = None,
+) -> Compiled:
+    """Compiles the train step for the devices of a topology.
+
+    Raises:
+      InputError: if it does not fit into a device's memory, with the compiler's figure.
+    """
+    step = make_train_step(method, topology, problem.loss, problem.batches, compiler_options=compiler_options)
+    state = placed_shapes(*_state(problem, method, topology))
+    data = placed_shapes(problem.data, _data_shardings(problem, topology))
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=topology.replicated)
+    lowered = step.lower(state, data, count)
+    begin, processor = time.perf_counter(), time.process_time()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if used := TOO_LARGE.search(str(error)):
+            raise InputError(
+                f"it does not fit: {used[1]} of {used[2]} of a device's memory: split a worker over more devices "
+                "(--worker_axes), compute blocks again (--remat), or use a smaller batch"
+            ) from error
+        raise
+    seconds, processor_seconds = time.perf_counter() - begin, time.process_time() - processor
+    memory: Any = compiled.memory_analysis()
+    costs: Any = compiled.cost_analysis() or {}
+    text = compiled.as_text() or ""
+    optimal = costs.get("optimal_seconds", -1.0)
+    found = placed(text)
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        updated_in_place=memory.alias_size_in_bytes / max(1, memory.output_size_in_bytes),
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        flops=costs.get("flops"),
+        step_seconds=optimal if optimal > 0 else None,
+        sent={level: [each for each in found if level_of(each, topology) == level] for level in LEVELS},
+        inside=[each for each in found if level_of(each, topology) is None],
+        text=text,
+        seconds=seconds,
+        processor_seconds=processor_seconds,
+    )
+
+
+def level_of(collective: Placed, topology: Topology) -> str | None:
+    """At which level of the method it takes place; None inside a worker."""
+    if len({device // topology.devices_per_worker for device in collective.members}) == 1:
+        return None
+    parts = re.split(r"[/() ]", collective.operation)
+    return next((level for level in LEVELS if level in parts), None)
+
+
+def sent_together(collectives: list[Placed]) -> Counter[Sent]:
+    """What they send, each as often as it takes place."""
+    found = Counter[Sent]()
+    for each in collectives:
+        for array in each.sent:
+            found[array] += each.times
+    return found
+
+
+def chip_ledger(problem: Problem, method: DistributedOptimizer, topology: Topology) -> Ledger:
+    """What one device sends: its part of all that a worker sends."""
+    params, model_state = jax.eval_shape(problem.init, jax.random.key(0))
+    parts = [
+        jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(sharding.shard_shape(x.shape), x.dtype),
+            tree,
+            topology.of_model(tree),
+        )
+        for tree in (params, model_state)
+    ]
+    return ledger(method, *parts, groups=topology.groups, workers=topology.workers)
+
+
+def placed_shapes(shapes: Any, shardings: Any) -> Any:
+    """Shapes that say where their arrays would be."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _state(problem: Problem, method: DistributedOptimizer, topology: Topology) -> tuple[Any, Any]:
+    start = functools.partial(start_state, method, topology, problem.init)
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    return shapes, state_shardings(topology, shapes)
+
+
+def _data_shardings(problem: Problem, topology: Topology) -> Any:
+    def of(own: bool, part: Any) -> Any:
+        return jax.tree.map(lambda _: topology.per_worker if own else topology.replicated, part)
+
+    return jax.tree.map(of, problem.batches.per_worker, problem.data)

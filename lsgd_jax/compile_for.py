@@ -1,0 +1,229 @@
+"""Compiles the train step for TPUs and GPUs that are not here: memory, time, and what is sent over which links.
+
+Nothing runs on them. All flags are those of lsgd_jax.train; one worker for each device, a group for each slice or node.
+"""
+
+import itertools
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from lsgd_jax.commands.command_line import Flag, command, define, describe, described, parse, refuse
+from lsgd_jax.commands.settings import GROUPS, given_settings
+
+FLAGS = flags.FLAGS
+TABLE = (
+    Flag("target", "string", None, "tpu:v5e:4x4, with slices tpu:v5e:4x4*4; or h100:NODESxGPUS, as h100:4x8"),
+    Flag("json", "path", None, "file for the figures (default: none)"),
+    Flag("optimize", "boolean", False, "compile as for a run: 3 to 5 times as long, with the same collectives"),
+)
+# Those of a run: nothing runs here.
+OTHER = ("several processes", "run")
+GIB = 2**30
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: python experiments/compile_for.py --target=... [--flag=value ...]", "", described(__doc__), ""]
+    lines += ["hardware:", *describe(TABLE), ""]
+    for group in [group for group in GROUPS if group not in OTHER]:
+        lines += [f"{group}:", *describe(GROUPS[group]), ""]
+    return "\n".join(lines)
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    if "target" not in FLAGS:
+        define(FLAGS, TABLE)
+        if "algorithm" not in FLAGS:
+            define(FLAGS, itertools.chain(*GROUPS.values()))
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+    if FLAGS.target is None:
+        return refuse(argv, "--target is missing: name the hardware, as --target=tpu:v5e:4x4 or --target=h100:1x8")
+
+    from lsgd_jax.accounting.targets import read_target, set_for_compilers
+
+    target = read_target(FLAGS.target)
+    set_for_compilers()
+
+    from lsgd_jax.files.files import write_json
+
+    figures = compiled_figures(target, given_settings(FLAGS), optimize=FLAGS.optimize)
+    print("\n".join(report(figures)))
+    if FLAGS.json is not None:
+        write_json(pathlib.Path(FLAGS.json), figures)
+    return 0
+
+
+def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> dict[str, Any]:
+    """What compiling the settings for a target tells, as JSON has it.
+
+    Raises:
+      InputError: if the settings, or the target, cannot be.
+    """
+    import jax
+
+    from lsgd_jax.accounting.ahead_of_time import chip_ledger, compile_for, sent_together
+    from lsgd_jax.accounting.compiled import as_compiled
+    from lsgd_jax.accounting.ledger import ledger
+    from lsgd_jax.accounting.network import collective_seconds, communication_seconds
+    from lsgd_jax.accounting.targets import devices_of
+    from lsgd_jax.config.checks import check_alone, load_config
+    from lsgd_jax.config.from_config import method_of
+    from lsgd_jax.engine.compiler import compiler_options
+    from lsgd_jax.engine.topology import Topology
+    from lsgd_jax.errors import InputError
+
+    config = load_config("unused", {"workdir": "unused"} | given, resume=False)
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot keep such programs
+    if not optimize:
+        jax.config.update("jax_optimization_level", "O0")  # type: ignore[no-untyped-call]
+    devices, axes = devices_of(target), config.own_axes
+    own = 1
+    for size in axes.values():
+        own *= size
+    groups = given.get("groups") or target.groups
+    workers = given.get("workers") or max(1, len(devices) // own // groups)
+    try:
+        topology = Topology(groups, workers, devices, worker_axes=axes)
+    except ValueError as error:
+        raise InputError(f"--target={target.text}: {error}") from error
+    import dataclasses
+
+    config = dataclasses.replace(config, groups=groups, workers=workers)
+    check_alone(config)
+    problem = problem_of(config)
+    method = method_of(config, topology)
+    found = compile_for(problem, method, topology, compiler_options(config.compute_dtype, topology))
+    params, model_state = jax.eval_shape(problem.init, jax.random.key(0))
+    sends = ledger(method, params, model_state, groups=groups, workers=workers)
+    of_chip = chip_ledger(problem, method, topology)
+    network = target.network(topology.mesh.size // topology.mesh.shape["group"])
+    levels = []
+    for entry in of_chip.entries:
+        compiled = sent_together(found.sent[entry.level])
+        expected = as_compiled(entry.collectives, devices=topology.mesh.size // own)
+        levels.append(
+            {
+                "level": entry.level,
+                "period": entry.period,
+                "kinds": {kind: _bytes(compiled, kind) for kind in sorted({array.kind for array in compiled})},
+                "asynchronous": all(each.asynchronous for each in found.sent[entry.level]),
+                "conditional": all(each.conditional for each in found.sent[entry.level]),
+                "ledger": sum(array.bytes * times for array, times in expected.items()),
+                "seconds": sum(collective_seconds(each, of_chip, network) for each in entry.collectives),
+            }
+        )
+    return {
+        "target": target.text,
+        "devices": len(devices),
+        "device": target.chip.name,
+        "jax": jax.__version__,
+        "algorithm": config.algorithm,
+        "model": config.model_name,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "slices": target.groups if target.platform == "tpu" else 1,
+        "groups": groups,
+        "workers": workers,
+        "worker_axes": axes,
+        "mesh": dict(topology.mesh.shape),
+        "memory": target.chip.memory,
+        "peak": found.peak,
+        "arguments": found.arguments,
+        "temporaries": found.temporaries,
+        "updated_in_place": found.updated_in_place,
+        "flops": found.flops,
+        "step_seconds": found.step_seconds,
+        "levels": levels,
+        "inside": _inside(found.inside),
+        "bytes_of_worker": {entry.level: entry.sent for entry in sends.entries},
+        "communication_seconds": communication_seconds(of_chip, network),
+        "compile_seconds": found.seconds,
+        "compile_processor_seconds": found.processor_seconds,
+        "program_bytes": len(found.text),
+    }
+
+
+def problem_of(config: Any) -> Any:
+    """What the settings train. Its data, or a part of them, are read, and stay on this host."""
+    import jax
+
+    from lsgd_jax.accounting.ahead_of_time import Problem
+    from lsgd_jax.config.kinds import find_source, kind_of
+    from lsgd_jax.engine.topology import Topology
+    from lsgd_jax.tasks.task import of_gathered
+
+    source = find_source(config)
+    task = kind_of(source).task(config, source)
+    here = Topology(config.groups, config.workers, jax.devices("cpu")[:1])
+    stream = task.train.open(here, config.seed, config.steps)
+    stream.close()
+    return Problem(
+        task.init, task.loss if task.gathers else of_gathered(here, task.loss), stream.batches, stream.shapes
+    )
+
+
+def report(figures: dict[str, Any]) -> list[str]:
+    """The lines for people."""
+    lanes = figures["groups"] * figures["workers"] // (figures["mesh"]["group"] * figures["mesh"]["worker"])
+    split = "".join(f", each over {size} ({name})" for name, size in figures["worker_axes"].items())
+    shared = f", {lanes} on each" if lanes > 1 else ""
+    lines = [
+        f"{figures['algorithm']}, {figures['model']}, {figures['parameters']:,} parameters: {figures['groups']} × "
+        f"{figures['workers']} workers{split} on {figures['devices']} × {figures['device']}{shared}",
+        f"compiled       {figures['compile_seconds']:.0f} s, {figures['compile_processor_seconds']:.0f} s of CPU; "
+        f"jax {figures['jax']}, {figures['program_bytes'] / 1e6:.1f} MB of text",
+        f"memory         {figures['peak'] / GIB:.2f} GiB at its peak, of {figures['memory'] / GIB:.2f}: state and data "
+        f"{figures['arguments'] / GIB:.2f}, temporaries {figures['temporaries'] / GIB:.2f}; "
+        f"{100 * figures['updated_in_place']:.0f} % of the state updated in place",
+    ]
+    if figures["flops"]:
+        by_model = (
+            f", {1e3 * figures['step_seconds']:.2f} ms by the compiler's model" if figures["step_seconds"] else ""
+        )
+        lines.append(
+            f"a local step   {figures['flops'] / 1e9:,.1f} GFLOP{by_model} (loops count once, links not at all)"
+        )
+    else:
+        lines.append("a local step   this compiler gives no analysis")
+    lines += ["", f"{'level':<10}{'period':>7}  {'in the program':<40}{'bytes a device':>16}{'ledger':>16}{'ms':>10}"]
+    one_network = figures["slices"] == 1
+    for level in figures["levels"]:
+        start, ledger = f"{level['level']:<10}{level['period']:>7}  ", f"{level['ledger']:>16,}"
+        how = "asynchronous" if level["asynchronous"] else "synchronous"
+        how += "" if level["conditional"] or level["level"] == "gradient" else ", outside conditionals"
+        differ = one_network and sum(level["kinds"].values()) != level["ledger"]
+        for kind, size in (level["kinds"] or {"nothing": 0}).items():
+            over = " over the data-center network" if kind == "send" else f" ({how})"
+            lines.append(f"{start}{kind + over:<40}{size:>16,}{ledger}{1e3 * level['seconds']:>10.3f}")
+            start, ledger = " " * len(start), " " * 16
+        if differ:
+            lines[-1] += "  differ"
+    for each in figures["inside"]:
+        where = "a worker, in loops" if each["loops"] > 1 else "a worker, each step" if each["loops"] else "a worker"
+        lines.append(f"{where:<19}{each['kind']:<40}{each['bytes']:>16,}")
+    lines.append(f"communication  {1e3 * figures['communication_seconds']:.3f} ms a local step by the network model")
+    return lines
+
+
+def _bytes(compiled: Any, kind: str) -> int:
+    return sum(array.bytes * times for array, times in compiled.items() if array.kind == kind)
+
+
+def _inside(collectives: list[Any]) -> list[dict[str, Any]]:
+    """What the devices of a worker send each other, by kind and by how many loops it stands in."""
+    found: dict[tuple[str, int], int] = {}
+    for each in collectives:
+        for array in each.sent:
+            key = array.kind, each.loops
+            found[key] = found.get(key, 0) + array.bytes * each.times
+    return [{"kind": kind, "loops": loops, "bytes": size} for (kind, loops), size in sorted(found.items())]
+
+
+if __name__ == "__main__":
+    sys.exit(main(["-m lsgd_jax.compile_for", *sys.argv[1:]]))
