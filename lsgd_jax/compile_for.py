@@ -3,7 +3,9 @@
 Nothing runs on them. All flags are those of lsgd_jax.train; one worker for each device, a group for each slice or node.
 """
 
+import dataclasses
 import itertools
+import math
 import pathlib
 import sys
 from typing import Any
@@ -68,10 +70,7 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
     """
     import jax
 
-    from lsgd_jax.accounting.ahead_of_time import chip_ledger, compile_for, sent_together
-    from lsgd_jax.accounting.compiled import as_compiled
-    from lsgd_jax.accounting.ledger import ledger
-    from lsgd_jax.accounting.network import collective_seconds, communication_seconds
+    from lsgd_jax.accounting.ahead_of_time import compile_for, memory_and_time, traffic
     from lsgd_jax.accounting.targets import devices_of
     from lsgd_jax.config.checks import check_alone, load_config
     from lsgd_jax.config.from_config import method_of
@@ -80,45 +79,22 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
     from lsgd_jax.errors import InputError
 
     config = load_config("unused", {"workdir": "unused"} | given, resume=False)
-    jax.config.update("jax_enable_compilation_cache", False)  # which cannot keep such programs
+    update: Any = jax.config.update
+    update("jax_enable_compilation_cache", False)  # which cannot keep such programs
     if not optimize:
-        jax.config.update("jax_optimization_level", "O0")  # type: ignore[no-untyped-call]
+        update("jax_optimization_level", "O0")
     devices, axes = devices_of(target), config.own_axes
-    own = 1
-    for size in axes.values():
-        own *= size
     groups = given.get("groups") or target.groups
-    workers = given.get("workers") or max(1, len(devices) // own // groups)
+    workers = given.get("workers") or max(1, len(devices) // math.prod(axes.values()) // groups)
+    config = dataclasses.replace(config, groups=groups, workers=workers)
+    check_alone(config)
     try:
         topology = Topology(groups, workers, devices, worker_axes=axes)
     except ValueError as error:
         raise InputError(f"--target={target.text}: {error}") from error
-    import dataclasses
-
-    config = dataclasses.replace(config, groups=groups, workers=workers)
-    check_alone(config)
-    problem = problem_of(config)
-    method = method_of(config, topology)
+    problem, method = problem_of(config), method_of(config, topology)
     found = compile_for(problem, method, topology, compiler_options(config.compute_dtype, topology))
-    params, model_state = jax.eval_shape(problem.init, jax.random.key(0))
-    sends = ledger(method, params, model_state, groups=groups, workers=workers)
-    of_chip = chip_ledger(problem, method, topology)
     network = target.network(topology.mesh.size // topology.mesh.shape["group"])
-    levels = []
-    for entry in of_chip.entries:
-        compiled = sent_together(found.sent[entry.level])
-        expected = as_compiled(entry.collectives, devices=topology.mesh.size // own)
-        levels.append(
-            {
-                "level": entry.level,
-                "period": entry.period,
-                "kinds": {kind: _bytes(compiled, kind) for kind in sorted({array.kind for array in compiled})},
-                "asynchronous": all(each.asynchronous for each in found.sent[entry.level]),
-                "conditional": all(each.conditional for each in found.sent[entry.level]),
-                "ledger": sum(array.bytes * times for array, times in expected.items()),
-                "seconds": sum(collective_seconds(each, of_chip, network) for each in entry.collectives),
-            }
-        )
     return {
         "target": target.text,
         "devices": len(devices),
@@ -126,26 +102,15 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
         "jax": jax.__version__,
         "algorithm": config.algorithm,
         "model": config.model_name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(problem.init, jax.random.key(0))[0])),
         "slices": target.groups if target.platform == "tpu" else 1,
         "groups": groups,
         "workers": workers,
         "worker_axes": axes,
         "mesh": dict(topology.mesh.shape),
         "memory": target.chip.memory,
-        "peak": found.peak,
-        "arguments": found.arguments,
-        "temporaries": found.temporaries,
-        "updated_in_place": found.updated_in_place,
-        "flops": found.flops,
-        "step_seconds": found.step_seconds,
-        "levels": levels,
-        "inside": _inside(found.inside),
-        "bytes_of_worker": {entry.level: entry.sent for entry in sends.entries},
-        "communication_seconds": communication_seconds(of_chip, network),
-        "compile_seconds": found.seconds,
-        "compile_processor_seconds": found.processor_seconds,
-        "program_bytes": len(found.text),
+        **memory_and_time(found),
+        **traffic(found, problem, method, topology, network),
     }
 
 
@@ -176,7 +141,7 @@ def report(figures: dict[str, Any]) -> list[str]:
     lines = [
         f"{figures['algorithm']}, {figures['model']}, {figures['parameters']:,} parameters: {figures['groups']} × "
         f"{figures['workers']} workers{split} on {figures['devices']} × {figures['device']}{shared}",
-        f"compiled       {figures['compile_seconds']:.0f} s, {figures['compile_processor_seconds']:.0f} s of CPU; "
+        f"compiled       {figures['compile_seconds']:.0f} s, {figures['compile_cpu_seconds']:.0f} s of CPU; "
         f"jax {figures['jax']}, {figures['program_bytes'] / 1e6:.1f} MB of text",
         f"memory         {figures['peak'] / GIB:.2f} GiB at its peak, of {figures['memory'] / GIB:.2f}: state and data "
         f"{figures['arguments'] / GIB:.2f}, temporaries {figures['temporaries'] / GIB:.2f}; "
@@ -209,20 +174,6 @@ def report(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{where:<19}{each['kind']:<40}{each['bytes']:>16,}")
     lines.append(f"communication  {1e3 * figures['communication_seconds']:.3f} ms a local step by the network model")
     return lines
-
-
-def _bytes(compiled: Any, kind: str) -> int:
-    return sum(array.bytes * times for array, times in compiled.items() if array.kind == kind)
-
-
-def _inside(collectives: list[Any]) -> list[dict[str, Any]]:
-    """What the devices of a worker send each other, by kind and by how many loops it stands in."""
-    found: dict[tuple[str, int], int] = {}
-    for each in collectives:
-        for array in each.sent:
-            key = array.kind, each.loops
-            found[key] = found.get(key, 0) + array.bytes * each.times
-    return [{"kind": kind, "loops": loops, "bytes": size} for (kind, loops), size in sorted(found.items())]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, so that meshes are real; and compiling made short, where most time goes."""
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What is compiled quickly runs slowly, but not for long. Tests that start the command line set their own flags.
 QUICK = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # a third of the time to compile; later ones have no such choice
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 # Bytes of compiled programs, a few times those of one run: what is beyond belongs to code that has changed.

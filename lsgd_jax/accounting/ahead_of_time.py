@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.accounting.compiled import Placed, Sent, placed
+from lsgd_jax.accounting.compiled import Placed, Sent, as_compiled, placed
 from lsgd_jax.accounting.ledger import Ledger, ledger
+from lsgd_jax.accounting.network import Network, collective_seconds, communication_seconds
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.state import start_state, state_shardings
 from lsgd_jax.engine.topology import Topology
@@ -21,7 +22,7 @@ from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 
 # Levels of a method, as `make_train_step` names what it traces.
 LEVELS = ("gradient", "local", "global")
-TOO_LARGE = re.compile(r"Used ([\d.]+[KMG]) of ([\d.]+[KMG]) hbm")
+TOO_LARGE = re.compile(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)")
 
 
 class Problem(NamedTuple):
@@ -132,6 +133,61 @@ def sent_together(collectives: list[Placed]) -> Counter[Sent]:
         for array in each.sent:
             found[array] += each.times
     return found
+
+
+def memory_and_time(found: Compiled) -> dict[str, Any]:
+    """Its figures of one device, as JSON has them."""
+    return {
+        "peak": found.peak,
+        "arguments": found.arguments,
+        "temporaries": found.temporaries,
+        "updated_in_place": found.updated_in_place,
+        "flops": found.flops,
+        "step_seconds": found.step_seconds,
+        "compile_seconds": found.seconds,
+        "compile_cpu_seconds": found.processor_seconds,
+        "program_bytes": len(found.text),
+    }
+
+
+def traffic(
+    found: Compiled, problem: Problem, method: DistributedOptimizer, topology: Topology, network: Network
+) -> dict[str, Any]:
+    """What a device sends, beside the ledger, and how long it takes on a network, as JSON has it.
+
+    Bytes are those of operands, each as often as it is sent in a communication, or in a local step.
+    """
+    sends = chip_ledger(problem, method, topology)
+    slots = topology.mesh.size // topology.devices_per_worker
+    levels = []
+    for entry in sends.entries:
+        placed_there = found.sent[entry.level]
+        sent, expected = sent_together(placed_there), as_compiled(entry.collectives, devices=slots)
+        levels.append(
+            {
+                "level": entry.level,
+                "period": entry.period,
+                "kinds": {kind: _bytes(sent, kind) for kind in sorted({array.kind for array in sent})},
+                "asynchronous": all(each.asynchronous for each in placed_there),
+                "conditional": all(each.conditional for each in placed_there),
+                "ledger": sum(array.bytes * times for array, times in expected.items()),
+                "seconds": sum(collective_seconds(each, sends, network) for each in entry.collectives),
+            }
+        )
+    inside = {
+        (kind, loops): _bytes(sent_together([each for each in found.inside if each.loops == loops]), kind)
+        for loops in sorted({each.loops for each in found.inside})
+        for kind in sorted({array.kind for each in found.inside for array in each.sent if each.loops == loops})
+    }
+    return {
+        "levels": levels,
+        "inside": [{"kind": kind, "loops": loops, "bytes": size} for (kind, loops), size in inside.items()],
+        "communication_seconds": communication_seconds(sends, network),
+    }
+
+
+def _bytes(sent: Counter[Sent], kind: str) -> int:
+    return sum(array.bytes * times for array, times in sent.items() if array.kind == kind)
 
 
 def chip_ledger(problem: Problem, method: DistributedOptimizer, topology: Topology) -> Ledger:

@@ -71,7 +71,7 @@ def hosts() -> list[str]:
 
 
 def devices() -> list[jax.Device]:
-    """The devices of all processes, those of one machine side by side: groups follow from their order.
+    """The devices of all processes, those of a slice or machine side by side: groups follow from their order.
 
     Raises:
       InputError: if JAX finds none of the kind that it is told to use.
@@ -84,11 +84,21 @@ def devices() -> list[jax.Device]:
         why = f" ({first_line(error)})" if str(error) else ""
         raise InputError(f"JAX finds no device{chosen}{why}: unset that, or install what it needs") from error
     names = hosts()
-    return sorted(found, key=lambda d: (names.index(names[d.process_index]), d.process_index, d.id))
+    return sorted(found, key=lambda d: (_slice_of(d), names.index(names[d.process_index]), d.process_index, d.id))
+
+
+def machines() -> int:
+    """How many groups of devices talk cheaply among themselves: slices of TPUs, whatever their hosts; else machines."""
+    found = devices()
+    return len({_slice_of(device) for device in found}) if found[0].platform == "tpu" else len(set(hosts()))
+
+
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict[str, int]:
-    """Groups and workers of a run of several processes, where they are not given: a group for each machine.
+    """Groups and workers of a run of several processes, where they are not given: a group for each of `machines`.
 
     Args:
       given: settings, of which `groups` and `workers` count.
@@ -96,7 +106,7 @@ def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict
     """
     if alone():
         return {}
-    groups = given.get("groups") or len(set(hosts()))
+    groups = given.get("groups") or machines()
     return {
         "groups": groups,
         "workers": given.get("workers") or max(1, jax.device_count() // devices_per_worker // groups),

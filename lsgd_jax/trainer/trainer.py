@@ -68,8 +68,8 @@ class Trainer:
       task: what is learned.
       method: the distributed optimizer; or a function that makes it for a `Topology`, where that
         depends on the number of workers or groups.
-      topology: where the workers live. By default a group for each machine and a worker for each
-        device, and four workers on a single one.
+      topology: where the workers live. By default a group for each machine, or slice of a TPU pod,
+        and a worker for each device; four workers on a single one.
       workdir: the folder of the run's files; None to leave none.
       seed: the run is a function of it (and of the task and the method).
       eval_every: local steps between two evaluations; a twentieth of the run by default.
@@ -322,6 +322,6 @@ def run_trainer(
 
 
 def default_topology() -> Topology:
-    """A group for each machine and a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
-    devices, groups = processes.devices(), len(set(processes.hosts()))
+    """A group for each machine or TPU slice, a worker for each device; on a single one `ON_ONE_DEVICE` workers."""
+    devices, groups = processes.devices(), processes.machines()
     return Topology(groups, max(len(devices) // groups, 1) if len(devices) > 1 else ON_ONE_DEVICE, devices)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lsgd_runs import SGD, method
 from numpy_lsgd import Settings, simulate
-from regression import QUICK, laid_out, make_problem, numpy_loss_and_grad
+from regression import AS_IN_RUNS, QUICK, laid_out, make_problem, numpy_loss_and_grad
 from train_steps import REGRESSION, faulty_loss, run, started
 
 from lsgd_jax import Topology, init_state, local_sgd, make_train_step
@@ -67,12 +67,15 @@ def test_a_slow_worker_takes_fewer_steps_and_nobody_waits_longer_than_one_of_the
     assert (pace.steps.tolist(), pace.waiting.tolist(), seconds) == ([16, 16], [0, 0], 8)
 
 
+OPTIONS = {"quick": QUICK, "as in runs": AS_IN_RUNS}
+
+
 @cache
-def asynchronous(devices: int, lanes: str) -> Any:
+def asynchronous(devices: int, lanes: str, options: str = "quick") -> Any:
     topology = Topology(2, 4, jax.devices()[:devices], lanes)
     optimizer = method(SETTINGS)
     train_step = make_asynchronous_step(
-        optimizer, topology, faulty_loss, REGRESSION, longest=LONGEST, compiler_options=QUICK
+        optimizer, topology, faulty_loss, REGRESSION, longest=LONGEST, compiler_options=OPTIONS[options]
     )
     state, data = started(optimizer, topology, PROBLEM), data_on(topology)
     return optimizer, topology, train_step.lower(state, data, on_devices(ROUNDS[0], topology)).compile()
@@ -117,10 +120,10 @@ def test_the_trajectory_is_that_of_the_simulation_on_any_devices(devices: int, l
 
 @pytest.mark.slow
 def test_workers_of_equal_speed_are_bitwise_where_those_in_step_are() -> None:
-    parts = asynchronous(1, "vmap")
+    parts = asynchronous(1, "vmap", "as in runs")
     pace, _ = simulate_round([0.7] * 8, 8 * 3)
     trajectory, _, state = run_rounds(parts, [pace.steps] * 6)
-    in_step = make_train_step(*parts[:2], faulty_loss, REGRESSION, compiler_options=QUICK)
+    in_step = make_train_step(*parts[:2], faulty_loss, REGRESSION, compiler_options=AS_IN_RUNS)
     expected, _, state_in_step = run(PROBLEM, (*parts[:2], in_step), cuts=3, steps=18)
     for number, params in enumerate(trajectory, start=1):
         jax.tree.map(np.testing.assert_array_equal, params, expected[3 * number])

@@ -51,7 +51,7 @@ METRICS = {
 def start(workdir: pathlib.Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "experiments/train.py", f"--workdir={workdir}", *more]
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         "PYTHONUNBUFFERED": "1",
         # All these runs compile the same programs.
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "compiled"),

@@ -1,0 +1,131 @@
+"""The train step compiled for TPUs and GPUs that are not here, where their compilers are."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lsgd_jax.accounting.ahead_of_time import sent_together
+from lsgd_jax.accounting.targets import read_target, set_for_compilers
+from lsgd_jax.compile_for import compiled_figures, main, report
+from lsgd_jax.errors import InputError
+
+needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
+needs_gpu = pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra 'gpu'")
+IMAGES: dict[str, Any] = {"model": "cnn3", "batch_size": 8}
+
+
+def figures(target: str, **given: Any) -> dict[str, Any]:
+    set_for_compilers()
+    return compiled_figures(read_target(target), given, optimize=False)
+
+
+def bytes_of(found: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """By level, in the program and in the ledger."""
+    return {level["level"]: (sum(level["kinds"].values()), level["ledger"]) for level in found["levels"]}
+
+
+@needs_tpu
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5e:2x4", "tpu:v4:2x2x2", "tpu:v5p:2x2x1"])
+@pytest.mark.parametrize(
+    "how", [{}, {"wire_dtype": "int8"}, {"algorithm": "diloco"}, {"algorithm": "data_parallel"}], ids=str
+)
+def test_bytes_are_those_of_the_ledger_none_outside_conditionals_and_the_state_is_updated_in_place(
+    target: str, how: dict[str, Any]
+) -> None:
+    found = figures(target, **IMAGES, groups=2, **how)
+    assert bytes_of(found)
+    for level, (compiled, ledger) in bytes_of(found).items():
+        assert compiled == ledger > 0, level
+    assert all(level["conditional"] or level["level"] == "gradient" for level in found["levels"])
+    assert not found["inside"]
+    assert found["updated_in_place"] > 0.95
+    assert found["peak"] < 2**26
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_slices_speak_over_the_data_center_network_at_the_global_level_alone() -> None:
+    found = figures("tpu:v5e:2x2*2", **IMAGES)
+    local, everywhere = found["levels"]
+    assert (found["groups"], found["workers"]) == (2, 4)
+    assert set(local["kinds"]) == {"all-reduce"}
+    assert local["kinds"]["all-reduce"] == local["ledger"]
+    assert everywhere["kinds"]["send"] == pytest.approx(everywhere["ledger"] / 4, rel=0.1)
+    assert any("send over the data-center network" in line for line in report(found))
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_a_worker_of_several_chips_sends_its_parts_and_gathers_layer_by_layer(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(bytes(range(32, 127)) * 400)
+    sizes: dict[str, Any] = {"model_width": 128, "model_layers": 4, "sequence_length": 64, "batch_size": 8}
+    how: dict[str, Any] = {"compute_dtype": "bfloat16", "remat": "full", "sampling": "iid", **sizes}
+    text = {"text_file": str(tmp_path / "text")}
+    found = figures("tpu:v5e:2x4", **how, **text, groups=2, workers=2, worker_axes="fsdp=2")
+    whole = figures("tpu:v5e:2x2", **how, **text, groups=2, workers=2)
+    for level, (compiled, ledger) in bytes_of(found).items():
+        assert compiled == ledger
+        assert ledger == pytest.approx(bytes_of(whole)[level][1] / 2, rel=0.1)
+    gathers = {each["loops"]: each["bytes"] for each in found["inside"] if each["kind"] == "all-gather"}
+    block = 12 * 128**2 * 2  # bytes in bfloat16
+    assert gathers[2] == pytest.approx(2 * block / 2, rel=0.2), "half a block, forward and again for its gradient"
+    assert found["arguments"] < 0.6 * whole["arguments"]
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_a_cpu_host_traces_the_convolutions_of_the_target() -> None:
+    """By Winograd's filtering, as on CPU, it would be products of matrices."""
+    import jax
+
+    from lsgd_jax.accounting.ahead_of_time import compile_for
+    from lsgd_jax.accounting.targets import devices_of
+    from lsgd_jax.compile_for import problem_of
+    from lsgd_jax.config.config import Config
+    from lsgd_jax.config.from_config import method_of
+    from lsgd_jax.engine.topology import Topology
+
+    set_for_compilers()
+    topology = Topology(2, 4, devices_of(read_target("tpu:v5e:2x4")))
+    config = Config("unused", **IMAGES, groups=2, workers=4)
+    jax.config.update("jax_enable_compilation_cache", False)
+    found = compile_for(problem_of(config), method_of(config, topology), topology)
+    assert found.text.count(" convolution(") >= 8, "two layers, with two gradients but for the first, and products"
+    assert sent_together(found.sent["local"])
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_a_model_that_does_not_fit_is_told_with_the_compilers_figure(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(bytes(range(32, 127)) * 400)
+    sizes: dict[str, Any] = {"model_width": 4096, "model_layers": 24, "sequence_length": 64, "batch_size": 8}
+    with pytest.raises(InputError, match=r"it does not fit: [\d.]+G of 15.75G of a device's memory: split a worker"):
+        figures("tpu:v5e:2x2", text_file=str(tmp_path / "text"), **sizes, sampling="iid")
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_bytes_are_those_of_the_ledger_on_gpus() -> None:
+    for level, (compiled, ledger) in bytes_of(figures("h100:1x8", **IMAGES, groups=2)).items():
+        assert compiled == ledger > 0, level
+
+
+@needs_tpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_flags")
+def test_the_command_prints_and_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    assert main(["compile_for.py", "--target=tpu:v5e:2x2", "--model=mlp", f"--json={file}"]) == 0
+    found = json.loads(file.read_text())
+    assert (found["devices"], found["groups"], found["workers"]) == (4, 1, 4)
+    assert capsys.readouterr().out.splitlines() == report(found)
+
+
+@pytest.mark.usefixtures("fresh_flags")
+def test_without_a_target_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile_for.py"]) == 2
+    assert capsys.readouterr().err.startswith("compile_for.py: error: --target is missing: name the hardware")
