@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from lsgd_jax.commands.command_line import Flag, command, define, describe, described, parse, refuse
+from lsgd_jax.commands.environment import set_for_compilers
 from lsgd_jax.commands.settings import GROUPS, given_settings
 
 FLAGS = flags.FLAGS
@@ -48,12 +49,12 @@ def main(argv: list[str]) -> int:
     if FLAGS.target is None:
         return refuse(argv, "--target is missing: name the hardware, as --target=tpu:v5e:4x4 or --target=h100:1x8")
 
-    from lsgd_jax.accounting.targets import read_target, set_for_compilers
+    set_for_compilers()
+    # Only now: JAX reads the environment when it is imported.
+    from lsgd_jax.accounting.targets import read_target
+    from lsgd_jax.files.files import write_json
 
     target = read_target(FLAGS.target)
-    set_for_compilers()
-
-    from lsgd_jax.files.files import write_json
 
     figures = compiled_figures(target, given_settings(FLAGS), optimize=FLAGS.optimize)
     print("\n".join(report(figures)))
@@ -171,7 +172,7 @@ def report(figures: dict[str, Any]) -> list[str]:
             lines[-1] += "  differ"
     for each in figures["inside"]:
         where = "a worker, in loops" if each["loops"] > 1 else "a worker, each step" if each["loops"] else "a worker"
-        lines.append(f"{where:<19}{each['kind']:<40}{each['bytes']:>16,}")
+        lines.append(f"{where:<21}{each['kind']:<38}{each['bytes']:>16,}")
     lines.append(f"communication  {1e3 * figures['communication_seconds']:.3f} ms a local step by the network model")
     return lines
 

@@ -120,7 +120,8 @@ def compile_for(
 
 def level_of(collective: Placed, topology: Topology) -> str | None:
     """At which level of the method it takes place; None inside a worker."""
-    if len({device // topology.devices_per_worker for device in collective.members}) == 1:
+    of_one = len({device // topology.devices_per_worker for device in collective.members}) == 1
+    if of_one and collective.sent[0].kind != "send":
         return None
     parts = re.split(r"[/() ]", collective.operation)
     return next((level for level in LEVELS if level in parts), None)

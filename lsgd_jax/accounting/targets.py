@@ -8,7 +8,6 @@ Figures are nominal, of one device as JAX counts them, from:
 * H100: the data sheet of the H100 SXM5, and the DGX H100 system: a card of 400 Gbit/s for each GPU.
 """
 
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -114,21 +113,6 @@ def read_target(text: str) -> Target:
         known = ", ".join(name for name in CHIPS if name.startswith("v"))
         raise InputError(f"--target={text}: unknown kind of TPU: choose one of {known}")
     return Target(text, CHIPS[found[1]], "tpu", found[2], int(found[3] or 1))
-
-
-def set_for_compilers() -> None:
-    """Sets the environment, before JAX starts, for compilers of hardware that is not here."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no machine in a cloud to ask
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process stops at a lock file
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }.items():
-        os.environ.setdefault(name, value)
-    # A GPU that is not here cannot be timed.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
 
 
 def devices_of(target: Target) -> list[Any]:

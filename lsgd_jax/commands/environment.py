@@ -33,6 +33,21 @@ def set_for_this_program() -> None:
     make_output_last()
 
 
+def set_for_compilers() -> None:
+    """Sets the environment, before JAX is imported, for compilers of hardware that is not here."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no machine in a cloud to ask
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process stops at a lock file
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(name, value)
+    # A GPU that is not here cannot be timed.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+
+
 def why_jax_cannot_start(error: Exception) -> str | None:
     """What is wrong with JAX's variables or devices, if an error may come from that: it fails where first used."""
     if "jax" not in sys.modules:  # it has not got so far, or no further

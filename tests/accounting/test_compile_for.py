@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lsgd_jax.accounting.ahead_of_time import sent_together
-from lsgd_jax.accounting.targets import read_target, set_for_compilers
+from lsgd_jax.accounting.targets import read_target
+from lsgd_jax.commands.environment import set_for_compilers
 from lsgd_jax.compile_for import compiled_figures, main, report
 from lsgd_jax.errors import InputError
 

@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 
-from lsgd_jax.accounting import targets
 from lsgd_jax.accounting.targets import CHIPS, GIB, devices_of, read_target
 from lsgd_jax.errors import InputError
 
@@ -44,17 +43,3 @@ def test_a_compiler_that_is_not_installed_is_told_with_its_extra(text: str, modu
         pytest.skip(f"{module} is installed")
     with pytest.raises(InputError, match=rf"--target={text} needs its compiler: pip install 'lsgd_jax\[{extra}\]'"):
         devices_of(read_target(text))
-
-
-def test_the_environment_is_set_for_compilers_and_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
-    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES", "TF_CPP_MIN_LOG_LEVEL"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    targets.set_for_compilers()
-    environment = targets.os.environ
-    assert environment["JAX_PLATFORMS"] == "cpu", "nothing runs on a TPU"
-    assert environment["XLA_FLAGS"] == "--xla_dump_to=somewhere --xla_gpu_autotune_level=0"
-    assert (environment["TPU_ACCELERATOR_TYPE"], environment["ALLOW_MULTIPLE_LIBTPU_LOAD"]) == ("v6e-8", "1")

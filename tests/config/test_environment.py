@@ -18,6 +18,7 @@ from lsgd_jax.cluster import processes
 from lsgd_jax.commands import command_line, environment
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
 from lsgd_jax.commands.cpu_devices import make_cpu_devices
+from lsgd_jax.commands.environment import set_for_compilers
 from lsgd_jax.config.config import Config, usable_cores
 from lsgd_jax.config.train import train
 from lsgd_jax.errors import InputError
@@ -231,3 +232,16 @@ def test_without_a_place_for_compiled_programs_they_are_not_kept(
     todo = "set HOME, or write the path in full" if home is None else "XDG_CACHE_HOME, or add --nocompilation_cache"
     assert told.rstrip().endswith(todo)
     assert jax.config.values["jax_compilation_cache_dir"] == before
+
+
+def test_the_environment_is_set_for_compilers_and_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    set_for_compilers()
+    assert os.environ["JAX_PLATFORMS"] == "cpu", "nothing runs on a TPU"
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=somewhere --xla_gpu_autotune_level=0"
+    assert (os.environ["TPU_ACCELERATOR_TYPE"], os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"]) == ("v6e-8", "1")
