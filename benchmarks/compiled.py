@@ -13,7 +13,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-TASKS = f"--task={pathlib.Path(__file__).parent / 'large_tasks.py'}"
+TASKS = "--task=benchmarks/large_tasks.py"
 ONE_BILLION = ["--model_width=2048", "--model_layers=20"]
 SEVEN_BILLION = ["--model_width=4096", "--model_layers=32"]
 COLUMNS = (
