@@ -20,8 +20,7 @@ from lsgd_jax.collectives.axes import GROUP, WORKER, compiler_axes, tracked_axes
 
 # Arrays of fewer elements are whole on each device: to gather them takes longer than it saves.
 LEAST_SPLIT = 2**12
-# TPUs keep the last two dimensions of an array in tiles, of (16, 128) numbers of 16 bits: parts of whole tiles are
-# gathered as they lie, others by a sum of arrays of zeros, which sends twice as much.
+# TPUs keep the last two dimensions of an array in tiles, of (16, 128) numbers of 16 bits: other parts are padded.
 TILE = (16, 128)
 
 
@@ -52,8 +51,9 @@ def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) ->
     """Parameters as a worker computes with them: whole along the first of its own axes.
 
     To be called in a loss where they are used: layer by layer, so that few are whole at a time, and inside a loop over
-    layers. Gradients come back split as the parameters are, each device with its part of the sum. Where a worker is
-    one device, and where no mesh is known, the tree is returned as it is.
+    layers. Gradients come back split as the parameters are, each device with its part of the sum; in forward mode
+    (`jax.jvp`) there is no derivative. Where a worker is one device, and where no mesh is known, the tree is returned
+    as it is.
 
     Args:
       tree: pytree of arrays.

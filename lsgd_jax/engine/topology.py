@@ -50,7 +50,7 @@ class Topology:
         where batched kernels are slow, and vmap elsewhere.
       worker_axes: the sizes of the axes of one worker, by name; none by default. Kept as pairs.
       partition: how a worker's arrays are split over these: pairs of a regular expression, which is
-        searched for in the path of a leaf, as "block1/attend/kernel", and a `PartitionSpec`; the
+        searched for in the path of a leaf, as "blocks/attend/kernel", and a `PartitionSpec`; the
         first that is found counts, if it divides the leaf; axes that there are not are left out of it.
         Others are split by their size: see `lsgd_jax.collectives.partition.split_by_size`.
 
