@@ -93,7 +93,8 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
         topology = Topology(groups, workers, devices, worker_axes=axes)
     except ValueError as error:
         raise InputError(f"--target={target.text}: {error}") from error
-    problem, method = problem_of(config), method_of(config, topology)
+    problem, topology = problem_of(config, topology)
+    method = method_of(config, topology)
     found = compile_for(problem, method, topology, compiler_options(config.compute_dtype, topology))
     network = target.network(topology.mesh.size // topology.mesh.shape["group"])
     return {
@@ -115,23 +116,21 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
     }
 
 
-def problem_of(config: Any) -> Any:
-    """What the settings train. Its data, or a part of them, are read, and stay on this host."""
+def problem_of(config: Any, topology: Any) -> tuple[Any, Any]:
+    """What the settings train, and the topology as their task lays it out. Its data are read, and stay on this host."""
     import jax
 
     from lsgd_jax.accounting.ahead_of_time import Problem
     from lsgd_jax.config.kinds import find_source, kind_of
     from lsgd_jax.engine.topology import Topology
-    from lsgd_jax.tasks.task import of_gathered
+    from lsgd_jax.tasks.task import gathering_of, laid_out
 
     source = find_source(config)
     task = kind_of(source).task(config, source)
-    here = Topology(config.groups, config.workers, jax.devices("cpu")[:1])
-    stream = task.train.open(here, config.seed, config.steps)
+    topology = laid_out(task, topology)
+    stream = task.train.open(Topology(config.groups, config.workers, jax.devices("cpu")[:1]), config.seed, config.steps)
     stream.close()
-    return Problem(
-        task.init, task.loss if task.gathers else of_gathered(here, task.loss), stream.batches, stream.shapes
-    )
+    return Problem(task.init, gathering_of(task, topology)(task.loss), stream.batches, stream.shapes), topology
 
 
 def report(figures: dict[str, Any]) -> list[str]:

@@ -168,7 +168,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     model = check_model(task.init)
     check_loss(task.loss, *model, stream)
     metrics = task.metrics or {"loss": sample_loss(task.loss)}
-    gathering = (lambda function: function) if task.gathers else functools.partial(of_gathered, topology)
+    gathering = gathering_of(task, topology)
     splits = {name: data for name in SPLITS if (data := getattr(task, name)) is not None}
     for name, metric in metrics.items():
         for split in splits.values():
@@ -193,9 +193,16 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     )
 
 
-def of_gathered(topology: Topology, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of parameters and more, with the parameters whole along the first of a worker's own axes."""
-    return lambda params, *rest: function(topology.gathered(params), *rest)
+def laid_out(task: Task, topology: Topology) -> Topology:
+    """The topology, with a worker's arrays split as the task says, if it does."""
+    return dataclasses.replace(topology, partition=task.partition) if task.partition else topology
+
+
+def gathering_of(task: Task, topology: Topology) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What becomes of a function of parameters and more: it is given them gathered, unless the task's gather them."""
+    if task.gathers:
+        return lambda function: function
+    return lambda function: lambda params, *rest: function(topology.gathered(params), *rest)
 
 
 def figures_of(metrics: Mapping[str, SampleMetric]) -> SampleFigures:

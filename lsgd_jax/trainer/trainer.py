@@ -23,7 +23,7 @@ from lsgd_jax.files.output import lasting_output
 from lsgd_jax.files.paths import expanded
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.evaluation import Candidate
-from lsgd_jax.tasks.task import Task, check_model, open_task
+from lsgd_jax.tasks.task import Task, check_model, laid_out, open_task
 from lsgd_jax.trainer.conditions import Conditions, agreed_conditions, write_conditions
 from lsgd_jax.trainer.loop import Ended, Way, go, own_folder
 from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
@@ -198,9 +198,7 @@ class Trainer:
 
     def build(self, steps: int) -> Run:
         """Everything that a run of so many steps computes with; neither trains nor writes anything."""
-        topology = self.topology or default_topology()
-        if self.task.partition:
-            topology = dataclasses.replace(topology, partition=self.task.partition)
+        topology = laid_out(self.task, self.topology or default_topology())
         opened = open_task(self.task, topology, seed=self.seed, steps=steps)
         return make_run(self.plan(steps), opened, self.method_of, topology)
 

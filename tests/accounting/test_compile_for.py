@@ -5,12 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
-from lsgd_jax.accounting.ahead_of_time import sent_together
-from lsgd_jax.accounting.targets import read_target
+from lsgd_jax import Topology
+from lsgd_jax.accounting.ahead_of_time import compile_for, sent_together
+from lsgd_jax.accounting.targets import devices_of, read_target
 from lsgd_jax.commands.environment import set_for_compilers
-from lsgd_jax.compile_for import compiled_figures, main, report
+from lsgd_jax.compile_for import compiled_figures, main, problem_of, report
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.from_config import method_of
 from lsgd_jax.errors import InputError
 
 needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
@@ -81,20 +87,12 @@ def test_a_worker_of_several_chips_sends_its_parts_and_gathers_layer_by_layer(tm
 @pytest.mark.slow
 def test_a_cpu_host_traces_the_convolutions_of_the_target() -> None:
     """By Winograd's filtering, as on CPU, it would be products of matrices."""
-    import jax
-
-    from lsgd_jax.accounting.ahead_of_time import compile_for
-    from lsgd_jax.accounting.targets import devices_of
-    from lsgd_jax.compile_for import problem_of
-    from lsgd_jax.config.config import Config
-    from lsgd_jax.config.from_config import method_of
-    from lsgd_jax.engine.topology import Topology
-
     set_for_compilers()
     topology = Topology(2, 4, devices_of(read_target("tpu:v5e:2x4")))
     config = Config("unused", **IMAGES, groups=2, workers=4)
     jax.config.update("jax_enable_compilation_cache", False)
-    found = compile_for(problem_of(config), method_of(config, topology), topology)
+    problem, topology = problem_of(config, topology)
+    found = compile_for(problem, method_of(config, topology), topology)
     assert found.text.count(" convolution(") >= 8, "two layers, with two gradients but for the first, and products"
     assert sent_together(found.sent["local"])
 
@@ -130,3 +128,30 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path: Path, capsys: pyt
 def test_without_a_target_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile_for.py"]) == 2
     assert capsys.readouterr().err.startswith("compile_for.py: error: --target is missing: name the hardware")
+
+
+OWN = """
+import jax, numpy as np
+from jax.sharding import PartitionSpec as P
+from lsgd_jax import Task, from_arrays
+
+def task():
+    data = {"x": np.ones((64, 64), np.float32)}
+    loss = lambda params, state, batch, key: ((batch["x"] @ params["w"]).mean(), state)
+    init = lambda key: ({"w": jax.random.normal(key, (64, 128))}, {})
+    return Task(init, loss, train=from_arrays(data, 8, sampling="iid"), partition=[("w", P("fsdp", None))])
+"""
+
+
+def test_a_task_of_ones_own_is_split_as_it_says_and_gathered_over_the_axes_of_the_target(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    config = Config("unused", task=f"{tmp_path / 'mine.py'}:task", groups=1, workers=2)
+    problem, topology = problem_of(config, Topology(1, 2, jax.devices()[:4], worker_axes={"fsdp": 2}))
+    shapes, _ = jax.eval_shape(problem.init, jax.random.key(0))
+    assert topology.of_model(shapes)["w"].spec == PartitionSpec("fsdp", None)
+
+    def of_device(params: Any) -> Any:
+        return problem.loss(params, {}, {"x": jnp.ones((8, 64))}, jax.random.key(0))[0]
+
+    mapped = topology.over_devices(of_device, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+    assert "sharding_constraint" in str(jax.make_jaxpr(mapped)(shapes))
