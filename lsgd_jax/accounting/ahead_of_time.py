@@ -15,7 +15,7 @@ from lsgd_jax.accounting.ledger import Ledger, ledger
 from lsgd_jax.accounting.network import Network, collective_seconds, communication_seconds
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.state import start_state, state_shardings
-from lsgd_jax.engine.topology import Topology
+from lsgd_jax.engine.topology import Topology, placed_shapes
 from lsgd_jax.engine.train_step import make_train_step
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
@@ -203,11 +203,6 @@ def chip_ledger(problem: Problem, method: DistributedOptimizer, topology: Topolo
         for tree in (params, model_state)
     ]
     return ledger(method, *parts, groups=topology.groups, workers=topology.workers)
-
-
-def placed_shapes(shapes: Any, shardings: Any) -> Any:
-    """Shapes that say where their arrays would be."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _state(problem: Problem, method: DistributedOptimizer, topology: Topology) -> tuple[Any, Any]:

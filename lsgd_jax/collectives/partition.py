@@ -61,17 +61,17 @@ def gathered(tree: Any, specs: Any = None, *, dtype: DTypeLike | None = None) ->
       dtype: in which leaves of two or more dimensions travel and are returned, and gradients travel back; by default
         their own. That of the products that they enter saves half the bytes.
     """
-    axes = {name: jax.sharding.get_abstract_mesh().shape[name] for name in own_axes()}
-    if not axes:
+    mesh, names = jax.sharding.get_abstract_mesh(), own_axes()
+    if not names:
         return tree
+    axes = {name: mesh.shape[name] for name in names}
 
     def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        whole = without(spec, names[0])
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return lax.with_sharding_constraint(leaf, without(spec, next(iter(axes))))
+            return lax.with_sharding_constraint(leaf, whole)
         narrow = dtype is not None and leaf.ndim > 1
-        return _gather(
-            leaf, spec, without(spec, next(iter(axes))), jnp.dtype(dtype if narrow else leaf.dtype), leaf.dtype
-        )
+        return _gather(leaf, spec, whole, jnp.dtype(dtype if narrow else leaf.dtype), leaf.dtype)
 
     specs = jax.tree.map(lambda leaf: split_by_size(leaf.shape, axes), tree) if specs is None else specs
     return jax.tree.map(gather, tree, specs)
@@ -121,10 +121,15 @@ def own_axes() -> tuple[str, ...]:
     return tuple(name for name in compiler_axes() if name not in (GROUP, WORKER))
 
 
+def keeping(spec: PartitionSpec, kept: Callable[[str], bool]) -> list[tuple[str, ...]]:
+    """The axes of each dimension of a spec, those alone for which `kept` holds."""
+    entries = [(of,) if isinstance(of, str) else tuple(of or ()) for of in spec]
+    return [tuple(filter(kept, of)) for of in entries]
+
+
 def without(spec: PartitionSpec, axis: str) -> PartitionSpec:
     """A spec that leaves an axis out."""
-    entries = [(of,) if isinstance(of, str) else tuple(of or ()) for of in spec]
-    return PartitionSpec(*[tuple(name for name in of if name != axis) or None for of in entries])
+    return PartitionSpec(*[of or None for of in keeping(spec, lambda name: name != axis)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.collectives.partition import gathered, split_by_size
+from lsgd_jax.collectives.partition import gathered, keeping, split_by_size
 from lsgd_jax.optimizers.distributed_optimizer import Axes, check_count
 
 GROUP_LANE = "group_lane"
@@ -262,11 +262,15 @@ class Topology:
 
 def _fitting(spec: PartitionSpec, shape: Sequence[int], axes: Mapping[str, int]) -> PartitionSpec | None:
     """The spec over those axes; None for an array that it does not divide: beside a parameter other shapes are kept."""
-    names = [(of,) if isinstance(of, str) else tuple(of or ()) for of in spec]
-    names = [tuple(name for name in of if name in axes) for of in names]
+    names = keeping(spec, axes.__contains__)
     counts = [math.prod(axes[name] for name in of) for of in names]
     divides = len(names) <= len(shape) and not any(map(operator.mod, shape, counts))
     return PartitionSpec(*[of or None for of in names]) if divides else None
+
+
+def placed_shapes(shapes: Any, shardings: Any) -> Any:
+    """Shapes that say where their arrays are, or would be."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _lanes_of(tree: Any) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from lsgd_jax.cluster import processes
 from lsgd_jax.engine.numerics import wrap_keys
 from lsgd_jax.engine.state import TrainState
+from lsgd_jax.engine.topology import placed_shapes
 from lsgd_jax.errors import MAKE_ROOM, DiskFullError, InputError, first_line, is_disk_full
 from lsgd_jax.files.fields import Fields, check_fields
 from lsgd_jax.files.files import free_name, is_there, parse_json, write_json
@@ -150,11 +151,7 @@ class Checkpoints:
         Raises:
           InputError: if it is a checkpoint of another program: the arrays are others.
         """
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(_with_raw_keys, shapes),
-            shardings,
-        )
+        target = placed_shapes(jax.eval_shape(_with_raw_keys, shapes), shardings)
         raw = self._restore(step, target)
         return raw._replace(keys=wrap_keys(raw.keys))
 

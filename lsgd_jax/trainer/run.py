@@ -10,7 +10,7 @@ import jax
 from lsgd_jax.accounting.ledger import Ledger, ledger
 from lsgd_jax.engine.numerics import run_key
 from lsgd_jax.engine.state import TrainState, init_state, start_state
-from lsgd_jax.engine.topology import Topology
+from lsgd_jax.engine.topology import Topology, placed_shapes
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.evaluation import SplitEvaluation
 from lsgd_jax.tasks.task import OpenTask
@@ -71,12 +71,7 @@ def make_run(plan: Plan, task: OpenTask, method_of: MethodOf, topology: Topology
         if not isinstance(task.evaluate, SplitEvaluation):  # a function of one's own
             return [gathering]
         leader = gathering.out_info.leader
-        shapes = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            leader,
-            topology.of_model(leader),
-        )
-        return [gathering, *task.evaluate.lower(shapes)]
+        return [gathering, *task.evaluate.lower(placed_shapes(leader, topology.of_model(leader)))]
 
     def shapes(shape: tuple[int, int]) -> TrainState:
         of_those = dataclasses.replace(topology, groups=shape[0], workers=shape[1])

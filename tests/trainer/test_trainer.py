@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tanh_task import logits, loss, wrong
 
 from lsgd_jax import Axes, Topology, data_parallel, eamsgd, easgd, lsgd
 from lsgd_jax.cluster.stopping import StopRequest
@@ -40,20 +41,6 @@ METHOD = lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.5)
 def init(key: jax.Array) -> tuple[Any, Any]:
     first, second = jax.random.split(key)
     return {"a": 0.5 * jax.random.normal(first, (7, 16)), "b": 0.5 * jax.random.normal(second, (16, 2))}, {}
-
-
-def logits(params: Any, batch: Any) -> jax.Array:
-    return jnp.tanh(batch["x"] @ params["a"]) @ params["b"]
-
-
-def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-    del key
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), batch["y"]).mean(), model_state
-
-
-def wrong(params: Any, model_state: Any, batch: Any) -> jax.Array:
-    del model_state
-    return (logits(params, batch).argmax(-1) != batch["y"]).astype(jnp.float32)
 
 
 def task(train: TrainingData | None = None, **more: Any) -> Task:

@@ -11,6 +11,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
+from tanh_task import loss, wrong
 
 from lsgd_jax import Task, Topology, Trainer, from_arrays, from_grain, lsgd
 from lsgd_jax.collectives import partition
@@ -37,20 +38,6 @@ def split_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def init(key: jax.Array) -> tuple[Any, Any]:
     first, second = jax.random.split(key)
     return {"a": 0.5 * jax.random.normal(first, (8, 16)), "b": 0.5 * jax.random.normal(second, (16, 2))}, {}
-
-
-def logits(params: Any, batch: Any) -> jax.Array:
-    return jax.numpy.tanh(batch["x"] @ params["a"]) @ params["b"]
-
-
-def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-    del key
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), batch["y"]).mean(), model_state
-
-
-def wrong(params: Any, model_state: Any, batch: Any) -> jax.Array:
-    del model_state
-    return (logits(params, batch).argmax(-1) != batch["y"]).astype(np.float32)
 
 
 def trainer(topology: Topology, workdir: Path | None = None, **more: Any) -> Trainer:
