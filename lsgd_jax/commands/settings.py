@@ -76,7 +76,7 @@ def given_settings(values: flags.FlagValues) -> dict[str, Any]:
     """The settings of a run that the user gave, by the command line or a flagfile."""
     names = [flag.name for group in GROUPS.values() for flag in group if flag.name not in PROCESS_FLAGS]
     given = {name: values[name].value for name in names if name in values and values[name].present}
-    for name in ("data_dir", "text_file"):
+    for name in ("data_dir", "text_file", "tokenizer"):
         if given.get(name):
             given[name] = os.path.abspath(str(given[name]))
     return given

@@ -35,7 +35,7 @@ TYPES = {
 }
 # What cannot be varied: it says which run it is, what it costs, or where its data is.
 FIXED = (
-    *("algorithm", "dataset", "text_file", "data_dir", "download", "seed", "groups", "workers"),
+    *("algorithm", "dataset", "text_file", "tokenizer", "data_dir", "download", "seed", "groups", "workers"),
     *("batch_size", "sequence_length", "steps"),
 )
 COMMUNICATION = frozenset(name for name, *_ in GROUPS["communication"])

@@ -50,6 +50,9 @@ class Config(MethodSettings):
     method_args: str | None = _what(None, "of FILE.py:NAME, as pull=0.5,period=8")
     dataset: str = _what("digits", "digits (no download), or a TFDS set of labelled images or of text")
     text_file: str | None = _what(None, "in place of a data set: a UTF-8 file, of which bytes are predicted", "path")
+    tokenizer: str | None = _what(
+        None, "of text: tokens in place of bytes, by a tokenizer.json of Hugging Face", "path"
+    )
     task: str | None = _what(None, "in place of both: FILE.py:NAME, a function that returns a lsgd_jax.Task")
     model: str | None = _what(None, "see the README (default: digits cnn3, other images cnn7, text transformer)")
     model_width: int | None = _what(None, "of text: units of a layer (default: lstm 650, transformer 256)")
@@ -78,7 +81,7 @@ class Config(MethodSettings):
     warmup_steps: int = _steps(0, "steps in which the learning rate rises to its value")
     clip_norm: float | None = _steps(None, "gradients of a larger norm are scaled down to this one (default: none is)")
     batch_size: int | None = _steps(None, "samples a worker and step (default: 128, or the shard if it is smaller)")
-    sequence_length: int = _steps(128, "of text: bytes of a sample; then the default batch is 32")
+    sequence_length: int = _steps(128, "of text: tokens of a sample; then the default batch is 32")
     steps: int = _steps(640, "local steps of each worker")
     remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
@@ -162,7 +165,7 @@ def check_config(config: Config) -> None:
     Raises:
       InputError: what is wrong and what to do, in one line.
     """
-    for name in ("workdir", "data_dir", "text_file"):
+    for name in ("workdir", "data_dir", "text_file", "tokenizer"):
         if reason := why_not_local(getattr(config, name) or ""):
             raise InputError(f"--{name}={getattr(config, name)}: {reason}")
     counts = ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience", "sequence_length")
@@ -233,8 +236,9 @@ def check_resumable(saved: dict[str, Any], config: Config, *, elastic: bool = Fa
     }
     if before.model_name == now.model_name:
         changed.pop("model", None)
-    if before.text_file and now.text_file:  # it may have moved
-        changed.pop("text_file", None)
+    for name in ("text_file", "tokenizer"):
+        if getattr(before, name) and getattr(now, name):  # it may have moved
+            changed.pop(name, None)
     with_speeds = before.worker_speeds is not None
     if elastic and with_speeds and (before.groups, before.workers) != (now.groups, now.workers):
         raise InputError(

@@ -9,14 +9,15 @@ from lsgd_jax.data.datasets import ImageSource, Source, find_dataset, image_sour
 from lsgd_jax.data.prepared import prepared_builder
 from lsgd_jax.data.sampling import shard_size
 from lsgd_jax.data.streamed import StreamedSource
-from lsgd_jax.data.text import BYTES, TextSource, is_text, text_file_source, text_set_source
+from lsgd_jax.data.text import TextSource, is_text, text_file_source, text_set_source
 from lsgd_jax.data.text_batches import windows_in
+from lsgd_jax.data.vocabulary import read_vocabulary
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import MODELS, check_model, make_model
 from lsgd_jax.models.language import LANGUAGE_MODELS, check_language_model, make_language_model
 from lsgd_jax.models.transformer import Remat
 from lsgd_jax.tasks.classification import ERROR, image_classification
-from lsgd_jax.tasks.language import BITS_PER_BYTE, bytes_of_worker, check_windows, language_modelling
+from lsgd_jax.tasks.language import BITS_PER_BYTE, check_windows, language_modelling, tokens_of_worker
 from lsgd_jax.tasks.metric import Metric, plain_metric
 from lsgd_jax.tasks.task import Init, Task, metric_of
 
@@ -54,7 +55,7 @@ def image_batch_size(config: Config, source: ImageSource) -> int:
         raise InputError(
             f"--model={name} is for text: choose one of {', '.join(sorted(MODELS))}, or give a --text_file"
         )
-    for flag in ("model_width", "model_layers", "dropout", "remat"):
+    for flag in ("tokenizer", "model_width", "model_layers", "dropout", "remat"):
         if getattr(config, flag) is not None:
             raise InputError(f"--{flag} is for language models: leave it out, or give a --text_file")
     check_model(name, source.input_shape)
@@ -89,7 +90,7 @@ def text_batch_size(config: Config, source: TextSource) -> int:
 
     Raises:
       InputError: if the model is not one of text, or the batch does not fit into the
-        text that it is drawn from, as far as its size is known.
+        text that it is drawn from.
     """
     name = text_model(config)
     check_language_model(name, config.remat)
@@ -99,9 +100,7 @@ def text_batch_size(config: Config, source: TextSource) -> int:
             "use --sampling=shard, or --model=transformer"
         )
     batch_size = TEXT_BATCH_SIZE if config.batch_size is None else config.batch_size
-    if source.train_bytes is None:
-        return batch_size
-    size = bytes_of_worker(source.train_bytes, config.sampling, config.groups * config.workers)
+    size = tokens_of_worker(source.train_tokens, config.sampling, config.groups * config.workers)
     if config.sampling != "iid" and config.batch_size is None:
         batch_size = max(1, min(batch_size, windows_in(size, config.sequence_length)))
     check_windows(size, config.sampling, batch_size, config.sequence_length)
@@ -128,7 +127,8 @@ def image_init(config: Config, source: ImageSource) -> Init:
 
 def text_init(config: Config, source: TextSource) -> Init:
     """Of the model of the settings."""
-    return make_language_model(text_model(config), BYTES, text_batch_size(config, source), **text_sizes(config)).init
+    vocabulary, batch_size = source.vocabulary.size, text_batch_size(config, source)
+    return make_language_model(text_model(config), vocabulary, batch_size, **text_sizes(config)).init
 
 
 def image_task(config: Config, source: ImageSource) -> Task:
@@ -146,7 +146,6 @@ def image_task(config: Config, source: ImageSource) -> Task:
 
 def text_task(config: Config, source: TextSource) -> Task:
     """Reads the text and makes the task."""
-    source = source.in_memory()
     return language_modelling(
         source,
         text_batch_size(config, source),
@@ -175,11 +174,13 @@ def find_source(config: Config) -> AnySource:
     if config.task is not None:
         return load_task(config.task)
     if config.text_file is not None:
-        return text_file_source(config.text_file)
+        return text_file_source(config.text_file, read_vocabulary(config.tokenizer))
     if config.dataset == "digits":
         return find_dataset(config.dataset)
     builder = prepared_builder(config.dataset, config.data_dir, config.download)
-    return text_set_source(builder) if is_text(builder) else image_source(builder)
+    if is_text(builder):
+        return text_set_source(builder, read_vocabulary(config.tokenizer))
+    return image_source(builder)
 
 
 def kind_of(source: AnySource) -> Kind:
@@ -195,7 +196,7 @@ def own_batch_size(config: Config, task: Task) -> int:
     Raises:
       InputError: if the settings are of other kinds of data, or want another.
     """
-    for name in ("model", "model_width", "model_layers", "dropout", "remat"):
+    for name in ("tokenizer", "model", "model_width", "model_layers", "dropout", "remat"):
         if getattr(config, name) is not None:
             raise InputError(f"--{name} is for our own models: leave it out, since --task={config.task} has its own")
     for name in ("sampling", "sequence_length", "compute_dtype", "loader_processes"):

@@ -1,4 +1,4 @@
-"""Text as bytes: any UTF-8 file, or a set from TFDS."""
+"""Texts: any UTF-8 file, or a set from TFDS."""
 
 import dataclasses
 import functools
@@ -8,51 +8,67 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsgd_jax.data.fingerprint import FromFiles, digest_of
+from lsgd_jax.data.fingerprint import FromFiles, digest_of, once
 from lsgd_jax.data.prepared import files_of, filled_splits, reading
+from lsgd_jax.data.vocabulary import BYTES, Vocabulary
 from lsgd_jax.errors import InputError
 
-BYTES = 256
 # A twentieth of a text is held out for validation, and another for the test.
 HELD_OUT = 20
+# Training, validation and test, uint8[bytes] each.
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Positions on the devices are 32-bit integers.
 MAX_BYTES, LIMIT = 2**31 - 1, "2 GiB"
 
 
-class Texts(NamedTuple):
-    """The splits of a text, uint8[bytes] each. The first byte of a split is not predicted."""
+class Text(NamedTuple):
+    """One text.
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    Attributes:
+      tokens: unsigned integers [tokens].
+      bytes: how many it takes in UTF-8.
+    """
+
+    tokens: np.ndarray
+    bytes: int
+
+
+class Texts(NamedTuple):
+    """The splits of a text. The first token of a split is not predicted."""
+
+    train: Text
+    validation: Text
+    test: Text
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """What is known of a text before it is read.
+    """A text that is read when it is needed.
 
     Attributes:
       name: its name.
-      train_bytes: of its training split; None for a prepared set, which does not tell.
-      read: reads its splits.
+      read: reads its splits, the first time that it is called.
+      vocabulary: what its tokens are.
+      known_tokens: of its training split; None where only reading it tells.
     """
 
     name: str
-    train_bytes: int | None
     read: Callable[[], Texts]
+    vocabulary: Vocabulary = BYTES
+    known_tokens: int | None = None
 
     @functools.cached_property
     def digest(self) -> str:
         """Of what `read` gives."""
         return digest_of(self.read)
 
-    def in_memory(self) -> "TextSource":
-        """The same, read once, so that its size is known."""
-        texts = self.read()
-        return dataclasses.replace(self, train_bytes=len(texts.train), read=lambda: texts)
+    @property
+    def train_tokens(self) -> int:
+        """Of its training split."""
+        return len(self.read().train.tokens) if self.known_tokens is None else self.known_tokens
 
 
-def text_file_source(file: str) -> TextSource:
+def text_file_source(file: str, vocabulary: Vocabulary = BYTES) -> TextSource:
     """A text file. The same for every seed: nine tenths to train, then the validation split, then the test split.
 
     Raises:
@@ -70,7 +86,9 @@ def text_file_source(file: str) -> TextSource:
         raise InputError(f"--text_file={file} takes {size / 2**30:.1f} GiB: choose one of less than {LIMIT}")
     if size < 2 * HELD_OUT:
         raise InputError(f"--text_file={file} has {size} bytes, too few to learn from: name a longer one")
-    return TextSource(path.name, size - 2 * (size // HELD_OUT), FromFiles((path,), lambda: _read_file(path)))
+    read = FromFiles((path, *vocabulary.files), lambda: encoded(_read_file(path), vocabulary))
+    known = size - 2 * (size // HELD_OUT) if vocabulary is BYTES else None
+    return TextSource(path.name, once(read), vocabulary, known)
 
 
 def is_text(builder: Any) -> bool:
@@ -81,7 +99,7 @@ def is_text(builder: Any) -> bool:
     return "text" in features and "image" not in features and isinstance(features["text"], tfds.features.Text)
 
 
-def text_set_source(builder: Any) -> TextSource:
+def text_set_source(builder: Any, vocabulary: Vocabulary = BYTES) -> TextSource:
     """A prepared TFDS set whose examples have a `text`: documents, joined by line breaks.
 
     What it lacks of the splits "validation" and "test" is cut from the end of its
@@ -98,30 +116,38 @@ def text_set_source(builder: Any) -> TextSource:
         raise InputError(f"{builder.name!r} takes {size / 2**30:.1f} GiB: choose a set of less than {LIMIT}")
 
     def read() -> Texts:
-        return split_text(**{split: _read_split(builder, split) for split in Texts._fields if split in splits})
+        read_splits = {split: _read_split(builder, split) for split in Texts._fields if split in splits}
+        return encoded(split_text(**read_splits), vocabulary)
 
-    return TextSource(builder.name, None, FromFiles(files_of(builder, Texts._fields), read))
+    files = (*files_of(builder, Texts._fields), *vocabulary.files)
+    return TextSource(builder.name, once(FromFiles(files, read)), vocabulary)
 
 
-def split_text(train: np.ndarray, validation: np.ndarray | None = None, test: np.ndarray | None = None) -> Texts:
-    """The splits of a text; those that are missing are cut from the end of the training text.
-
-    Raises:
-      InputError: if one of them is too short to predict anything.
-    """
+def split_text(train: np.ndarray, validation: np.ndarray | None = None, test: np.ndarray | None = None) -> Splits:
+    """The splits of a text, uint8[bytes]; those that are missing are cut from the end of the training text."""
     held_out = len(train) // HELD_OUT
     if test is None:
         train, test = train[: len(train) - held_out], train[len(train) - held_out :]
     if validation is None:
         train, validation = train[: len(train) - held_out], train[len(train) - held_out :]
-    texts = Texts(train, validation, test)
-    for split, text in texts._asdict().items():
-        if len(text) < 2:
-            raise InputError(f"the {split} text has {len(text)} bytes, too few to predict any: choose a longer one")
+    return train, validation, test
+
+
+def encoded(splits: Splits, vocabulary: Vocabulary = BYTES) -> Texts:
+    """Splits of a text, uint8[bytes], as tokens.
+
+    Raises:
+      InputError: if one of them is too short to predict anything.
+    """
+    texts = Texts(*(Text(vocabulary.encode(split), len(split)) for split in splits))
+    unit = "bytes" if vocabulary is BYTES else "tokens"
+    for split, (tokens, _) in texts._asdict().items():
+        if len(tokens) < 2:
+            raise InputError(f"the {split} text has {len(tokens)} {unit}, too few to predict any: choose a longer one")
     return texts
 
 
-def _read_file(path: pathlib.Path) -> Texts:
+def _read_file(path: pathlib.Path) -> Splits:
     try:
         text = path.read_bytes()
         text.decode()

@@ -33,9 +33,9 @@ class Planned(NamedTuple):
 
 
 def put_text_on_devices(train: np.ndarray, topology: Topology, sampling: str, seed: int = 0) -> jax.Array | Dealt:
-    """A training text, uint8[bytes], where the step reads it.
+    """A training text, unsigned integers [tokens], where the step reads it.
 
-    Sampling "shard" cuts it into contiguous parts, uint8[groups, workers, shard], each
+    Sampling "shard" cuts it into contiguous parts, [groups, workers, shard], each
     device holding its workers'. Sampling "iid" and "reshuffle" give every device the whole
     text; `seed` is that of the deals.
     """
@@ -48,7 +48,7 @@ def put_text_on_devices(train: np.ndarray, topology: Topology, sampling: str, se
 
 
 def windows_in(size: int, length: int) -> int:
-    """Windows side by side in a text of so many bytes, with a byte after each; not more than 0 if it is shorter."""
+    """Windows side by side in a text of so many tokens, with a token after each; not more than 0 if it is shorter."""
     return (size - 1) // length
 
 
@@ -63,9 +63,9 @@ def make_text_batches(sampling: str, size: int, batch_size: int, length: int, *,
 
     Args:
       sampling: "shard", "reshuffle" or "iid".
-      size: bytes of a worker's shard, or of the whole text for "iid".
+      size: tokens of a worker's shard, or of the whole text for "iid".
       batch_size: windows in a minibatch, at most `windows_in(size, length)` for "shard".
-      length: bytes in a window.
+      length: tokens in a window.
       carries: whether the model goes on from the state at the end of the last step.
     """
     steps_per_epoch = windows_in(size, length) // batch_size

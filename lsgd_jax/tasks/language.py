@@ -1,5 +1,6 @@
-"""Predicting the next byte of a text that fits in memory."""
+"""Predicting the next token of a text that fits in memory: its next byte, or that of a tokenizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from lsgd_jax.data.sampling import shard_size
 from lsgd_jax.data.sources import Stream, TrainingData, resident
-from lsgd_jax.data.text import BYTES, Texts, TextSource
+from lsgd_jax.data.text import TextSource
 from lsgd_jax.data.text_batches import TextBatch, make_text_batches, put_text_on_devices, windows_in
 from lsgd_jax.engine.local_steps import Loss
 from lsgd_jax.engine.topology import Topology
@@ -18,10 +19,10 @@ from lsgd_jax.models.language import LANGUAGE_MODELS, make_language_model
 from lsgd_jax.models.transformer import Remat
 from lsgd_jax.tasks.evaluation import OfSplit, SplitEvaluation
 from lsgd_jax.tasks.metric import SPLITS, Metric
-from lsgd_jax.tasks.perplexity import make_evaluate_text, put_evaluation_text
+from lsgd_jax.tasks.perplexity import EvaluationText, make_evaluate_text, put_evaluation_text
 from lsgd_jax.tasks.task import Task
 
-# Guessing costs 8 bits: what is worse than that is no better than diverged.
+# Guessing a byte costs 8 bits: what is worse than that is no better than diverged.
 BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", "", scale=1.0, digits=3, worst=8.0)
 
 
@@ -38,7 +39,7 @@ def language_modelling(
     compute_dtype: str = "float32",
     remat: Remat | None = None,
 ) -> Task:
-    """Predicting the next byte of a text that fits in memory, which is read now.
+    """Predicting the next token of a text that fits in memory, which is read now.
 
     Args:
       source: the text.
@@ -56,23 +57,23 @@ def language_modelling(
     Raises:
       InputError: if the text cannot be read, or is too short.
     """
-    texts = source.read()
+    texts, vocabulary = source.read(), source.vocabulary.size
     sizes: dict[str, Any] = {"sequence_length": sequence_length, "width": width, "layers": layers, "dropout": dropout}
-    network = make_language_model(model, BYTES, batch_size, **sizes)
+    network = make_language_model(model, vocabulary, batch_size, **sizes)
 
     def open_text(topology: Topology, seed: int, steps: int) -> Stream:
         del steps
-        size = bytes_of_worker(len(texts.train), sampling, topology.size)
+        size = tokens_of_worker(len(texts.train.tokens), sampling, topology.size)
         check_windows(size, sampling, batch_size, sequence_length)
         carries = LANGUAGE_MODELS[model].carries
         batches = make_text_batches(sampling, size, batch_size, sequence_length, carries=carries)
-        return resident(batches, put_text_on_devices(texts.train, topology, sampling, seed))
+        return resident(batches, put_text_on_devices(texts.train.tokens, topology, sampling, seed))
 
     return Task(
         compute_dtype=compute_dtype,
         init=network.init,
         loss=language_loss(
-            make_language_model(model, BYTES, batch_size, **sizes, compute_dtype=compute_dtype, remat=remat)
+            make_language_model(model, vocabulary, batch_size, **sizes, compute_dtype=compute_dtype, remat=remat)
         ),
         gathers=True,
         train=TrainingData(batch_size, open_text),
@@ -80,23 +81,26 @@ def language_modelling(
         unit="tokens",
         units_per_sample=sequence_length,
         metric=BITS_PER_BYTE,
-        evaluate=lambda topology: _evaluate_splits(network, texts, sequence_length, topology),
+        evaluate=lambda topology: _evaluate_splits(
+            make_evaluate_text(network, topology),
+            {name: put_evaluation_text(getattr(texts, name), sequence_length, vocabulary, topology) for name in SPLITS},
+        ),
         # What is carried belongs to one worker's place in its text: evaluations start without.
         prepare_center=lambda topology, seed: lambda center: (center[0], {}),
-        description={"kind": "text", "model": model, "vocabulary": BYTES, **sizes},
+        description={"kind": "text", "model": model, "vocabulary": vocabulary, **sizes},
     )
 
 
-def bytes_of_worker(train_bytes: int, sampling: str, workers: int) -> int:
-    """Bytes that a worker draws from."""
-    return train_bytes if sampling == "iid" else shard_size(train_bytes, workers)
+def tokens_of_worker(train_tokens: int, sampling: str, workers: int) -> int:
+    """Tokens that a worker draws from."""
+    return train_tokens if sampling == "iid" else shard_size(train_tokens, workers)
 
 
 def check_windows(size: int, sampling: str, batch_size: int, length: int) -> None:
     """Refuses a batch that does not fit into the text that it is drawn from.
 
     Args:
-      size: bytes of that text.
+      size: tokens of that text.
       sampling: with "iid" windows may overlap.
       batch_size: windows in a minibatch.
       length: tokens of a window.
@@ -108,12 +112,12 @@ def check_windows(size: int, sampling: str, batch_size: int, length: int) -> Non
         where = "the training text" if sampling == "iid" else "a worker's shard"
         raise InputError(
             f"--batch_size={batch_size} of --sequence_length={length} does not fit into {where} of "
-            f"{size:,} bytes: use a smaller batch, shorter sequences or fewer workers, or --sampling=iid"
+            f"{size:,} tokens: use a smaller batch, shorter sequences or fewer workers, or --sampling=iid"
         )
 
 
 def language_loss(model: FunctionalModel) -> Loss:
-    """The mean cross-entropy of the next byte over a minibatch, in nats.
+    """The mean cross-entropy of the next token over a minibatch, in nats.
 
     What the model carries goes on until its rows begin again. A worker that was lost
     and starts again has the leader's until then.
@@ -127,14 +131,11 @@ def language_loss(model: FunctionalModel) -> Loss:
     return loss
 
 
-def _evaluate_splits(model: FunctionalModel, texts: Texts, length: int, topology: Topology) -> SplitEvaluation:
-    evaluate = make_evaluate_text(model, topology)
-
-    def of_split(name: str) -> OfSplit:
-        text = put_evaluation_text(getattr(texts, name), length, topology)
+def _evaluate_splits(evaluate: jax.stages.Wrapped, texts: Mapping[str, EvaluationText]) -> SplitEvaluation:
+    def of_split(text: EvaluationText) -> OfSplit:
         return OfSplit(
             figures=lambda candidate: evaluate(candidate[0], text),
             lower=lambda candidate: evaluate.lower(candidate[0], text),
         )
 
-    return SplitEvaluation({name: of_split(name) for name in SPLITS})
+    return SplitEvaluation({name: of_split(text) for name, text in texts.items()})

@@ -12,7 +12,9 @@ from lsgd_jax.files.fields import Fields, read_fields
 from lsgd_jax.files.files import is_there, write_json
 
 FILE = "conditions.json"
-REMEDY = "give it the data that it had (--text_file, --data_dir or those of its task), or use a new --workdir"
+REMEDY = (
+    "give it the data that it had (--text_file, --tokenizer, --data_dir or those of its task), or use a new --workdir"
+)
 
 
 class Data(Protocol):

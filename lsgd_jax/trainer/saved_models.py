@@ -86,8 +86,8 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
     Returns:
       Of a task of your own, (params, model_state). Else (model, params): `model(images)` gives
       logits, float32[batch, classes], for raw images of the data set, [batch, height, width,
-      channels]. After a run on text `model(tokens)` gives logits of the next byte, float32[batch,
-      length, 256], for int[batch, length], each row the beginning of a text. `params` are the
+      channels]. After a run on text `model(tokens)` gives logits of the next token, float32[batch,
+      length, vocabulary], for int[batch, length], each row the beginning of a text. `params` are the
       model's parameters, a dictionary of arrays.
 
     Raises:

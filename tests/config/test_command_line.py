@@ -344,6 +344,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "method_args": "",
         "dataset": "(default: digits)",
         "text_file": "",
+        "tokenizer": "",
         "task": "",
         "model": "(default: ",
         "model_width": "(default: lstm 650, transformer 256)",

@@ -17,7 +17,7 @@ from lsgd_jax import Topology
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source
 from lsgd_jax.data import text
-from lsgd_jax.data.text import Texts, TextSource, split_text, text_file_source
+from lsgd_jax.data.text import Texts, TextSource, encoded, split_text, text_file_source
 from lsgd_jax.data.text_batches import make_text_batches, put_text_on_devices, windows_in
 
 KEY = jax.random.key(3)
@@ -30,7 +30,8 @@ def written(folder: Path, content: bytes) -> str:
 
 
 def read_bytes(texts: Texts) -> list[bytes]:
-    return [split.tobytes() for split in texts]
+    assert [split.bytes for split in texts] == [len(split.tokens) for split in texts]
+    return [split.tokens.tobytes() for split in texts]
 
 
 @pytest.mark.parametrize("size", [40, 59, 60, 1000])
@@ -40,7 +41,7 @@ def test_a_file_is_cut_into_contiguous_splits_of_90_5_and_5_percent(tmp_path: Pa
     train, validation, test = read_bytes(source.read())
     assert train + validation + test == content[:size]
     assert (len(validation), len(test)) == (size // 20, size // 20)
-    assert (source.name, source.train_bytes) == ("some.txt", len(train))
+    assert (source.name, source.train_tokens) == ("some.txt", len(train))
 
 
 def test_a_file_may_hold_any_utf_8_and_bytes_of_zero(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def prepared(folder: Path, **splits: list[str]) -> str:
 def found(folder: str) -> TextSource:
     source = find_source(Config("unused", dataset="tiny", data_dir=folder))
     assert isinstance(source, TextSource)
-    assert (source.name, source.train_bytes) == ("tiny", None)
+    assert (source.name, source.known_tokens) == ("tiny", None)
     return source
 
 
@@ -90,9 +91,9 @@ def test_splits_that_a_prepared_set_lacks_are_cut_from_the_end_of_its_training_t
     folder = prepared(tmp_path, train=[document.decode()], test=["the end"])
     assert read_bytes(found(folder).read()) == [document[:190], document[190:], b"the end"]
     everything = np.frombuffer(document, np.uint8)
-    assert read_bytes(split_text(everything)) == [document[:180], document[180:190], document[190:]]
+    assert read_bytes(encoded(split_text(everything))) == [document[:180], document[180:190], document[190:]]
     with refusal("the validation text has 1 bytes"):
-        split_text(everything[:20], test=everything)
+        encoded(split_text(everything[:20], test=everything))
 
 
 def test_a_prepared_set_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_a_prepared_set_that_cannot_be_read_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(text, "MAX_BYTES", 99)
     with refusal("'tiny'", "GiB", "choose"):
         found(folder)
-    assert source.read().train.size == 90
+    assert source.read().train.bytes == 90
 
 
 def dealt(sampling: str, size: int, devices: int = 8) -> jax.Array:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import refused, train
+from refusals import refusal
 from regression import QUICK
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lsgd_jax import Topology, init_state, load_center, make_train_step
 from lsgd_jax.config import train as training
@@ -19,7 +21,7 @@ from lsgd_jax.config.checks import load_config
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, text_task
 from lsgd_jax.config.make_method import base_optimizer, make_method
-from lsgd_jax.data.text import TextSource, split_text
+from lsgd_jax.data.text import Text, TextSource, encoded, split_text
 from lsgd_jax.data.text_batches import TextBatch
 from lsgd_jax.engine.state import state_shardings
 from lsgd_jax.models.language import make_language_model
@@ -28,6 +30,7 @@ from lsgd_jax.tasks.classification import ERROR
 from lsgd_jax.tasks.language import BITS_PER_BYTE, language_loss
 from lsgd_jax.tasks.perplexity import make_evaluate_text, put_evaluation_text
 from lsgd_jax.tasks.task import open_task
+from lsgd_jax.trainer.conditions import check_data
 from lsgd_jax.trainer.records import read_metrics
 
 pytestmark = pytest.mark.usefixtures("fresh_flags")
@@ -38,8 +41,8 @@ PLAY = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
 WORDS = b"the cat sat on the mat and the dog sat on the log "
 
 
-def random_text(size: int) -> np.ndarray:
-    return np.random.default_rng(size).integers(97, 123, size, dtype=np.uint8)
+def random_text(size: int) -> Text:
+    return Text(np.random.default_rng(size).integers(97, 123, size, dtype=np.uint8), size)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -49,13 +52,13 @@ def test_every_byte_but_the_first_is_predicted_once_from_the_one_before(
 ) -> None:
     monkeypatch.setattr(perplexity, "ROWS", 3)
     text = random_text(size)
-    put = put_evaluation_text(text, length, Topology(2, 4, jax.devices()[:devices]))
+    put = put_evaluation_text(text, length, 256, Topology(2, 4, jax.devices()[:devices]))
     assert {shard.data.shape[1] for shard in put.inputs.addressable_shards} == {put.inputs.shape[1] // devices}
-    inputs, targets, real = (np.asarray(x).swapaxes(0, 1).reshape(-1) for x in put)
+    inputs, targets, real = (np.asarray(x).swapaxes(0, 1).reshape(-1) for x in put[:3])
     assert put.inputs.shape[2] == length
     assert real.sum() == size - 1
-    np.testing.assert_array_equal(inputs[real], text[:-1])
-    np.testing.assert_array_equal(targets[real], text[1:])
+    np.testing.assert_array_equal(inputs[real], text.tokens[:-1])
+    np.testing.assert_array_equal(targets[real], text.tokens[1:])
 
 
 def bigram(vocabulary: int = 128) -> Any:
@@ -79,26 +82,32 @@ def test_the_figures_are_those_of_numpy_with_the_state_carried_along_each_row(
     devices: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "ROWS", 4)
-    text, length = random_text(173), 6  # 4 rows of 8 windows; the last row is short
+    text, length = random_text(173)._replace(bytes=2 * 173), 6  # 4 rows of 8 windows; the last row is short
+    tokens = text.tokens
     table = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
     topology = Topology(2, 4, jax.devices()[:devices])
     params = jax.device_put({"table": table}, topology.replicated)
-    got = make_evaluate_text(bigram(), topology)(params, put_evaluation_text(text, length, topology))
+    got = make_evaluate_text(bigram(), topology)(params, put_evaluation_text(text, length, 128, topology))
     losses, wrong = [], []
     for position in range(172):
         read = position % (8 * length) // length
-        logits = table[text[position]].astype(np.float64) + read * np.arange(128) / 128
-        losses.append(np.log(np.exp(logits).sum()) - logits[text[position + 1]])
-        wrong.append(logits.argmax() != text[position + 1])
+        logits = table[tokens[position]].astype(np.float64) + read * np.arange(128) / 128
+        losses.append(np.log(np.exp(logits).sum()) - logits[tokens[position + 1]])
+        wrong.append(logits.argmax() != tokens[position + 1])
     loss = np.mean(losses)
-    expected = {"loss": loss, "error": np.mean(wrong), "perplexity": np.exp(loss), "bits_per_byte": loss / np.log(2)}
+    expected = {
+        "loss": loss,
+        "error": np.mean(wrong),
+        "perplexity": np.exp(loss),
+        "bits_per_byte": loss / np.log(2) / 2,
+    }
     assert {name: float(x) for name, x in got.items()} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_a_model_that_is_not_finite_is_wrong_everywhere_and_counts_as_guessing(broken: float) -> None:
     alone = Topology(1, 1, jax.devices()[:1])
-    put = put_evaluation_text(random_text(50), 6, alone)
+    put = put_evaluation_text(random_text(50), 6, 128, alone)
     params = {"table": np.full((128, 128), broken, np.float32)}
     figures = {name: float(x) for name, x in make_evaluate_text(bigram(), alone)(params, put).items()}
     assert figures.pop("error") == 1
@@ -128,8 +137,8 @@ def config(workdir: Any = "unused", **changes: Any) -> Config:
 
 @functools.cache
 def source(size: int = 120) -> TextSource:
-    texts = split_text(np.frombuffer((WORDS * 20)[:size], np.uint8))
-    return TextSource("words", len(texts.train), lambda: texts)
+    texts = encoded(split_text(np.frombuffer((WORDS * 20)[:size], np.uint8)))
+    return TextSource("words", lambda: texts)
 
 
 def trained(model: str, devices: int) -> Any:
@@ -256,6 +265,30 @@ def test_the_saved_center_begins_a_text_at_every_call(finished: Path) -> None:
     assert 0 < losses.mean() < 6
 
 
+@pytest.mark.slow
+def test_a_run_on_tokens_is_judged_by_bits_per_byte_and_saves_a_model_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    words = Tokenizer(models.WordLevel({word: token for token, word in enumerate(WORDS.decode().split())}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(file))
+    training.train(run(tmp_path / "run", tokenizer=str(file), sequence_length=4))
+    last = read_metrics(tmp_path / "run")[-1]
+    # The test text is the last of 20 times the same: 13 words.
+    assert last["test_bits_per_byte"] == pytest.approx(last["test_loss"] / np.log(2) * 13 / len(WORDS), rel=1e-5)
+    model, params = load_center(tmp_path / "run")
+    assert params["embedding"].shape == (13, 8)
+    tokens = np.array([words.encode("the dog sat on").ids], np.int32)
+    assert model(tokens).shape == (1, 4, 13)
+    moved = tmp_path / "moved.json"
+    shutil.move(file, moved)
+    given = {"tokenizer": str(moved)}
+    assert load_config(str(tmp_path / "run"), given, resume=True).tokenizer == str(moved)
+    moved.write_text(moved.read_text() + "\n")
+    config = load_config(str(tmp_path / "run"), given, resume=True)
+    with refusal("the run in", "began with", "--tokenizer"):
+        check_data(tmp_path / "run", find_source(config))
+
+
 # The arguments, and what the message must contain.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a missing file": (["--text_file=missing.txt"], ["missing.txt", "name a text file"]),
@@ -264,6 +297,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a file and a data set": (["--text_file={text}", "--dataset=cifar10"], ["--text_file", "--dataset=cifar10"]),
     "a model of images": (["--text_file={text}", "--model=cnn3"], ["--model=cnn3", "lstm, transformer"]),
     "a model of text for images": (["--model=lstm"], ["--model=lstm", "cnn3, cnn7, mlp", "--text_file"]),
+    "a tokenizer for images": (["--tokenizer={text}"], ["--tokenizer", "--text_file"]),
+    "no tokenizer": (["--text_file={text}", "--tokenizer={text}"], ["--tokenizer={text}", "is no tokenizer"]),
+    "a missing tokenizer": (["--text_file={text}", "--tokenizer=missing.json"], ["missing.json", "No such file"]),
     "a width for images": (["--model_width=3"], ["--model_width", "--text_file"]),
     "dropout for images": (["--dropout=0.3"], ["--dropout", "--text_file"]),
     "no width": (["--text_file={text}", "--model_width=0"], ["--model_width=0"]),
@@ -272,13 +308,13 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no norm": (["--clip_norm=0"], ["--clip_norm=0", "more than 0"]),
     "no sequence": (["--text_file={text}", "--sequence_length=0"], ["--sequence_length=0"]),
     "a sequence longer than a shard": (
-        ["--text_file={text}", "--sequence_length=120"], ["--sequence_length=120", "shard of 112 bytes", "shorter"]
+        ["--text_file={text}", "--sequence_length=120"], ["--sequence_length=120", "shard of 112 tokens", "shorter"]
     ),
     "a batch larger than a shard": (
-        ["--text_file={text}", "--sequence_length=10", "--batch_size=12"], ["--batch_size=12", "shard of 112 bytes"]
+        ["--text_file={text}", "--sequence_length=10", "--batch_size=12"], ["--batch_size=12", "shard of 112 tokens"]
     ),
     "a sequence longer than the text": (
-        ["--text_file={text}", "--sampling=iid", "--sequence_length=900"], ["--sequence_length=900", "of 900 bytes"]
+        ["--text_file={text}", "--sampling=iid", "--sequence_length=900"], ["--sequence_length=900", "of 900 tokens"]
     ),
 }  # fmt: skip
 
@@ -296,7 +332,7 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(
     (tmp_path / "empty").write_bytes(b"")
     names = {"text": tmp_path / "text", "folder": tmp_path, "empty": tmp_path / "empty"}
     message = refused(capfd, f"--workdir={tmp_path / 'run'}", *(argument.format(**names) for argument in arguments))
-    assert [culprit for culprit in culprits if culprit not in message] == [], message
+    assert [culprit for culprit in culprits if culprit.format(**names) not in message] == [], message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text"]
 
 
@@ -319,4 +355,4 @@ def test_a_file_that_is_not_utf_8_is_refused_before_anything_is_compiled(
 def test_a_real_text_is_found_and_fits() -> None:
     found = find_source(Config("unused", text_file=str(PLAY)))
     assert isinstance(found, TextSource)
-    assert (found.name, found.train_bytes) == ("tinyshakespeare.txt", 1_115_394 - 2 * 55_769)
+    assert (found.name, found.train_tokens) == ("tinyshakespeare.txt", 1_115_394 - 2 * 55_769)
