@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import lsgd_jax
+from lsgd_jax.accounting.ahead_of_time import Problem
 from lsgd_jax.data.images import Batch, Images, Preprocessing, augmented
 from lsgd_jax.data.sampling import make_batches, put_on_devices
 from lsgd_jax.engine.compiler import compiler_options
@@ -64,18 +65,19 @@ def train_step(
     if not 1 <= period <= LONGEST_CALL:
         raise ValueError(f"a round of {period} steps is no single call: use 1 to {LONGEST_CALL}")
     topology = Topology(groups, workers, devices or jax.devices()[:1], lanes=lanes)
+    learned = problem(model, compute_dtype, samples)
     method = lsgd_jax.lsgd(base_optimizer(), local_period=period, global_period=4 * period if groups > 1 else period)
+    options = compiler_options(compute_dtype, topology)
+    step = make_train_step(method, topology, learned.loss, learned.batches, compiler_options=options)
+    state = init_state(method, topology, learned.init, jax.random.key(0))
+    return compiled(step, state, put_on_devices(learned.data, topology, "iid", seed=0))
+
+
+def problem(model: str, compute_dtype: str = "float32", samples: int = 4096) -> Problem:
+    """What is trained, its images still on the host."""
     functional = make_model(model, (CROP, CROP, 3), 10, compute_dtype)
-    step = make_train_step(
-        method,
-        topology,
-        classification_loss(functional),
-        make_batches("iid", samples, BATCH_SIZE, augmented(PREPROCESSING)),
-        compiler_options=compiler_options(compute_dtype, topology),
-    )
-    state = init_state(method, topology, functional.init, jax.random.key(0))
-    data = put_on_devices(random_images(samples), topology, "iid", seed=0)
-    return compiled(step, state, data)
+    batches = make_batches("iid", samples, BATCH_SIZE, augmented(PREPROCESSING))
+    return Problem(functional.init, classification_loss(functional), batches, random_images(samples))
 
 
 def compiled(step: jax.stages.Wrapped, state: TrainState, data: Any) -> Training:

@@ -117,7 +117,7 @@ def sent(program: str) -> tuple[Counter[Sent], list[Counter[Sent]]]:
     Collectives of several arrays, into which the compiler puts equal ones, count array by array.
     """
     entry, instructions = computations(program)
-    names = [name for lines in instructions.values() for line in lines for name in _branches(line)]
+    names = [name for lines in instructions.values() for line in lines for name in branches_of(line)]
     branches = [_sent_in(name, instructions) for name in names]
     return _sent_in(entry, instructions), [branch for branch in branches if branch]
 
@@ -137,7 +137,7 @@ def _unconditional(computation: str, instructions: dict[str, list[str]]) -> Iter
             yield line, 1
         elif " conditional(" not in line:
             trips = TRIP_COUNT.search(line)
-            for called in _called(line):
+            for called in called_by(line):
                 for inner, times in _unconditional(called, instructions):
                     yield inner, times * (int(trips[1]) if trips else 1)
 
@@ -151,9 +151,9 @@ def _placed(
             name = operation[1] if operation else " ".join(OPERATION.findall("\n".join(instructions[computation])))
             yield Placed(tuple(_arrays(line)), _members(line), name, bool(found[2]), conditional, loops, times)
             continue
-        branches, trips = _branches(line), TRIP_COUNT.search(line)
+        branches, trips = branches_of(line), TRIP_COUNT.search(line)
         unknown = " while(" in line and not trips
-        for called in [*branches, *_called(line)]:
+        for called in [*branches, *called_by(line)]:
             yield from _placed(
                 called,
                 instructions,
@@ -163,13 +163,14 @@ def _placed(
             )
 
 
-def _called(line: str) -> list[str]:
+def called_by(line: str) -> list[str]:
     """The computations that an instruction calls, branches apart."""
     names = [one or several for one, several in CALLED.findall(line)]
     return [name.strip().lstrip("%") for of in names for name in of.split(",")]
 
 
-def _branches(line: str) -> list[str]:
+def branches_of(line: str) -> list[str]:
+    """Those of a conditional."""
     names = [several or one for several, one in BRANCHES.findall(line)]
     return [name.strip().lstrip("%") for of in names for name in of.split(",")]
 

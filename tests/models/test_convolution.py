@@ -206,7 +206,7 @@ def test_other_devices_than_cpu_are_left_to_jax_and_the_mesh_says_which_they_are
     here, mesh = Topology(2, 4).traced(convolve), Topology(2, 4).mesh.abstract_mesh
     other = dataclasses.replace(mesh.abstract_device, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh(mesh.axis_sizes, mesh.axis_names, abstract_device=other)):
-        assert primitives_of(convolve, *arrays) == ["conv_general_dilated"]
+        assert [name for name in primitives_of(convolve, *arrays) if "custom" not in name] == ["conv_general_dilated"]
         assert "dot_general" in primitives_of(here, *arrays)
     assert "dot_general" in primitives_of(convolve, *arrays)
     assert "dot_general" in primitives_of(here, *arrays)

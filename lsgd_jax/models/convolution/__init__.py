@@ -4,7 +4,8 @@ On CPU, XLA's own convolution is slow in training (see `direct.py`), so each sha
 gets what measured fastest there (benchmarks/convolution.py): fewer multiplications by
 Winograd's filtering, a band matrix for few channels, patches where it strides, and
 else XLA's convolution in the layout that it is fast in. The numbers are those of
-`jax.lax.conv_general_dilated` to 1e-5 of the largest. Elsewhere JAX's own is used.
+`jax.lax.conv_general_dilated` to 1e-5 of the largest. Elsewhere JAX's own is used, on
+GPUs for one lane after the other.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from jax import lax
 
 from lsgd_jax.models.convolution import banded, direct, patches, winograd
 from lsgd_jax.models.convolution.direct import LAYOUT
+from lsgd_jax.models.convolution.lane_by_lane import lane_by_lane
 from lsgd_jax.models.platform import platform
 
 
@@ -37,15 +39,12 @@ def conv_general_dilated(
     two_dimensional = lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
     known = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.bfloat16, jnp.float32, jnp.float64)
     if platform() != "cpu" or not (two_dimensional and known and _plain(**others)):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers,
-            **others,
-        )
+
+        def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+            how = {"rhs_dilation": rhs_dilation, "dimension_numbers": dimension_numbers, **others}
+            return lax.conv_general_dilated(images, kernel, window_strides, padding, **how)
+
+        return lane_by_lane(convolve)(lhs, rhs) if platform() == "gpu" else convolve(lhs, rhs)
     dilation = tuple(rhs_dilation or (1, 1))
     if isinstance(padding, str):
         window = [(size - 1) * d + 1 for size, d in zip(rhs.shape[:2], dilation, strict=True)]
