@@ -80,6 +80,7 @@ def compiled(target: str, model: str, dtype: str, workers: int) -> dict[str, dic
     from lsgd_jax import Topology, lsgd
     from lsgd_jax.accounting.ahead_of_time import compile_for
     from lsgd_jax.accounting.targets import devices_of, read_target
+    from lsgd_jax.data.rows import as_rows
 
     update: Any = jax.config.update
     update("jax_enable_compilation_cache", False)  # which cannot keep such programs
@@ -87,7 +88,7 @@ def compiled(target: str, model: str, dtype: str, workers: int) -> dict[str, dic
     for way in WAYS:
         with computed(way) as lanes:
             learned = problem(model, dtype)
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), learned.data)
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), as_rows(learned.data))
             topology = Topology(1, workers, devices, lanes=lanes)
             program = compile_for(learned._replace(data=shapes), lsgd(base_optimizer(), global_period=16), topology)
         kernels, convolutions = launched(program.text)

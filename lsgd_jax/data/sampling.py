@@ -9,6 +9,7 @@ import numpy as np
 
 from lsgd_jax.cluster.processes import put
 from lsgd_jax.data.dealing import dealt_batches, put_dealt
+from lsgd_jax.data.rows import as_rows, drawn
 from lsgd_jax.engine.local_steps import Batches
 from lsgd_jax.engine.topology import Topology
 
@@ -28,12 +29,13 @@ def count_of(samples: Any) -> int:
 
 
 def put_on_devices(samples: Any, topology: Topology, sampling: str, seed: int) -> Any:
-    """A training set, a pytree of NumPy arrays, where the step reads it.
+    """A training set, a pytree of NumPy arrays, where the step reads it, as `Rows`.
 
     Sampling "shard" deals the samples out: leaves get the shape (groups, workers,
     shard, ...), each device holding its workers' shards. Sampling "iid" and
     "reshuffle" give every device the whole set, the latter as `Dealt`.
     """
+    samples = as_rows(samples)
     if sampling == "reshuffle":
         return put_dealt(samples, topology, seed)
     if sampling == "iid":
@@ -65,7 +67,7 @@ def make_batches(sampling: str, samples: int, batch_size: int, augment: Augment 
     """
 
     def draw(samples: Any, indices: jax.Array, key: jax.Array) -> Any:
-        batch = jax.tree.map(lambda x: x[indices], samples)
+        batch = drawn(samples, indices)
         return batch if augment is None else augment(batch, key)
 
     if sampling == "reshuffle":

@@ -21,7 +21,8 @@ def dealt(samples: int, groups: int, workers: int, *, seed: int = 0, devices: in
     """int[groups, workers, shard]: which samples each worker was given."""
     topology = Topology(groups, workers, jax.devices()[:devices])
     data = put_on_devices(numbered(samples), topology, "shard", seed)
-    np.testing.assert_array_equal(data.images, np.broadcast_to(data.labels[..., None, None, None], data.images.shape))
+    images = data.images.flat
+    np.testing.assert_array_equal(images, np.broadcast_to(data.labels[..., None], images.shape))
     return np.asarray(data.labels)
 
 
@@ -53,8 +54,8 @@ def test_shards_are_not_slices_of_a_sorted_set() -> None:
 def test_each_device_holds_the_shards_of_its_workers_only() -> None:
     topology = Topology(2, 4, jax.devices()[:4])
     data = put_on_devices(numbered(80), topology, "shard", 0)
-    assert data.images.shape == (2, 4, 10, 3, 2, 1)
-    assert [shard.data.shape for shard in data.images.addressable_shards] == [(1, 2, 10, 3, 2, 1)] * 4
+    assert (data.images.flat.shape, data.images.shape) == ((2, 4, 10, 6), (3, 2, 1))
+    assert [shard.data.shape for shard in data.images.flat.addressable_shards] == [(1, 2, 10, 6)] * 4
 
 
 def test_iid_gives_every_device_the_whole_set() -> None:
