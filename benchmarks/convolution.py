@@ -21,8 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 
 from measure import in_turn, print_table, writable, write_results
 
+from lsgd_jax.engine.platform import platform
 from lsgd_jax.models.convolution import LAYOUT, banded, conv_general_dilated, direct, patches, winograd
-from lsgd_jax.models.platform import platform
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODELS = 2

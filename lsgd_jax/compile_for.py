@@ -6,8 +6,13 @@ Nothing runs on them. All flags are those of lsgd_jax.train; one worker for each
 import dataclasses
 import itertools
 import math
+import multiprocessing
+import os
 import pathlib
 import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from absl import flags
@@ -20,7 +25,12 @@ FLAGS = flags.FLAGS
 TABLE = (
     Flag("target", "string", None, "tpu:v5e:4x4, with slices tpu:v5e:4x4*4; or h100:NODESxGPUS, as h100:4x8"),
     Flag("json", "path", None, "file for the figures (default: none)"),
-    Flag("optimize", "boolean", False, "compile as for a run: 3 to 5 times as long, with the same collectives"),
+    Flag(
+        "optimize",
+        "boolean",
+        False,
+        "compile as for a run, which takes 3 to 5 times as long, and estimate the time of a step",
+    ),
 )
 # Those of a run: nothing runs here.
 OTHER = ("several processes", "run")
@@ -56,11 +66,38 @@ def main(argv: list[str]) -> int:
 
     target = read_target(FLAGS.target)
 
-    figures = compiled_figures(target, given_settings(FLAGS), optimize=FLAGS.optimize)
+    figures = compiled_apart(target, given_settings(FLAGS), optimize=FLAGS.optimize)
     print("\n".join(report(figures)))
     if FLAGS.json is not None:
         write_json(pathlib.Path(FLAGS.json), figures)
     return 0
+
+
+def compiled_apart(target: Any, given: dict[str, Any], *, optimize: bool) -> dict[str, Any]:
+    """`compiled_figures`, in a process of its own: compilers end the one that they are in where they meet their bugs.
+
+    Raises:
+      InputError: as that does, or with the compiler's last words.
+    """
+    from lsgd_jax.errors import InputError
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.NamedTemporaryFile() as words,
+        ProcessPoolExecutor(1, context, initializer=_write_errors_to, initargs=(words.name,)) as pool,
+    ):
+        try:
+            return pool.submit(compiled_figures, target, given, optimize=optimize).result()
+        except BrokenProcessPool as error:
+            lines = words.read().decode(errors="replace").splitlines()
+            told = [line for line in lines if "Check failed" in line] or lines[-1:] or ["without a word"]
+            message = f"its compiler broke down: {told[0].strip()}: try other hardware or another model"
+            raise InputError(f"--target={target.text}: {message}") from error
+
+
+def _write_errors_to(file: str) -> None:
+    """Of this process, those of the compiler too."""
+    os.dup2(os.open(file, os.O_WRONLY), sys.stderr.fileno())
 
 
 def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> dict[str, Any]:
@@ -112,6 +149,9 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
         "mesh": dict(topology.mesh.shape),
         "memory": target.chip.memory,
         **memory_and_time(found),
+        "at_peak_seconds": found.flops / target.chip.peak,
+        # Without optimization the estimates are those of other programs.
+        "step_seconds": found.cycles / target.chip.clock if optimize and target.chip.clock and found.cycles else None,
         **traffic(found, problem, method, topology, network),
     }
 
@@ -147,15 +187,11 @@ def report(figures: dict[str, Any]) -> list[str]:
         f"{figures['arguments'] / GIB:.2f}, temporaries {figures['temporaries'] / GIB:.2f}; "
         f"{100 * figures['updated_in_place']:.0f} % of the state updated in place",
     ]
-    if figures["flops"]:
-        by_model = (
-            f", {1e3 * figures['step_seconds']:.2f} ms by the compiler's model" if figures["step_seconds"] else ""
-        )
-        lines.append(
-            f"a local step   {figures['flops'] / 1e9:,.1f} GFLOP{by_model} (loops count once, links not at all)"
-        )
-    else:
-        lines.append("a local step   this compiler gives no analysis")
+    seconds = figures["step_seconds"]
+    lines.append(
+        f"a local step   {figures['flops'] / 1e9:,.1f} GFLOP, {1e3 * figures['at_peak_seconds']:.2f} ms at a device's "
+        "peak" + (f", {1e3 * seconds:.2f} ms by the compiler's estimates; without links" if seconds else "")
+    )
     lines += ["", f"{'level':<10}{'period':>7}  {'in the program':<40}{'bytes a device':>16}{'ledger':>16}{'ms':>10}"]
     one_network = figures["slices"] == 1
     for level in figures["levels"]:

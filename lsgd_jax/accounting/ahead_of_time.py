@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgd_jax.accounting.compiled import Placed, Sent, as_compiled, placed
+from lsgd_jax.accounting.compiled import Placed, Sent, as_compiled, cycles, placed
+from lsgd_jax.accounting.flops import flops
 from lsgd_jax.accounting.ledger import Ledger, ledger
 from lsgd_jax.accounting.network import Network, collective_seconds, communication_seconds
 from lsgd_jax.engine.local_steps import Batches, Loss
@@ -22,7 +23,10 @@ from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 
 # Levels of a method, as `make_train_step` names what it traces.
 LEVELS = ("gradient", "local", "global")
-TOO_LARGE = re.compile(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)")
+TOO_LARGE = re.compile(
+    r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)"
+    r"|Allocation \(size=(\d+)\) would exceed memory \(size=(\d+)\)"  # as by libtpu 0.0.41, of one array
+)
 
 
 class Problem(NamedTuple):
@@ -49,8 +53,9 @@ class Compiled(NamedTuple):
       updated_in_place: of the new state, the share that takes the place of the old.
       temporaries: bytes, what else it needs.
       peak: bytes at its peak.
-      flops: floating-point operations of a local step; None if the compiler gives no analysis.
-      step_seconds: a local step by the compiler's model of the device, which knows no links; None if it gives none.
+      flops: floating-point operations of a local step, in products and convolutions.
+      cycles: of a local step on a TPU by the compiler's estimates, which know no links, and are of use only where it
+        optimizes; 0 if it gives none.
       sent: the collectives of each level of the method, "gradient", "local" and "global".
       inside: those between the devices of one worker.
       text: the program.
@@ -62,8 +67,8 @@ class Compiled(NamedTuple):
     updated_in_place: float
     temporaries: int
     peak: int
-    flops: float | None
-    step_seconds: float | None
+    flops: int
+    cycles: int
     sent: dict[str, list[Placed]]
     inside: list[Placed]
     text: str
@@ -86,32 +91,34 @@ def compile_for(
     state = placed_shapes(*_state(problem, method, topology))
     data = placed_shapes(problem.data, _data_shardings(problem, topology))
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=topology.replicated)
-    lowered = step.lower(state, data, count)
+    traced = step.trace(state, data, count)
+    lowered = traced.lower()
     begin, processor = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if used := TOO_LARGE.search(str(error)):
+        if found := TOO_LARGE.search(str(error)):
+            used, there = (
+                found.groups()[:2] if found[1] else (f"{int(size) / 2**30:.2f}G" for size in found.groups()[2:])
+            )
             raise InputError(
-                f"it does not fit: {used[1]} of {used[2]} of a device's memory: split a worker over more devices "
+                f"it does not fit: {used} of {there} of a device's memory: split a worker over more devices "
                 "(--worker_axes), compute blocks again (--remat), or use a smaller batch"
             ) from error
         raise
     seconds, processor_seconds = time.perf_counter() - begin, time.process_time() - processor
     memory: Any = compiled.memory_analysis()
-    costs: Any = compiled.cost_analysis() or {}
     text = compiled.as_text() or ""
-    optimal = costs.get("optimal_seconds", -1.0)
-    found = placed(text)
+    sent = placed(text)
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         updated_in_place=memory.alias_size_in_bytes / max(1, memory.output_size_in_bytes),
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        flops=costs.get("flops"),
-        step_seconds=optimal if optimal > 0 else None,
-        sent={level: [each for each in found if level_of(each, topology) == level] for level in LEVELS},
-        inside=[each for each in found if level_of(each, topology) is None],
+        flops=flops(traced.jaxpr.jaxpr) // topology.devices_per_worker,  # over whose axes the trace is not split
+        cycles=cycles(text),
+        sent={level: [each for each in sent if level_of(each, topology) == level] for level in LEVELS},
+        inside=[each for each in sent if level_of(each, topology) is None],
         text=text,
         seconds=seconds,
         processor_seconds=processor_seconds,
@@ -144,7 +151,7 @@ def memory_and_time(found: Compiled) -> dict[str, Any]:
         "temporaries": found.temporaries,
         "updated_in_place": found.updated_in_place,
         "flops": found.flops,
-        "step_seconds": found.step_seconds,
+        "cycles": found.cycles,
         "compile_seconds": found.seconds,
         "compile_cpu_seconds": found.processor_seconds,
         "program_bytes": len(found.text),

@@ -25,6 +25,10 @@ LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 TILED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+BOUND = re.compile(r"ROOT .* compare\(\S+, %?([\w.\-]+)\), direction=LT")
+CONSTANT = re.compile(r" %?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 OPERATION = re.compile(r'op_name="([^"]*)"')
 DTYPES = {
@@ -136,10 +140,10 @@ def _unconditional(computation: str, instructions: dict[str, list[str]]) -> Iter
         if COLLECTIVE.search(line):
             yield line, 1
         elif " conditional(" not in line:
-            trips = TRIP_COUNT.search(line)
+            trips = trips_of(line, instructions) or 1
             for called in called_by(line):
                 for inner, times in _unconditional(called, instructions):
-                    yield inner, times * (int(trips[1]) if trips else 1)
+                    yield inner, times * trips
 
 
 def _placed(
@@ -151,16 +155,49 @@ def _placed(
             name = operation[1] if operation else " ".join(OPERATION.findall("\n".join(instructions[computation])))
             yield Placed(tuple(_arrays(line)), _members(line), name, bool(found[2]), conditional, loops, times)
             continue
-        branches, trips = branches_of(line), TRIP_COUNT.search(line)
-        unknown = " while(" in line and not trips
+        branches, trips = branches_of(line), trips_of(line, instructions)
+        unknown = " while(" in line and trips is None
         for called in [*branches, *called_by(line)]:
             yield from _placed(
                 called,
                 instructions,
                 conditional=conditional or bool(branches),
                 loops=loops + unknown,
-                times=times * (int(trips[1]) if trips else 1),
+                times=times * (trips or 1),
             )
+
+
+def trips_of(line: str, instructions: dict[str, list[str]]) -> int | None:
+    """How often a loop runs, if the compiler tells, or its condition: a counter, from 0, less than a constant."""
+    if told := TRIP_COUNT.search(line):
+        return int(told[1])
+    if " while(" not in line or not (condition := CONDITION.search(line)):
+        return None
+    text = "\n".join(instructions[condition[1]])
+    bound = BOUND.search(text)
+    return int(dict(CONSTANT.findall(text)).get(bound[1], 0)) or None if bound else None
+
+
+def cycles(program: str) -> int:
+    """Of a local step, as the compiler for TPUs estimates them for each instruction; 0 where it does not.
+
+    Local steps are what is in a loop of unknown length; loops of known length count as often as they run.
+    """
+    entry, instructions = computations(program)
+
+    def of(name: str, *, inside: bool) -> int:
+        total = 0
+        for line in instructions[name]:
+            if found := CYCLES.search(line):
+                total += inside * int(found[1])
+            elif " fusion(" not in line:
+                trips = trips_of(line, instructions)
+                unknown = " while(" in line and trips is None
+                called = [*branches_of(line), *called_by(line)]
+                total += (trips or 1) * sum(of(each, inside=inside or unknown) for each in called)
+        return total
+
+    return of(entry, inside=False)
 
 
 def called_by(line: str) -> list[str]:

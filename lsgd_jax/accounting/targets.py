@@ -25,23 +25,28 @@ class Chip(NamedTuple):
     Attributes:
       name: as JAX calls it.
       memory: bytes that a program may use.
+      peak: floating-point operations a second, of dense products in bfloat16.
+      clock: cycles a second, where the compiler estimates cycles: what follows from the peak, and from how many
+        products a cycle makes.
       link: to its neighbours, in a ring.
       between: bytes a second that it can send beyond them: its share of the network between slices or nodes.
     """
 
     name: str
     memory: int
+    peak: float
+    clock: float | None
     link: Link
     between: float
 
 
 # By the name of a target.
 CHIPS = {
-    "v4": Chip("TPU v4", int(31.75 * GIB), Link(1e-6, 2 * 50e9), 6.25e9),
-    "v5e": Chip("TPU v5 lite", int(15.75 * GIB), Link(1e-6, 2 * 50e9), 3.125e9),
-    "v5p": Chip("TPU v5", int(95.74 * GIB), Link(1e-6, 2 * 100e9), 6.25e9),
-    "v6e": Chip("TPU v6 lite", int(31.24 * GIB), Link(1e-6, 2 * 100e9), 12.5e9),
-    "h100": Chip("NVIDIA H100 80GB HBM3", int(79.1 * GIB), NVLINK_4, 50e9),
+    "v4": Chip("TPU v4", int(31.75 * GIB), 275e12, 1.05e9, Link(1e-6, 2 * 50e9), 6.25e9),
+    "v5e": Chip("TPU v5 lite", int(15.75 * GIB), 197e12, 1.5e9, Link(1e-6, 2 * 50e9), 3.125e9),
+    "v5p": Chip("TPU v5", int(95.74 * GIB), 459e12, 1.75e9, Link(1e-6, 2 * 100e9), 6.25e9),
+    "v6e": Chip("TPU v6 lite", int(31.24 * GIB), 918e12, 1.75e9, Link(1e-6, 2 * 100e9), 12.5e9),
+    "h100": Chip("NVIDIA H100 80GB HBM3", int(79.1 * GIB), 989e12, None, NVLINK_4, 50e9),
 }
 LATENCY_BETWEEN = {"tpu": 50e-6, "gpu": 5e-6}
 NAMED = re.compile(r"tpu:(v\w+):(\d+x\d+(?:x\d+)?)(?:\*(\d+))?|(h100):(\d+)x(\d+)")

@@ -115,7 +115,7 @@ def collectives_of(function: Callable, *args: Any, groups: int, workers: int) ->
 
 def _collectives(jaxpr: Jaxpr, sizes: Mapping[str, int]) -> Iterator[Collective]:
     for equation in jaxpr.eqns:
-        name, inner = equation.primitive.name, list(_jaxprs(equation.params))
+        name, inner = equation.primitive.name, list(functions_in(equation.params))
         if name in KINDS:
             yield from _sent_by(equation, sizes)
         elif name not in SENDS_NOTHING and _axes(equation.params):
@@ -157,7 +157,7 @@ def _axes(params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(axis for axis in axes if isinstance(axis, str))
 
 
-def _jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+def functions_in(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
     """The functions in an equation's parameters."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lsgd_jax.models.platform import platform
+from lsgd_jax.engine.platform import platform
 
 Kept = tuple[jax.Array, ...]
 

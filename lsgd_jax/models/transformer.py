@@ -8,12 +8,12 @@ from jax import lax
 from jax.nn.initializers import normal
 
 from lsgd_jax.collectives.partition import gathered, split_samples
+from lsgd_jax.engine.platform import platform
 from lsgd_jax.models import Dtype
 from lsgd_jax.models.attention import causal_attention
 from lsgd_jax.models.dropout import Dropout
 from lsgd_jax.models.gelu import gelu
 from lsgd_jax.models.layer_norm import LayerNorm
-from lsgd_jax.models.platform import platform
 
 HEAD = 64  # the width of a head, at least
 

@@ -2,7 +2,7 @@
 
 import re
 
-from lsgd_jax.accounting.compiled import Sent, placed, sent
+from lsgd_jax.accounting.compiled import Sent, computations, cycles, placed, sent, trips_of
 
 # Of the train step as the compilers print it, cut down to what is read; "@" stands for where a name is in metadata.
 PROGRAM = re.sub(
@@ -57,6 +57,51 @@ def test_each_collective_is_found_where_it_stands() -> None:
     ]
     assert across[0].sent == (Sent("send", "uint32", 86 * 8 * 128 * 4, 2),)
     assert [each.asynchronous for each in found] == [True, False, True, False, False, False, False]
+
+
+# Two loops in that of the local steps, as the compiler for TPUs prints them.
+LOOPS = """
+%block (arg: f32[8]) -> f32[8] {
+  %product = f32[8] fusion(%arg), calls=%inside, backend_config={"window_config":{"estimated_cycles":"100"}}
+}
+
+%inside (arg: f32[8]) -> f32[8] {
+  %multiply = f32[8] multiply(%arg, %arg), backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+
+%until_12 (arg: (s32[], f32[8])) -> pred[] {
+  %constant.9.clone = s32[]{:T(128)} constant(12), metadata={op_name="jit(one_round)/shard_map"}
+  %count = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  ROOT %lt.2 = pred[]{:T(512)} compare(%count, %constant.9.clone), direction=LT
+}
+
+%until_told (arg: (s32[], s32[])) -> pred[] {
+  %constant.1 = s32[] constant(64)
+  ROOT %lt.3 = pred[] compare(%count, %told), direction=LT
+}
+
+%step (arg: f32[8]) -> f32[8] {
+  %forward = f32[8] while(%arg), condition=%until_12, body=%block
+  %told = f32[8] while(%arg), condition=%until_told, body=%block, backend_config={"known_trip_count":{"n":"2"}}
+  %add = f32[8] add(%arg, %arg), backend_config={"window_config":{"estimated_cycles":"10"}}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %before = f32[8] copy(%p), backend_config={"window_config":{"estimated_cycles":"1000"}}
+  ROOT %steps = (s32[], f32[8]) while(%tuple), condition=%until_told, body=%step
+}
+"""
+
+
+def test_loops_run_as_often_as_the_compiler_or_their_condition_tells() -> None:
+    entry, instructions = computations(LOOPS)
+    found = [trips_of(line, instructions) for line in (*instructions["step"], *instructions[entry])]
+    assert found == [12, 2, None, None, None]
+
+
+def test_cycles_are_those_of_a_local_step() -> None:
+    assert cycles(LOOPS) == 12 * 100 + 2 * 100 + 10
+    assert cycles(PROGRAM) == 0
 
 
 def test_members_are_those_of_the_first_group_in_every_notation() -> None:

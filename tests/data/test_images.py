@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgd_jax.data import images
 from lsgd_jax.data.images import Preprocessing, augment, preprocess
 
 KEY = jax.random.key(0)
@@ -57,6 +58,15 @@ def test_about_half_of_the_images_are_flipped_if_any() -> None:
     assert 1075 < sum(flipped) < 1325, "1200 expected, with a standard deviation of 24"
     unflipped = Preprocessing((0.0, 0.0), (1.0, 1.0), CROP, flip=False)
     assert not any(window[0] for window in windows_drawn(images, unflipped))
+
+
+@pytest.mark.parametrize("side", [1, 4, 6])
+def test_crops_are_the_same_elsewhere_than_on_cpu(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, how = pictures(200), Preprocessing((0.0, 0.0), (1.0, 1.0), side, True)
+    here = augment(jnp.asarray(pixels), KEY, how)
+    monkeypatch.setattr(images, "platform", lambda: "tpu")
+    np.testing.assert_array_equal(augment(jnp.asarray(pixels), KEY, how), here)
+    assert "dynamic_slice" not in str(jax.make_jaxpr(lambda pixels: augment(pixels, KEY, how))(pixels))
 
 
 def test_without_a_crop_whole_images_stay_or_are_mirrored() -> None:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lsgd_jax.engine.platform import platform
 from lsgd_jax.models.convolution import banded, direct, patches, winograd
 from lsgd_jax.models.convolution.direct import LAYOUT
 from lsgd_jax.models.convolution.lane_by_lane import lane_by_lane
-from lsgd_jax.models.platform import platform
 
 
 def conv_general_dilated(

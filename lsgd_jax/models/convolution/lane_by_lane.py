@@ -15,44 +15,40 @@ from jax import lax
 # So many models stand one after the other in the program, more are looped over.
 UNROLLED = 16
 
-Function = Callable[..., Any]
+Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def lane_by_lane(function: Function) -> Function:
-    """The same function of (images, kernel), which `jax.vmap` calls once for each lane.
+def lane_by_lane(function: Bilinear) -> Bilinear:
+    """The same function, linear in each of its arguments, which `jax.vmap` calls once for each lane.
 
-    Where only images are batched, as where one model sees several minibatches, it is batched as usual. It may be
-    differentiated in reverse mode, and so again.
+    Where lanes share one of the arguments, as where one model sees several minibatches, it is batched as usual. It
+    may be differentiated in reverse mode, and so again.
     """
 
     @jax.custom_batching.custom_vmap
-    def batched(*args: Any) -> Any:
-        return function(*args)
+    def batched(a: jax.Array, b: jax.Array) -> jax.Array:
+        return function(a, b)
 
     @batched.def_vmap
-    def one_by_one(size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
-        in_batched = tuple(in_batched)
-
-        def call(i: Any) -> Any:
-            return batched(*jax.tree.map(lambda own, arg: arg[i] if own else arg, in_batched, args))
-
-        if not any(jax.tree.leaves(in_batched[1:])):
-            outputs = jax.vmap(function, in_axes=jax.tree.map(lambda own: 0 if own else None, in_batched))(*args)
-        elif size > UNROLLED:
-            outputs = lax.map(call, jnp.arange(size))
-        else:
-            outputs = jax.tree.map(lambda *lanes: jnp.stack(lanes), *map(call, range(size)))
-        return outputs, jax.tree.map(lambda _: True, outputs)
+    def one_by_one(size: int, in_batched: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
+        if not all(in_batched):
+            return jax.vmap(function, in_axes=tuple(0 if own else None for own in in_batched))(a, b), True
+        if size > UNROLLED:
+            return lax.map(lambda lane: batched(*lane), (a, b)), True
+        return jnp.stack([batched(a[i], b[i]) for i in range(size)]), True
 
     @jax.custom_vjp
-    def differentiable(*args: Any) -> Any:
-        return batched(*args)
+    def differentiable(a: jax.Array, b: jax.Array) -> jax.Array:
+        return batched(a, b)
 
-    def forward(*args: Any) -> Any:
-        return differentiable(*args), args  # which differentiates again
+    def forward(a: jax.Array, b: jax.Array) -> Any:
+        return differentiable(a, b), (a, b)  # which differentiates again
 
-    def backward(args: Any, cotangent: Any) -> Any:
-        return lane_by_lane(lambda *all_args: jax.vjp(function, *all_args[:-1])[1](all_args[-1]))(*args, cotangent)
+    def backward(args: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a, b = args
+        of_a = lane_by_lane(lambda b, cotangent: jax.linear_transpose(lambda a: function(a, b), a)(cotangent)[0])
+        of_b = lane_by_lane(lambda a, cotangent: jax.linear_transpose(lambda b: function(a, b), b)(cotangent)[0])
+        return of_a(b, cotangent), of_b(a, cotangent)
 
     differentiable.defvjp(forward, backward)
     return differentiable
