@@ -25,6 +25,8 @@ LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 TILED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# So the compiler for TPUs calls fusions of an all-reduce and the slices of it that devices keep.
+SCATTERED = "all-reduce-scatter"
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 BOUND = re.compile(r"ROOT .* compare\(\S+, %?([\w.\-]+)\), direction=LT")
 CONSTANT = re.compile(r" %?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
@@ -153,7 +155,10 @@ def _placed(
         if found := COLLECTIVE.search(line):
             operation = OPERATION.search(line)
             name = operation[1] if operation else " ".join(OPERATION.findall("\n".join(instructions[computation])))
-            yield Placed(tuple(_arrays(line)), _members(line), name, bool(found[2]), conditional, loops, times)
+            sent = tuple(_arrays(line))
+            if computation.startswith(SCATTERED):
+                sent = tuple(array._replace(kind="reduce-scatter") for array in sent)
+            yield Placed(sent, _members(line), name, bool(found[2]), conditional, loops, times)
             continue
         branches, trips = branches_of(line), trips_of(line, instructions)
         unknown = " while(" in line and trips is None

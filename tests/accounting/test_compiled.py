@@ -104,6 +104,20 @@ def test_cycles_are_those_of_a_local_step() -> None:
     assert cycles(PROGRAM) == 0
 
 
+def test_an_all_reduce_of_which_a_tpu_keeps_slices_is_a_reduce_scatter() -> None:
+    program = """
+%all-reduce-scatter.1.clone (input: bf16[8,2]) -> bf16[4,2] {
+  %sum = bf16[8,2] all-reduce(%input), channel_id=1, replica_groups={{0,1}}
+  ROOT %kept = bf16[4,2] dynamic-slice(%sum, %i, %zero), dynamic_slice_sizes={4,2}
+}
+
+ENTRY %main (p: bf16[8,2]) -> bf16[4,2] {
+  ROOT %fusion = bf16[4,2] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1.clone
+}
+"""
+    assert [each.sent for each in placed(program)] == [(Sent("reduce-scatter", "bfloat16", 32, 2),)]
+
+
 def test_members_are_those_of_the_first_group_in_every_notation() -> None:
     permuted, tiled, _, _, listed, named, _ = placed(PROGRAM)
     assert (permuted.members, tiled.members, listed.members, named.members) == ((0, 1), (0, 4), (0, 1), (0, 1, 2, 3))
