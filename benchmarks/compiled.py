@@ -18,9 +18,15 @@ ONE_BILLION = ["--model_width=2048", "--model_layers=20"]
 SEVEN_BILLION = ["--model_width=4096", "--model_layers=32"]
 COLUMNS = (
     *("model", "target", "method", "groups × workers × devices", "M parameters", "state and data, GiB", "peak, GiB"),
-    *("ms a step", "MB sent by a device", "ledger", "CPU-s"),
+    *("GFLOP a step", "ms at peak", "ms estimated", "MB sent by a device", "ledger", "CPU-s"),
 )
-LARGE = ["--sequence_length=1024", "--compute_dtype=bfloat16", "--remat=full", "--sampling=iid"]
+EIGHT_BILLION = ["--model_width=4608", "--model_layers=32"]
+TWENTY_BILLION = ["--model_width=6144", "--model_layers=44"]
+LARGE = ["--sequence_length=1024", "--compute_dtype=bfloat16", "--remat=full", "--sampling=iid", "--optimizer=adamw"]
+CNN7 = ["--model=cnn7", "--dataset=cifar10", "--sampling=iid", "--batch_size=128"]
+RESNET50, GPT2 = [f"{TASKS}:resnet50"], [f"{TASKS}:gpt2_small", "--optimizer=adamw"]
+PODS = (("2x4", 2), ("4x4", 4), ("8x8", 8), ("16x16", 16))
+OTHER_METHODS = ("diloco", "data_parallel")
 
 
 class Case(NamedTuple):
@@ -41,36 +47,59 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """All of them."""
-    cnn7 = ["--model=cnn7", "--dataset=cifar10", "--sampling=iid", "--batch_size=128"]
-    found = []
-    for shape, groups in (("2x4", 2), ("8x8", 8), ("16x16", 16)):
-        found.append(Case("cnn7", f"tpu:v5e:{shape}", [*cnn7, f"--groups={groups}"]))
-    found.append(Case("cnn7", "tpu:v5e:16x16*4", cnn7))
-    for method in ("diloco", "data_parallel"):
-        found.append(Case("cnn7", "tpu:v5e:2x4", [*cnn7, "--groups=2", f"--algorithm={method}"]))
-    for target, groups in (("2x4", 2), ("16x16", 16), ("4x4*4", 4)):
-        found.append(Case("resnet50", f"tpu:v5e:{target}", [f"{TASKS}:resnet50", f"--groups={groups}"]))
-    for target, groups in (("2x4", 2), ("16x16", 16), ("4x4*4", 4)):
-        found.append(
-            Case("GPT-2 small", f"tpu:v5e:{target}", [f"{TASKS}:gpt2_small", "--optimizer=adamw", f"--groups={groups}"])
-        )
-    for workers, batch in ((16, 64), (4, 256)):
-        size = 256 // workers
-        groups = 4 if workers == 16 else 1
-        split = [
-            f"--groups={groups}",
-            f"--workers={workers // groups}",
-            f"--worker_axes=fsdp={size}",
-            f"--batch_size={batch}",
-        ]
-        found.append(Case("1 B", "tpu:v5e:16x16", [*ONE_BILLION, *LARGE, *split], text=True))
-        found.append(Case("7 B", "tpu:v5e:16x16", [*SEVEN_BILLION, *LARGE, *split], text=True))
-    split = ["--groups=4", "--workers=1", "--worker_axes=fsdp=16", "--batch_size=64"]
-    found.append(Case("1 B", "tpu:v5e:4x4*4", [*ONE_BILLION, *LARGE, *split], text=True))
-    for target in ("h100:1x8", "h100:4x8"):
-        found.append(Case("cnn7", target, cnn7))
-        found.append(Case("GPT-2 small", target, [f"{TASKS}:gpt2_small", "--optimizer=adamw"]))
+    return [*small_models(), *large_models(), *depths(), *gpus()]
+
+
+def small_models() -> list[Case]:
+    """A worker on each chip of 8 to 1,024, which all methods and all sizes of a pod should compile for alike."""
+    found = [Case("cnn7", f"tpu:v5e:{shape}", [*CNN7, f"--groups={groups}"]) for shape, groups in PODS]
+    found.append(Case("cnn7", "tpu:v5e:16x16*4", CNN7))
+    targets = (("2x4", 2), ("16x16", 16), ("4x4*4", 4))
+    for model, flags in (("resnet50", RESNET50), ("GPT-2 small", GPT2)):
+        found += [Case(model, f"tpu:v5e:{shape}", [*flags, f"--groups={groups}"]) for shape, groups in targets]
+    for model, flags in (("cnn7", CNN7), ("resnet50", RESNET50), ("GPT-2 small", GPT2)):
+        found += [Case(model, "tpu:v5e:2x4", [*flags, "--groups=2", f"--algorithm={name}"]) for name in OTHER_METHODS]
     return found
+
+
+def large_models() -> list[Case]:
+    """A worker on 16 or 64 chips, 4 rows on each; the last two are the largest that fit, of those that were tried."""
+    found = []
+    for model, size in (("1 B", ONE_BILLION), ("7 B", SEVEN_BILLION)):
+        found.append(Case(model, "tpu:v5e:16x16", [*size, *LARGE, *split(4, 4, 16)], text=True))
+        found.append(Case(model, "tpu:v5e:16x16", [*size, *LARGE, *split(1, 4, 64)], text=True))
+        found.append(Case(model, "tpu:v5e:4x4*4", [*size, *LARGE, *split(4, 1, 16)], text=True))
+        for name in OTHER_METHODS:
+            flags = [*size, *LARGE, *split(4, 4, 16), f"--algorithm={name}"]
+            found.append(Case(model, "tpu:v5e:16x16", flags, text=True))
+    found.append(Case("8 B", "tpu:v5e:16x16", [*EIGHT_BILLION, *LARGE, *split(4, 4, 16)], text=True))
+    found.append(Case("20 B", "tpu:v5e:16x16", [*TWENTY_BILLION, *LARGE, *split(1, 4, 64)], text=True))
+    return found
+
+
+def depths() -> list[Case]:
+    """Transformers of one width and more and more layers, whose programs should not grow."""
+    how = ["--model_width=768", *LARGE, "--batch_size=8", "--groups=8"]
+    return [
+        Case(f"{layers} layers", "tpu:v5e:8x8", [*how, f"--model_layers={layers}"], text=True)
+        for layers in (12, 24, 48)
+    ]
+
+
+def gpus() -> list[Case]:
+    """A worker on each of 8 and of 32 GPUs, and larger ones on a node."""
+    found = []
+    for target in ("h100:1x8", "h100:4x8"):
+        found += [Case("cnn7", target, CNN7), Case("GPT-2 small", target, GPT2)]
+    found.append(Case("1 B", "h100:4x8", [*ONE_BILLION, *LARGE, *split(4, 1, 8)], text=True))
+    found.append(Case("7 B", "h100:4x8", [*SEVEN_BILLION, *LARGE, *split(4, 1, 8)], text=True))
+    return found
+
+
+def split(groups: int, workers: int, chips: int) -> list[str]:
+    """The flags of workers of so many chips, with 4 rows on each."""
+    shape = [f"--groups={groups}", f"--workers={workers}"]
+    return [*shape, f"--worker_axes=fsdp={chips}", f"--batch_size={4 * chips}"]
 
 
 def compiled(case: Case, options: argparse.Namespace) -> dict[str, Any] | str:
@@ -84,6 +113,7 @@ def compiled(case: Case, options: argparse.Namespace) -> dict[str, Any] | str:
             str(ROOT / "experiments/compile_for.py"),
             f"--target={case.target}",
             f"--json={file}",
+            "--optimize",
         ]
         ended = subprocess.run([*command, *case.flags, *data], capture_output=True, text=True, cwd=ROOT)
         if not file.exists():
@@ -102,7 +132,8 @@ def row(case: Case, found: dict[str, Any]) -> str:
     beside = "equal" if equal else "–" if found["slices"] > 1 else "**differ**"
     return (
         f"| {case.model} | `{case.target}` | {found['algorithm']} | {found['groups']} × {found['workers']} × {own} "
-        f"| {found['parameters'] / 1e6:,.1f} | {found['arguments'] / 2**30:.2f} | {found['peak'] / 2**30:.2f} | {time} "
+        f"| {found['parameters'] / 1e6:,.1f} | {found['arguments'] / 2**30:.2f} | {found['peak'] / 2**30:.2f} "
+        f"| {found['flops'] / 1e9:,.0f} | {1e3 * found['at_peak_seconds']:.2f} | {time} "
         f"| {sent} | {beside} | {found['compile_cpu_seconds']:.0f} |"
     )
 
