@@ -29,6 +29,7 @@ INSTRUCTION = re.compile(r"^  (?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][a-z\
 NO_KERNEL = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call"}
 TARGET = re.compile(r'custom_call_target="__cudnn\$(\w+)"')
 GROUPS = re.compile(r"(?:feature|batch)_group_count=(\d+)")
+BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
 WINDOW = re.compile(r"window=\{size=(\d+)x")
 
 
@@ -106,7 +107,7 @@ def launched(program: str) -> tuple[int, collections.Counter[str]]:
 
     Local steps are the loop of unknown length; loops of known length, over workers, are in it or around it.
     """
-    from lsgd_jax.accounting.compiled import TRIP_COUNT, called_by, computations
+    from lsgd_jax.accounting.compiled import branches_of, called_by, computations, trips_of
 
     entry, instructions = computations(program)
     kernels, convolutions = 0, collections.Counter[str]()
@@ -116,9 +117,10 @@ def launched(program: str) -> tuple[int, collections.Counter[str]]:
         for line in instructions[name]:
             opcode = INSTRUCTION.match(line)
             if " while(" in line or " call(" in line or " conditional(" in line:
-                trips = TRIP_COUNT.search(line)
-                for called in called_by(line):
-                    visit(called, inside or (" while(" in line and not trips), times * int(trips[1] if trips else 1))
+                trips = trips_of(line, instructions)
+                unknown = " while(" in line and trips is None
+                for called in [*BODY.findall(line), *branches_of(line)] or called_by(line):
+                    visit(called, inside or unknown, times * (trips or 1))
             elif inside and opcode and opcode[1] not in NO_KERNEL:
                 kernels += times
                 if cudnn := TARGET.search(line):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from lsgd_jax import Task, from_arrays
-from lsgd_jax.data.images import Images
+from lsgd_jax.data.images import Images, Preprocessing, augmented
 from lsgd_jax.models import FunctionalModel, make_model
 from lsgd_jax.models.language import make_language_model
 from lsgd_jax.tasks.classification import classification_loss
@@ -25,6 +25,20 @@ def resnet50() -> Task:
 
     data = Images(np.zeros((128, 224, 224, 3), np.uint8), np.zeros(128, np.int32))
     return Task(model.init, of_raw, train=from_arrays(data, 64, sampling="iid"), gathers=True, name="resnet50")
+
+
+def cnn7(compute_dtype: str = "float32") -> Task:
+    """The paper's net on 128 images of CIFAR-10's shape, flipped and cropped."""
+    model = make_model("cnn7", (28, 28, 3), 10, compute_dtype)
+    data = Images(np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.int32))
+    how = Preprocessing(mean=(125.0, 123.0, 114.0), std=(63.0, 62.0, 67.0), crop=28, flip=True)
+    train = from_arrays(data, 128, sampling="iid", augment=augmented(how))
+    return Task(model.init, classification_loss(model), train=train, gathers=True, name="cnn7")
+
+
+def cnn7_bfloat16() -> Task:
+    """The same in bfloat16."""
+    return cnn7("bfloat16")
 
 
 def gpt2_small() -> Task:

@@ -23,7 +23,7 @@ from lsgd_jax.commands.settings import GROUPS, given_settings
 
 FLAGS = flags.FLAGS
 TABLE = (
-    Flag("target", "string", None, "tpu:v5e:4x4, with slices tpu:v5e:4x4*4; or h100:NODESxGPUS, as h100:4x8"),
+    Flag("target", "string", None, "tpu:v5e:4x4, with slices tpu:v5e:4x4*4; or h100:NODESxGPUS, as h100:4x8; h200 too"),
     Flag("json", "path", None, "file for the figures (default: none)"),
     Flag(
         "optimize",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import bench
 import bench_pieces
+import gpu_lanes
+import gpu_predictions
 import instruction_set
 import jax
 import jax.numpy as jnp
@@ -133,3 +135,45 @@ def test_more_workers_are_told_beside_four() -> None:
 def test_each_piece_is_a_script_that_is_there() -> None:
     assert all((bench.HERE / piece.script).exists() for piece in bench_pieces.PIECES)
     assert len({piece.name for piece in bench_pieces.PIECES}) == len(bench_pieces.PIECES)
+
+
+KERNELS = """
+%one (arg: f32[8]) -> f32[8] {
+  %sum = (f32[8], u8[0]) custom-call(%a), window={size=24x24}, feature_group_count=4, custom_call_target="@Forward"
+  ROOT %part = f32[8] get-tuple-element(%sum), index=0
+}
+
+%step (arg: f32[8]) -> f32[8] {
+  %own = (f32[8], u8[0]) custom-call(%a), window={size=5x5 pad=2_2x2_2}, custom_call_target="@BackwardFilter"
+  %all = f32[8] while(%own), condition=%until, body=%one, backend_config={"known_trip_count":{"n":"16"}}
+  ROOT %add = f32[8]{0} fusion(%all), kind=kLoop, calls=%inside
+}
+
+%inside (arg: f32[8]) -> f32[8] {
+  ROOT %plus = f32[8] add(%arg, %arg)
+}
+
+%until (arg: f32[8]) -> pred[] {
+  ROOT %less = pred[] compare(%a, %b), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %before = f32[8] fusion(%p), kind=kLoop, calls=%inside
+  ROOT %steps = f32[8] while(%before), condition=%until, body=%step
+}
+""".replace("@", "__cudnn$conv")
+
+
+def test_kernels_of_a_local_step_are_those_of_its_loops_and_convolutions_are_told_by_kind_window_and_groups() -> None:
+    kernels, convolutions = gpu_lanes.launched(KERNELS)
+    assert kernels == 16 + 1 + 1
+    assert convolutions == {"convForward 24² in 4 groups": 16, "convBackwardFilter 5²": 1}
+
+
+def test_a_prediction_stands_beside_what_was_measured_if_anything_was() -> None:
+    predicted = {"flops": 2e9, "at_peak_seconds": 0.5e-3, "peak": 2**30, "compile_seconds": 3.0}
+    alone = gpu_predictions.columns("some", predicted)
+    assert alone == ("some", "2.0", "0.50", "–", "–", "1.00", "–", "3.0", "–")
+    measured = {"step_seconds": 2e-3, "peak": 3 * 2**29, "compile_seconds": 4.0}
+    assert gpu_predictions.columns("some", predicted, measured)[3:] == ("2.00", "0.25", "1.00", "1.50", "3.0", "4.0")
+    assert len(alone) == len(gpu_predictions.COLUMNS)

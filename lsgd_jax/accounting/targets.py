@@ -5,7 +5,7 @@ Figures are nominal, of one device as JAX counts them, from:
 * TPUs: "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" of docs.cloud.google.com/tpu/docs. Memory is what the compiler says
   that a program may use. A chip's ports are shared evenly by the axes of its torus; a ring along one of them uses two,
   one in each direction. The data-center network is that of a host's cards, shared by its chips.
-* H100: the data sheet of the H100 SXM5, and the DGX H100 system: a card of 400 Gbit/s for each GPU.
+* H100 and H200: the data sheets of the H100 SXM5 and the H200, and the DGX systems: a card of 400 Gbit/s for each GPU.
 """
 
 import re
@@ -47,12 +47,13 @@ CHIPS = {
     "v5p": Chip("TPU v5", int(95.74 * GIB), 459e12, 1.75e9, Link(1e-6, 2 * 100e9), 6.25e9),
     "v6e": Chip("TPU v6 lite", int(31.24 * GIB), 918e12, 1.75e9, Link(1e-6, 2 * 100e9), 12.5e9),
     "h100": Chip("NVIDIA H100 80GB HBM3", int(79.1 * GIB), 989e12, None, NVLINK_4, 50e9),
+    "h200": Chip("NVIDIA H200", int(139.8 * GIB), 989e12, None, NVLINK_4, 50e9),
 }
 LATENCY_BETWEEN = {"tpu": 50e-6, "gpu": 5e-6}
-NAMED = re.compile(r"tpu:(v\w+):(\d+x\d+(?:x\d+)?)(?:\*(\d+))?|(h100):(\d+)x(\d+)")
-USAGE = "use tpu:v5e:4x4, with slices tpu:v5e:4x4*4, or h100:NODESxGPUS, as h100:4x8"
-# What the compiler for H100s is told of one: it has none to ask.
-H100 = """
+NAMED = re.compile(r"tpu:(v\w+):(\d+x\d+(?:x\d+)?)(?:\*(\d+))?|(h[12]00):(\d+)x(\d+)")
+USAGE = "use tpu:v5e:4x4, with slices tpu:v5e:4x4*4, or h100:NODESxGPUS, as h100:4x8 (h200 too)"
+# What the compiler for GPUs is told of one: it has none to ask. The two have the same cores, and other memory.
+HOPPER = """
 gpu_device_info {
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -64,10 +65,10 @@ gpu_device_info {
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
+  memory_bandwidth: %(bandwidth)d
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
+  device_memory_size: %(memory)d
   shared_memory_per_block_optin: 232448
   cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536
@@ -76,8 +77,10 @@ gpu_device_info {
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 8 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+device_description_str: "%(name)s"
 """
+BANDWIDTH = {"h100": 3_352_320_000_000, "h200": 4_800_000_000_000}
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 class Target(NamedTuple):
@@ -113,7 +116,7 @@ def read_target(text: str) -> Target:
     if not found:
         raise InputError(f"--target={text}: {USAGE}")
     if found[4]:
-        return Target(text, CHIPS["h100"], "gpu", f"{found[5]}x{found[6]}", int(found[5]))
+        return Target(text, CHIPS[found[4]], "gpu", f"{found[5]}x{found[6]}", int(found[5]))
     if found[1] not in CHIPS:
         known = ", ".join(name for name in CHIPS if name.startswith("v"))
         raise InputError(f"--target={text}: unknown kind of TPU: choose one of {known}")
@@ -131,7 +134,9 @@ def devices_of(target: Target) -> list[Any]:
     try:
         if target.platform == "gpu":
             nodes, gpus = target.shape.split("x")
-            described = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"{nodes}x1x{gpus}")
+            told = {"bandwidth": BANDWIDTH[target.text[:4]], "memory": target.chip.memory, "name": target.chip.name}
+            kind: dict[str, Any] = {"platform": "cuda", "target_config": HOPPER % told}
+            described = topologies.get_topology_desc(**kind, topology=f"{nodes}x1x{gpus}")
         else:
             slices: dict[str, Any] = {"num_slices": target.groups} if target.groups > 1 else {}
             name = f"{target.text.split(':')[1]}:{target.shape}"
@@ -141,7 +146,7 @@ def devices_of(target: Target) -> list[Any]:
     except (RuntimeError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
         if target.platform == "tpu" and not _installed("libtpu"):
             extra = "tpu"
-        elif target.platform == "gpu" and not _installed("jax_cuda12_plugin"):
+        elif target.platform == "gpu" and not any(map(_installed, CUDA_PLUGINS)):
             extra = "gpu"
         else:
             raise InputError(f"--target={target.text}: {str(error).splitlines()[0]}") from error

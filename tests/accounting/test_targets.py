@@ -13,6 +13,7 @@ def test_a_target_names_a_kind_of_chip_their_shape_and_how_many_slices_or_nodes(
     assert (pod.chip, pod.platform, pod.shape, pod.groups) == (CHIPS["v5e"], "tpu", "16x16", 1)
     assert (slices.chip, slices.shape, slices.groups) == (CHIPS["v5p"], "2x2x4", 4)
     assert (nodes.chip, nodes.platform, nodes.shape, nodes.groups) == (CHIPS["h100"], "gpu", "4x8", 4)
+    assert read_target("h200:1x8").chip.memory > 1.7 * CHIPS["h100"].memory
 
 
 def test_slices_and_nodes_share_a_network_and_a_single_one_has_its_links() -> None:
