@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from lsgd_jax import Topology
 from lsgd_jax.accounting.ahead_of_time import compile_for, sent_together
-from lsgd_jax.accounting.targets import devices_of, read_target
+from lsgd_jax.accounting.targets import CUDA_PLUGINS, devices_of, read_target
 from lsgd_jax.commands.environment import set_for_compilers
 from lsgd_jax.compile_for import compiled_figures, main, problem_of, report
 from lsgd_jax.config.config import Config
@@ -20,7 +20,7 @@ from lsgd_jax.config.from_config import method_of
 from lsgd_jax.errors import InputError
 
 needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
-needs_gpu = pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra 'gpu'")
+needs_gpu = pytest.mark.skipif(not any(map(importlib.util.find_spec, CUDA_PLUGINS)), reason="needs the extra 'gpu'")
 IMAGES: dict[str, Any] = {"model": "cnn3", "batch_size": 8}
 
 
@@ -110,9 +110,31 @@ def test_a_model_that_does_not_fit_is_told_with_the_compilers_figure(tmp_path: P
 
 @needs_gpu
 @pytest.mark.slow
-def test_bytes_are_those_of_the_ledger_on_gpus() -> None:
-    for level, (compiled, ledger) in bytes_of(figures("h100:1x8", **IMAGES, groups=2)).items():
+@pytest.mark.parametrize("how", [{}, {"algorithm": "data_parallel"}], ids=str)
+def test_on_gpus_too_bytes_are_those_of_the_ledger_and_the_state_is_updated_in_place(how: dict[str, Any]) -> None:
+    found = figures("h100:2x4", **IMAGES, **how)
+    assert (found["groups"], found["workers"]) == (2, 4), "a node is a group"
+    for level, (compiled, ledger) in bytes_of(found).items():
         assert compiled == ledger > 0, level
+    assert all(level["conditional"] or level["level"] == "gradient" for level in found["levels"])
+    assert found["updated_in_place"] > 0.95
+    assert found["peak"] < 2**26
+
+
+@needs_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [4, 20])
+def test_on_a_gpu_convolutions_are_those_of_cudnn_for_one_worker_after_the_other(workers: int) -> None:
+    set_for_compilers()
+    topology = Topology(1, workers, devices_of(read_target("h100:1x1")))
+    config = Config("unused", **IMAGES, groups=1, workers=workers)
+    jax.config.update("jax_enable_compilation_cache", False)
+    problem, topology = problem_of(config, topology)
+    text = compile_for(problem, method_of(config, topology), topology).text
+    assert "_group_count=" not in text
+    in_program = 1 if workers > 16 else workers  # more are looped over
+    assert text.count('"__cudnn$convBackwardFilter"') == 2 * in_program
+    assert text.count('"__cudnn$convBackwardInput"') == in_program
 
 
 @needs_tpu
@@ -134,7 +156,7 @@ def test_without_a_target_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_flags")
-@pytest.mark.skipif(not (importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_cuda12_plugin")),
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, ("libtpu", *CUDA_PLUGINS))),
                     reason="needs a compiler")  # fmt: skip
 def test_a_compiler_that_breaks_down_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     target = "tpu:v5e:2x2" if importlib.util.find_spec("libtpu") else "h100:1x1"
