@@ -1,6 +1,6 @@
 """LGD whose learning rate and pull are schedules, as some theorems have them; `lsgd` pulls by a number."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,14 @@ def scheduled_lgd(base: optax.GradientTransformation, pull: optax.Schedule) -> D
         del axes
         return ScheduledState(base.init(params), puller.init(params))
 
-    def apply(params: jax.Array, state: ScheduledState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+    def begin(params: jax.Array, state: ScheduledState, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
+        del state
         leader = elect_leader(score, axis_name)
-        leader_params = broadcast_from_leader(params, leader, axis_name)
+        return leader, broadcast_from_leader(params, leader, axis_name)
+
+    def finish(params: jax.Array, state: ScheduledState, heard: Any, axis_name: tuple[str, ...]) -> Outcome:
+        del axis_name
+        leader, leader_params = heard
         updates, pull_state = puller.update(jnp.zeros_like(params), state.pull, params, local_leader=leader_params)
         state = state._replace(pull=pull_state)
         return Outcome(optax.apply_updates(params, updates), state, leader, jnp.array(False))
@@ -37,7 +42,7 @@ def scheduled_lgd(base: optax.GradientTransformation, pull: optax.Schedule) -> D
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(1, (GROUP, WORKER), apply),),
+        communications=(Communication(1, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: mean(params, axes.all),
         restart=restart_of(base),
         window=1,

@@ -47,7 +47,7 @@ def check_method(method: DistributedOptimizer, params: Any) -> None:
     except NameError as error:
         raise InputError(
             f"the method names an axis itself ({error}): use the names that it is given, axes.all in center and "
-            "axis_name in apply"
+            "axis_name in begin and finish"
         ) from error
     for what, found, expected in (
         ("update makes another state", updated, state),

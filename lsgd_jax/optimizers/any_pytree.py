@@ -69,11 +69,14 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
         return method.restart(_taken(params, params), state)
 
     def serving(communication: Communication) -> Communication:
-        def apply(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
-            outcome = communication.apply(_taken(params, params), state, score, axis_name)
+        def begin(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
+            return communication.begin(_taken(params, params), state, score, axis_name)
+
+        def finish(params: optax.Params, state: Any, heard: Any, axis_name: tuple[str, ...]) -> Outcome:
+            outcome = communication.finish(_taken(params, params), state, heard, axis_name)
             return outcome._replace(params=_put_back(outcome.params, params))
 
-        return communication._replace(apply=apply)
+        return communication._replace(begin=begin, finish=finish)
 
     communications = tuple(map(serving, method.communications))
     served = method._replace(init=init, update=update, center=center, restart=restart, communications=communications)

@@ -78,9 +78,14 @@ def diloco(
         center = mean(widened(params), axes.all)
         return DilocoState(base.init(params), outer.init(center), center)
 
-    def apply(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+    def begin(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
         del score
-        displacement = finite_mean(jax.tree.map(jnp.subtract, state.center, widened(params)), axis_name)
+        return finite_mean(jax.tree.map(jnp.subtract, state.center, widened(params)), axis_name)
+
+    def finish(
+        params: optax.Params, state: DilocoState, displacement: optax.Params, axis_name: tuple[str, ...]
+    ) -> Outcome:
+        del axis_name
         updates, outer_state = outer.update(displacement, state.outer, state.center)
         found = all_finite(displacement)  # where no worker is left, the center stays
         center = select(found, optax.apply_updates(state.center, updates), state.center)
@@ -91,7 +96,7 @@ def diloco(
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: optax.tree.cast_like(state.center, params),
         restart=restart_of(base),
     )

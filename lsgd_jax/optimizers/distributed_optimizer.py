@@ -57,20 +57,28 @@ class Outcome(NamedTuple):
 
 
 class Communication(NamedTuple):
-    """One kind of communication of a method.
+    """One kind of communication of a method, in two halves.
 
     Attributes:
       period: local steps of a worker between two of them.
       axes: the logical axes it crosses: (WORKER,) inside each group, or
         (GROUP, WORKER) among all workers.
-      apply: `(params, state, score, axis_name) -> Outcome`, where `score` is the
-        worker's float[] score and `axis_name` the bound names of `axes`: mesh axes and lanes, all of them
-        to be used. `lax.psum`, `lax.pmin` and `lsgd_jax.collectives` take them; `lax.ppermute` knows no lanes.
+      begin: `(params, state, score, axis_name) -> heard`: all that is sent, and a pytree of what
+        arrives. `score` is the worker's float[] score and `axis_name` the bound names of `axes`: mesh
+        axes and lanes, all of them to be used. `lax.psum`, `lax.pmin` and `lsgd_jax.collectives` take
+        them; `lax.ppermute` knows no lanes.
+      finish: `(params, state, heard, axis_name) -> Outcome`: what the worker makes of what it has
+        heard. It sends nothing.
     """
 
     period: int
     axes: tuple[str, ...]
-    apply: Callable[[Any, Any, jax.Array, tuple[str, ...]], Outcome]
+    begin: Callable[[Any, Any, jax.Array, tuple[str, ...]], Any]
+    finish: Callable[[Any, Any, Any, tuple[str, ...]], Outcome]
+
+    def apply(self, params: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+        """Both halves, one after the other."""
+        return self.finish(params, state, self.begin(params, state, score, axis_name), axis_name)
 
     @property
     def level(self) -> str:

@@ -72,7 +72,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
         del axes
         return DownpourState(base.init(params), params)
 
-    def apply(params: optax.Params, state: DownpourState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+    def begin(params: optax.Params, state: DownpourState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
         del score
         finite, workers = all_finite(params), lax.axis_size(axis_name)
         share = power_share(workers)  # without it p (what i added up) might overflow, where the sum does not
@@ -82,14 +82,18 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
 
         # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
         pushed = jax.tree.map(push, widened(select(finite, params, state.fetched)), widened(state.fetched))
-        center = optax.tree.cast_like(jax.tree.map(lambda m: m / share, mean(pushed, axis_name)), params)
+        return optax.tree.cast_like(jax.tree.map(lambda m: m / share, mean(pushed, axis_name)), params)
+
+    def finish(params: optax.Params, state: DownpourState, center: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
+        del axis_name
         fetched = select(all_finite(center), center, state.fetched)
-        return Outcome(fetched, state._replace(fetched=fetched), None, all_finite(fetched) & ~finite)
+        restarted = all_finite(fetched) & ~all_finite(params)
+        return Outcome(fetched, state._replace(fetched=fetched), None, restarted)
 
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: mean(state.fetched, axes.all),
         restart=restart_of(base),
     )

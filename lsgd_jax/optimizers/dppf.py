@@ -60,9 +60,16 @@ def dppf(
     period = check_count("period", period)
     base = movable(base)
 
-    def apply(params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
-        del score
-        average = finite_mean(widened(params), axis_name)
+    def begin(
+        params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]
+    ) -> optax.Params:
+        del state, score
+        return finite_mean(widened(params), axis_name)
+
+    def finish(
+        params: optax.Params, state: optax.OptState, average: optax.Params, axis_name: tuple[str, ...]
+    ) -> Outcome:
+        del axis_name
         distance = norm(jax.tree.map(jnp.subtract, widened(params), average))
         # Workers that are all at one point differ from their mean by rounding, which is no direction.
         rounding = norm(jax.tree.map(lambda m: float(jnp.finfo(m.dtype).eps) * m, average))
@@ -73,7 +80,7 @@ def dppf(
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),
         update=base.update,
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: finite_mean(params, axes.all),
         restart=lambda params, state: base.init(params),
     )

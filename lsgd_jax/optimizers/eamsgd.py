@@ -24,7 +24,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_number,
 )
 from lsgd_jax.optimizers.easgd import elastic_move
-from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
 
 
 class EamsgdState(NamedTuple):
@@ -94,18 +94,21 @@ def eamsgd(
         ahead = jax.tree.map(lambda new, old: (1 + momentum) * new - momentum * old, velocity, state.velocity)
         return ahead, state._replace(base=base_state, velocity=velocity)
 
-    def apply(params: optax.Params, state: EamsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+    def begin(params: optax.Params, state: EamsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
         del score
+        return finite_mean(behind(params, state.velocity), axis_name)
+
+    def finish(params: optax.Params, state: EamsgdState, average: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
         x = behind(params, state.velocity)
         finite = all_finite(x)
-        moved, center = elastic_move(x, state.center, beta, axis_name)
+        moved, center = elastic_move(x, state.center, average, beta, axis_name)
         params = leafwise(lambda y, new, old: y + (new - old), params, moved, x)
         return Outcome(select(finite, params, center), state._replace(center=center), None, ~finite)
 
     return DistributedOptimizer(
         init=init,
         update=update,
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: state.center,
         restart=lambda params, state: state._replace(base=base.init(params), velocity=optax.tree.zeros_like(params)),
     )

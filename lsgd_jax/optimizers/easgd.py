@@ -6,7 +6,6 @@ Zhang, Choromanska, LeCun: "Deep learning with Elastic Averaging SGD", NeurIPS
 
 from typing import NamedTuple
 
-import jax
 import optax
 from jax import lax
 
@@ -24,7 +23,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     restart_of,
     update_of,
 )
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import all_finite, mean_of_workers, select
 
 
 class EasgdState(NamedTuple):
@@ -72,26 +71,24 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     def init(params: optax.Params, axes: Axes) -> EasgdState:
         return EasgdState(base.init(params), mean(params, axes.all))
 
-    def apply(params: optax.Params, state: EasgdState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
-        del score
+    def finish(params: optax.Params, state: EasgdState, average: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
         finite = all_finite(params)
-        moved, center = elastic_move(params, state.center, beta, axis_name)
+        moved, center = elastic_move(params, state.center, average, beta, axis_name)
         return Outcome(select(finite, moved, center), state._replace(center=center), None, ~finite)
 
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), mean_of_workers, finish),),
         center=lambda params, state, axes: state.center,
         restart=restart_of(base),
     )
 
 
 def elastic_move(
-    params: optax.Params, center: optax.Params, beta: float, axis_name: tuple[str, ...]
+    params: optax.Params, center: optax.Params, average: optax.Params, beta: float, axis_name: tuple[str, ...]
 ) -> tuple[optax.Params, optax.Params]:
-    """Where the elastic move leads one worker and the center, both from where they were."""
-    average = finite_mean(params, axis_name)
+    """Where the elastic move leads one worker and the center, both from where they were, with the workers' mean."""
     average = select(all_finite(average), average, center)  # where no worker is left, the center stays
     alpha = beta / lax.axis_size(axis_name)
     return toward(center, params, alpha), toward(average, center, beta)

@@ -86,15 +86,18 @@ def grawa(
         updates, base_state = base.update(grads, state.base, params, value=value, **extra)
         return updates, GrawaState(base_state, record(state.norms, norm(grads)))
 
-    def apply(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
+    def begin(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
         del score
-        average = _weighted_mean(params, state.norms, axis_name)
+        return _weighted_mean(params, state.norms, axis_name)
+
+    def finish(params: optax.Params, state: GrawaState, average: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
+        del axis_name
         return moved_by_mean(params, state, average, toward(average, params, pull))
 
     return DistributedOptimizer(
         init=init,
         update=update,
-        communications=(Communication(period, (GROUP, WORKER), apply),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
         center=lambda params, state, axes: _weighted_mean(params, state.norms, axes.all),
         restart=lambda params, state: GrawaState(base.init(params), emptied(state.norms)),
     )

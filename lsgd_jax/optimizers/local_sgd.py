@@ -6,7 +6,6 @@ Fast and Communicates Little", ICLR 2019, arXiv:1805.09767; in two levels: Lin e
 al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020, arXiv:1808.07217.
 """
 
-import jax
 import optax
 
 from lsgd_jax.collectives import GROUP, WORKER
@@ -18,7 +17,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
 )
-from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
+from lsgd_jax.optimizers.finite import finite_mean, mean_of_workers, moved_by_mean
 
 
 @for_any_pytree
@@ -52,11 +51,11 @@ def local_sgd(
         where the number of groups is known.
     """
     global_period = check_count("global_period", global_period)
-    everywhere = (Communication(global_period, (GROUP, WORKER), become_the_mean),)
+    everywhere = (Communication(global_period, (GROUP, WORKER), mean_of_workers, become_the_mean),)
     inside: tuple[Communication, ...] = ()
     if local_period is not None:
         local_period = check_count("local_period", local_period)
-        inside = (Communication(local_period, (WORKER,), become_the_mean),)
+        inside = (Communication(local_period, (WORKER,), mean_of_workers, become_the_mean),)
     base = movable(base)
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),
@@ -68,9 +67,8 @@ def local_sgd(
 
 
 def become_the_mean(
-    params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]
+    params: optax.Params, state: optax.OptState, average: optax.Params, axis_name: tuple[str, ...]
 ) -> Outcome:
-    """A communication after which all workers are the mean of those that were finite."""
-    del score
-    average = finite_mean(params, axis_name)
+    """All workers are the mean of those that were finite."""
+    del axis_name
     return moved_by_mean(params, state, average, average)

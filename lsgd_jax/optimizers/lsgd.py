@@ -16,6 +16,7 @@ from lsgd_jax.collectives import (
     GROUP,
     WORKER,
     BroadcastMethod,
+    Leader,
     broadcast_from_leader,
     check_broadcast_method,
     check_wire_dtype,
@@ -155,23 +156,31 @@ def lsgd(
             )
         return updates, state._replace(base=base_state)
 
+    def elect(
+        params: optax.Params, state: LsgdState, score: jax.Array, axis_name: tuple[str, ...]
+    ) -> tuple[Leader, optax.Params]:
+        """The leader, and its parameters."""
+        del state
+        leader = elect_leader(jnp.where(all_finite(params), score, jnp.inf), axis_name)
+        return leader, broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype, method=broadcast)
+
     def toward_leader(level: str, pull: float) -> Any:
-        """The communication that elects the leader of a level and pulls toward it."""
+        """The pull toward the leader of a level."""
         slot = f"{level}_leader"
 
-        def apply(params: optax.Params, state: LsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
-            finite = all_finite(params)
-            leader = elect_leader(jnp.where(finite, score, jnp.inf), axis_name)
-            leader_params = broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype, method=broadcast)
+        def finish(
+            params: optax.Params, state: LsgdState, heard: tuple[Leader, optax.Params], axis_name: tuple[str, ...]
+        ) -> Outcome:
+            del axis_name
+            leader, leader_params = heard
             pulled = toward(leader_params, params, pull)
-
-            restarted = leader.valid & ~finite
+            restarted = leader.valid & ~all_finite(params)
             moved = leader.valid & ~leader.is_leader
-            params = select(moved, select(restarted, leader_params, pulled), params)
+            params = select(moved | restarted, select(restarted, leader_params, pulled), params)
             last = _remember(getattr(state, slot), leader_params, leader.valid)
             return Outcome(params, state._replace(**{slot: last}), leader, restarted)
 
-        return apply
+        return finish
 
     def center(params: optax.Params, state: LsgdState, axes: Axes) -> optax.Params:
         """The mean of all workers whose parameters are finite."""
@@ -182,8 +191,8 @@ def lsgd(
         init=init,
         update=update,
         communications=(
-            Communication(local_period, (WORKER,), toward_leader("local", local_pull)),
-            Communication(global_period, (GROUP, WORKER), toward_leader("global", global_pull)),
+            Communication(local_period, (WORKER,), elect, toward_leader("local", local_pull)),
+            Communication(global_period, (GROUP, WORKER), elect, toward_leader("global", global_pull)),
         ),
         center=center,
         restart=lambda params, state: state._replace(base=base.init(params)),

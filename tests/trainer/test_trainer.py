@@ -469,7 +469,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: trainer(
             method=METHOD._replace(
                 communications=tuple(
-                    c._replace(apply=lambda params, *of, c=c: c.apply(params, *of)._replace(params={"a": params["a"]}))
+                    c._replace(
+                        finish=lambda params, *of, c=c: c.finish(params, *of)._replace(params={"a": params["a"]})
+                    )
                     for c in METHOD.communications
                 )
             )
