@@ -29,6 +29,7 @@ __all__ = [
     "eamsgd",
     "easgd",
     "elect_leader",
+    "fragments",
     "gathered",
     "grawa",
     "independent",

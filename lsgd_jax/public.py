@@ -22,6 +22,7 @@ from lsgd_jax.optimizers.downpour import downpour as downpour
 from lsgd_jax.optimizers.dppf import dppf as dppf
 from lsgd_jax.optimizers.eamsgd import eamsgd as eamsgd
 from lsgd_jax.optimizers.easgd import easgd as easgd
+from lsgd_jax.optimizers.fragments import fragments as fragments
 from lsgd_jax.optimizers.grawa import grawa as grawa
 from lsgd_jax.optimizers.independent import independent as independent
 from lsgd_jax.optimizers.leader_pull import leader_pull as leader_pull

@@ -22,7 +22,7 @@ from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 
 # Levels of a method, as `make_train_step` names what it traces.
-LEVELS = ("gradient", "local", "global")
+LEVELS, WHOLE = ("gradient", "local", "global"), "whole"
 TOO_LARGE = re.compile(
     r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)"
     r"|Allocation \(size=(\d+)\) would exceed memory \(size=(\d+)\)"  # as by libtpu 0.0.41, of one array
@@ -118,7 +118,7 @@ def compile_for(
         flops=flops(traced.jaxpr.jaxpr) // topology.devices_per_worker,  # over whose axes the trace is not split
         cycles=cycles(text),
         sent={level: [each for each in sent if level_of(each, topology) == level] for level in LEVELS},
-        inside=[each for each in sent if level_of(each, topology) is None],
+        inside=[each for each in sent if level_of(each, topology) is None and not _of_the_lost(each)],
         text=text,
         seconds=seconds,
         processor_seconds=processor_seconds,
@@ -132,6 +132,11 @@ def level_of(collective: Placed, topology: Topology) -> str | None:
         return None
     parts = re.split(r"[/() ]", collective.operation)
     return next((level for level in LEVELS if level in parts), None)
+
+
+def _of_the_lost(collective: Placed) -> bool:
+    """Whether it takes place only where a worker is lost."""
+    return WHOLE in re.split(r"[/() ]", collective.operation)
 
 
 def sent_together(collectives: list[Placed]) -> Counter[Sent]:
@@ -168,18 +173,21 @@ def traffic(
     sends = chip_ledger(problem, method, topology)
     slots = topology.mesh.size // topology.devices_per_worker
     levels = []
-    for entry in sends.entries:
-        placed_there = found.sent[entry.level]
-        sent, expected = sent_together(placed_there), as_compiled(entry.collectives, devices=slots)
+    for level in LEVELS:
+        placed_there, entries = found.sent[level], [entry for entry in sends.entries if entry.level == level]
+        if not entries:
+            continue
+        collectives = [collective for entry in entries for collective in entry.collectives]
+        sent, expected = sent_together(placed_there), as_compiled(collectives, devices=slots)
         levels.append(
             {
-                "level": entry.level,
-                "period": entry.period,
+                "level": level,
+                "period": entries[0].period,
                 "kinds": {kind: _bytes(sent, kind) for kind in sorted({array.kind for array in sent})},
                 "asynchronous": all(each.asynchronous for each in placed_there),
                 "conditional": all(each.conditional for each in placed_there),
                 "ledger": sum(array.bytes * times for array, times in expected.items()),
-                "seconds": sum(collective_seconds(each, sends, network) for each in entry.collectives),
+                "seconds": sum(collective_seconds(each, sends, network) for each in collectives),
             }
         )
     inside = {

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from lsgd_jax.accounting.traffic import Collective, collectives_of
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communication import WorkerState, communicate
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer, communications_of
+from lsgd_jax.engine.communication import WorkerState, communicate, somebody_lost
+from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.window import empty_window
 
 
@@ -26,11 +26,17 @@ class Entry:
       level: "gradient" (in every step), "local" (inside each group) or "global".
       period: local steps of a worker between two of them.
       collectives: what each worker takes part in each time, in this order.
+      offset: steps by which they come after those that the period divides.
     """
 
     level: str
     period: int
     collectives: tuple[Collective, ...]
+    offset: int = 0
+
+    def times(self, steps: int) -> int:
+        """How often it takes place in so many local steps."""
+        return (steps - self.offset) // self.period - -self.offset // self.period
 
     @property
     def sent(self) -> float:
@@ -65,7 +71,7 @@ class Ledger:
     def bytes_sent(self, steps: int) -> int:
         """Bytes that all workers together have sent after so many local steps of each."""
         return sum(
-            steps // entry.period * collective.sent_together * self.rings(collective)
+            entry.times(steps) * collective.sent_together * self.rings(collective)
             for entry in self.entries
             for collective in entry.collectives
         )
@@ -81,7 +87,8 @@ class Ledger:
         )
         lines = [f"what one worker sends, and receives, each time; {self.groups} × {self.workers} workers", columns]
         for entry in self.entries:
-            start = f"{entry.level:<10}{entry.period:>8}  "
+            period = f"{entry.period}+{entry.offset}" if entry.offset else f"{entry.period}"
+            start = f"{entry.level:<10}{period:>8}  "
             kinds = dict.fromkeys((collective.kind, collective.dtype) for collective in entry.collectives)
             for kind, dtype in kinds:
                 same = [c for c in entry.collectives if (c.kind, c.dtype) == (kind, dtype)]
@@ -135,7 +142,13 @@ def ledger(method: DistributedOptimizer, params: Any, model_state: Any = (), *, 
 
     entries = [Entry("gradient", 1, traced(gradients, worker.params))]
     for due in communications_of(method, groups):
-        apply = functools.partial(communicate, due, method, axes.names(due.axes))
-        entries.append(Entry(due.level, due.period, traced(apply, worker)))
+        apply = functools.partial(_take_place, due, method, axes)
+        entries.append(Entry(due.level, due.period, traced(apply, worker), due.offset))
     entries = [entry for entry in entries if entry.collectives]
     return Ledger(groups, workers, tuple(entries), traced(start, params), traced(center, worker))
+
+
+def _take_place(due: Communication, method: DistributedOptimizer, axes: Axes, worker: WorkerState) -> Any:
+    """What a worker does in the train step if nobody is lost."""
+    lost = None if due.whole is None else somebody_lost(axes.all, worker.params)
+    return communicate(due, method, axes.names(due.axes), worker), lost

@@ -50,7 +50,7 @@ def _flags_of_config() -> dict[str, tuple[Flag, ...]]:
         about, users = field.metadata["about"], users_of(field.name)
         (kind,) = {*(typing.get_args(types[field.name]) or (types[field.name],))} - {type(None)}
         default = None if field.default is dataclasses.MISSING else field.default
-        of = f"{', '.join(users)}: " if about.group == "communication" and len(users) <= FEW else ""
+        of = f"{', '.join(users)}: " if about.group == "communication" and 0 < len(users) <= FEW else ""
         flag = Flag(field.name, about.kind or KINDS[kind], default, of + about.help)
         groups[about.group] += (flag,)
     return groups

@@ -112,6 +112,8 @@ def make_trial(
         changes["wire_dtype"] = None  # given for all, it is for those that use it
     if method in METHODS:
         changes["method_args"] = None  # likewise
+        if method not in users_of("global_period"):
+            changes["fragments"] = 1
     shown = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
     changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{shown}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))

@@ -33,6 +33,7 @@ WIRE_DTYPES = ("bfloat16", "float16", "int8")
 _what = functools.partial(setting, "what to train")
 _workers = functools.partial(setting, "workers")
 _steps = functools.partial(setting, "local steps")
+_communication = functools.partial(setting, "communication")
 _run = functools.partial(setting, "run")
 
 
@@ -85,6 +86,7 @@ class Config(MethodSettings):
     steps: int = _steps(640, "local steps of each worker")
     remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
+    fragments: int = _communication(1, "parts of the parameters, which communicate one after the other")
     eval_every: int | None = _run(None, "steps between two evaluations (default: a twentieth of the run)")
     checkpoint_every: int | None = _run(None, "steps between two checkpoints (default: a fifth of the run)")
     loader_processes: int | None = _run(None, "that decode streamed images (default: one a core, up to 16)")
@@ -169,7 +171,7 @@ def check_config(config: Config) -> None:
         if reason := why_not_local(getattr(config, name) or ""):
             raise InputError(f"--{name}={getattr(config, name)}: {reason}")
     counts = ("groups", "workers", "steps", "leader_window", "global_period", "plateau_patience", "sequence_length")
-    for name in counts:
+    for name in (*counts, "fragments"):
         _check_at_least(config, name, 1)
     if config.leader_window > LARGEST_WINDOW:
         raise InputError(f"--leader_window={config.leader_window}: must be at most {LARGEST_WINDOW:,}")

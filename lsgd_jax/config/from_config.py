@@ -7,13 +7,13 @@ from typing import Any
 from lsgd_jax.cluster import processes
 from lsgd_jax.config.config import Config, check_config
 from lsgd_jax.config.kinds import AnySource, kind_of
-from lsgd_jax.config.make_method import learning_rate, make_method
+from lsgd_jax.config.make_method import check_wrapped, learning_rate, make_method
 from lsgd_jax.config.own_code import is_own
 from lsgd_jax.engine.method_checks import check_method, follows_factor
 from lsgd_jax.engine.schedules import SCHEDULES, Schedule
 from lsgd_jax.engine.simulated_speeds import check_rounds
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import shortest_period
+from lsgd_jax.engine.train_step import round_steps
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.task import check_model
@@ -31,6 +31,8 @@ def trainer_of(config: Config, source: AnySource) -> Trainer:
     """
     topology = topology_of(config)
     task = kind_of(source).task(config, source)
+    if config.fragments > 1:
+        check_wrapped(config, check_model(task.init)[0])
     if is_own(config.algorithm):
         method, (params, _) = method_of(config, topology), check_model(task.init)
         check_method(method, params)
@@ -185,7 +187,7 @@ def check_asynchronous(config: Config, method: DistributedOptimizer, *, resume: 
         check_rounds(method, config.groups)
     except ValueError as error:
         raise InputError(f"{flag} does not go with --algorithm={config.algorithm}: {error}") from error
-    period = shortest_period(method, config.groups)
+    period = round_steps(method, config.groups)
     if config.worker_speeds is not None and config.steps % period:
         fewer = config.steps // period * period
         possible = " or ".join(str(steps) for steps in (fewer, fewer + period) if steps)

@@ -1,7 +1,10 @@
 """From settings to a distributed optimizer."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import lsgd_jax
@@ -11,6 +14,7 @@ from lsgd_jax.config.own_code import arguments_of, is_own, load_function
 from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
+from lsgd_jax.optimizers.fragments import fragments, parts_of
 
 
 def _sgd(rate: float, momentum: float, decay: float) -> optax.GradientTransformation:
@@ -58,7 +62,7 @@ def make_method(config: Config) -> DistributedOptimizer:
         if getattr(config, flag) not in choices and not (own and flag == "algorithm"):
             raise InputError(f"unknown --{flag}={getattr(config, flag)}: choose one of {', '.join(sorted(choices))}")
     if own:
-        return _own_method(config)
+        return _wrapped(_own_method(config), config)
     if config.method_args:
         raise InputError(f"--method_args is for a method of your own: {config.algorithm} has flags")
     entry = METHODS[config.algorithm]
@@ -68,7 +72,33 @@ def make_method(config: Config) -> DistributedOptimizer:
         communications_of(method, config.groups)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return method
+    return _wrapped(method, config)
+
+
+def check_wrapped(config: Config, params: Any) -> None:
+    """Refuses parameters, arrays or their shapes, that cannot be sent as the settings say.
+
+    Raises:
+      InputError: telling why.
+    """
+    try:
+        parts_of(jax.tree.map(jnp.size, params), config.fragments, strided=False)
+    except ValueError as error:
+        raise InputError(f"--fragments={config.fragments}: {error}") from error
+
+
+def _wrapped(method: DistributedOptimizer, config: Config) -> DistributedOptimizer:
+    """The method, sending as the settings say.
+
+    Raises:
+      InputError: if it cannot.
+    """
+    if config.fragments == 1:
+        return method
+    try:
+        return fragments(method, config.fragments)
+    except ValueError as error:
+        raise InputError(f"--fragments={config.fragments}: {error}") from error
 
 
 def _own_method(config: Config) -> DistributedOptimizer:

@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lsgd_jax.collectives import Leader, broadcast_from_leader, elect_leader
+from lsgd_jax.collectives.axes import summed_axes
 from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import Window, emptied, window_mean
@@ -56,6 +58,11 @@ def communicate(
     kept = WorkerState(outcome.params, worker.model_state, outcome.state, worker.losses)
     worker = jax.tree.map(lambda new, old: jnp.where(outcome.restarted, new, old), fresh, kept)
     return worker, outcome.leader, outcome.restarted
+
+
+def somebody_lost(axis_name: tuple[str, ...], params: Any) -> jax.Array:
+    """bool[], the same for all: whether any worker of these axes has parameters that are not finite."""
+    return lax.psum((~all_finite(params)).astype(jnp.int32), summed_axes(axis_name)) > 0
 
 
 def begin_again(method: DistributedOptimizer, worker: WorkerState) -> WorkerState:

@@ -90,7 +90,8 @@ def fingerprint(method: DistributedOptimizer, params: Any) -> str:
 
     traced = jax.make_jaxpr(jax.vmap(jax.vmap(of_worker, axis_name=WORKER), axis_name=GROUP))(_of_two_by_two(params))
     digest = hashlib.blake2b(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode(), digest_size=16)
-    digest.update(str([c[:2] for c in method.communications]).encode())
+    when = [(c.period, c.axes, *([c.offset] if c.offset else [])) for c in method.communications]
+    digest.update(str(when).encode())
     for constant in traced.consts:
         digest.update(np.asarray(constant).tobytes())
     return f"jax {jax.__version__}, optax {optax.__version__}, {digest.hexdigest()}"

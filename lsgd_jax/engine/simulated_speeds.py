@@ -23,7 +23,7 @@ from lsgd_jax.engine.local_steps import Batches, Loss, keeps_gradients
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps, shortest_period
+from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 
 
@@ -96,7 +96,7 @@ def make_asynchronous_step(
       ValueError: if the method has no rounds in which workers step independently.
     """
     check_rounds(method, topology.groups)
-    period = shortest_period(method, topology.groups)
+    period = round_steps(method, topology.groups)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
     communicate_when_due = make_communications(method, topology)
 

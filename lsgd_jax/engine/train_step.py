@@ -10,13 +10,18 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER, Leader
-from lsgd_jax.engine.communication import WorkerState, communicate
+from lsgd_jax.engine.communication import WorkerState, communicate, somebody_lost
 from lsgd_jax.engine.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.optimizers.distributed_optimizer import Communication, DistributedOptimizer, communications_of
-from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Communication,
+    DistributedOptimizer,
+    communications_of,
+    steps_between,
+)
+from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import window_mean
 
 # Steps in one call, at most: what they are to draw is planned ahead, and the host hears of them after.
@@ -88,7 +93,7 @@ def make_train_step(
     Raises:
       ValueError: if a global period is no multiple of the local one.
     """
-    period = shortest_period(method, topology.groups)
+    period = round_steps(method, topology.groups)
     longest = min(period, longest_call or LONGEST_CALL)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
     communicate_when_due = make_communications(method, topology)
@@ -140,9 +145,12 @@ def make_communications(
     def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
         scores = topology.over_lanes(window_mean)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
-        elections = {}
+        elections: dict[str, Election] = {}
         for communication in communications:
-            state, elections[communication.level] = _communicate_if_due(communication, method, topology, state)
+            state, election = _communicate_if_due(communication, method, topology, state)
+            before = elections.get(communication.level)
+            # At most one of a level is due at a time.
+            elections[communication.level] = election if before is None else select(election.due, election, before)
         workers = topology.split(_workers(state), leading=2)  # where it is updated in place
         return state._replace(**workers._asdict()), RoundReport(scores, lost, elections)
 
@@ -151,14 +159,14 @@ def make_communications(
 
 def end_of_call(method: DistributedOptimizer, groups: int, step: int, longest_call: int | None = None) -> int:
     """The step at which a call of the train step that begins at `step` ends by itself."""
-    period = shortest_period(method, groups)
+    period = round_steps(method, groups)
     to_boundary = LONGEST_CALL if longest_call is None else longest_call - step % longest_call
     return step + min(to_boundary, period - step % period)
 
 
-def shortest_period(method: DistributedOptimizer, groups: int) -> int:
+def round_steps(method: DistributedOptimizer, groups: int) -> int:
     """Local steps between two communications of any kind; a call's length where there are none."""
-    return min((c.period for c in communications_of(method, groups)), default=LONGEST_CALL)
+    return steps_between(method, groups) or LONGEST_CALL
 
 
 def _communicate_if_due(
@@ -167,23 +175,31 @@ def _communicate_if_due(
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
     names = topology.axes.names(communication.axes)
 
-    @functools.partial(jax.jit, inline=True)  # traced once for both branches
-    def communicate_all(state: TrainState) -> tuple[TrainState, Any]:
+    def communicate_all(due: Communication, scope: str, state: TrainState) -> tuple[TrainState, Any]:
         def worker(state: WorkerState) -> Any:
-            after, leader, restarted = communicate(communication, method, names, state)
+            after, leader, restarted = communicate(due, method, names, state)
             return after, (leader, restarted)
 
-        with jax.named_scope(communication.level):  # by which compiled programs are read
+        with jax.named_scope(scope):  # by which compiled programs are read
             after, news = topology.over_lanes(worker)(_workers(state))
         news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
         return state._replace(**after._asdict()), news
 
+    @functools.partial(jax.jit, inline=True)  # traced once for both branches
+    def take_place(state: TrainState) -> tuple[TrainState, Any]:
+        of_part = functools.partial(communicate_all, communication, communication.level)
+        if communication.whole is None:
+            return of_part(state)
+        with jax.named_scope(communication.level):
+            lost = topology.over_lanes(functools.partial(somebody_lost, topology.axes.all))(state.params)
+        return lax.cond(lost[0, 0], functools.partial(communicate_all, communication.whole, "whole"), of_part, state)
+
     def nothing(state: TrainState) -> tuple[TrainState, Any]:
-        _, news = jax.eval_shape(communicate_all, state)
+        _, news = jax.eval_shape(take_place, state)
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
 
-    due = state.step % communication.period == 0
-    state, (leader, restarted) = lax.cond(due, communicate_all, nothing, state)
+    due = communication.due(state.step)
+    state, (leader, restarted) = lax.cond(due, take_place, nothing, state)
     return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
 
 

@@ -5,6 +5,7 @@ axes. They run unchanged on devices of a mesh, on lanes of `vmap`, or on both.
 `periodic` makes an optax transform of one; the train step drives one directly.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -69,12 +70,21 @@ class Communication(NamedTuple):
         them; `lax.ppermute` knows no lanes.
       finish: `(params, state, heard, axis_name) -> Outcome`: what the worker makes of what it has
         heard. It sends nothing.
+      offset: steps by which it comes after those that the period divides.
+      whole: of one that moves a part of the parameters, what takes its place in the train step where a worker is
+        lost, which needs all of them; else None.
     """
 
     period: int
     axes: tuple[str, ...]
     begin: Callable[[Any, Any, jax.Array, tuple[str, ...]], Any]
     finish: Callable[[Any, Any, Any, tuple[str, ...]], Outcome]
+    offset: int = 0
+    whole: Any = None
+
+    def due(self, step: Any) -> Any:
+        """Whether it takes place after this local step, counted from 1."""
+        return (step - self.offset) % self.period == 0
 
     def apply(self, params: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Outcome:
         """Both halves, one after the other."""
@@ -178,6 +188,11 @@ def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Commun
                     "with several groups it must be, since a global communication follows a local one"
                 )
     return inside + everywhere
+
+
+def steps_between(method: DistributedOptimizer, groups: int) -> int:
+    """Local steps from one of the steps after which a communication may be due to the next; 0 where none ever is."""
+    return math.gcd(*(steps for c in communications_of(method, groups) for steps in (c.period, c.offset)))
 
 
 def check_fraction(name: str, fraction: float) -> float:

@@ -32,22 +32,9 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
     check_fraction,
-    scalar_like,
 )
 from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
 from lsgd_jax.optimizers.leader_pull import leader_pull
-
-
-class LastLeader(NamedTuple):
-    """A leader as it was broadcast last.
-
-    Attributes:
-      params: its parameters.
-      known: bool[], False until the first broadcast.
-    """
-
-    params: optax.Params
-    known: jax.Array
 
 
 class LsgdState(NamedTuple):
@@ -55,13 +42,13 @@ class LsgdState(NamedTuple):
 
     Attributes:
       base: the base optimizer's state. A pull does not touch it.
-      local_leader: for stale pulls, else None: no copy is kept.
+      local_leader: its parameters as they were broadcast last, NaN before, for stale pulls; else None: no copy is kept.
       global_leader: likewise.
     """
 
     base: optax.OptState
-    local_leader: LastLeader | None
-    global_leader: LastLeader | None
+    local_leader: optax.Params | None
+    global_leader: optax.Params | None
 
 
 @for_any_pytree
@@ -132,13 +119,12 @@ def lsgd(
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
 
     def init(params: optax.Params, axes: Axes) -> LsgdState:
-        def unknown() -> LastLeader:
-            return LastLeader(params=jax.tree.map(jnp.zeros_like, params), known=scalar_like(params, axes) > 0)
-
+        del axes
+        unheard = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
         return LsgdState(
             base=base.init(params),
-            local_leader=unknown() if stale_local_pull else None,
-            global_leader=unknown() if stale_global_pull else None,
+            local_leader=unheard if stale_local_pull else None,
+            global_leader=jax.tree.map(jnp.copy, unheard) if stale_global_pull else None,
         )
 
     def update(
@@ -200,12 +186,10 @@ def lsgd(
     )
 
 
-def _leader_or_self(last: LastLeader | None, params: optax.Params) -> optax.Params | None:
+def _leader_or_self(last: optax.Params | None, params: optax.Params) -> optax.Params | None:
     """The last leader; before there was one, the worker itself, toward which nothing pulls."""
-    return None if last is None else select(last.known, last.params, params)
+    return None if last is None else jax.tree.map(lambda heard, x: jnp.where(jnp.isnan(heard), x, heard), last, params)
 
 
-def _remember(last: LastLeader | None, params: optax.Params, valid: jax.Array) -> LastLeader | None:
-    if last is None:
-        return None
-    return LastLeader(params=select(valid, params, last.params), known=last.known | valid)
+def _remember(last: optax.Params | None, params: optax.Params, valid: jax.Array) -> optax.Params | None:
+    return None if last is None else select(valid, params, last)

@@ -106,7 +106,7 @@ def periodic(
         step = state.step + 1
         for communication in communications_of(method, groups=lax.axis_size(axes.group)):
             updates, inner = lax.cond(
-                step % communication.period == 0,
+                communication.due(step),
                 lambda updates, inner, due=communication: _communicate(due, updates, inner, params, losses, axes),
                 lambda updates, inner: (updates, inner),
                 updates,

@@ -15,7 +15,7 @@ from lsgd_jax.engine.schedules import make_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, end_of_call, make_train_step, shortest_period
+from lsgd_jax.engine.train_step import RoundReport, end_of_call, make_train_step, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.plan import Plan
@@ -80,7 +80,7 @@ def _simulated(
     plan: Plan, speeds: Sequence[float], method: DistributedOptimizer, topology: Topology, task: OpenTask
 ) -> Rounds:
     """Whole rounds at simulated speeds; in a simulated second a worker of speed 1 takes a step."""
-    period = shortest_period(method, topology.groups)
+    period = round_steps(method, topology.groups)
     pace, seconds = simulate_round(speeds, topology.size * period)
     pace = Pace(*(leaf.reshape(topology.shape) for leaf in pace))
     train_step = make_asynchronous_step(
@@ -114,7 +114,7 @@ def _asynchronous(plan: Plan, method: DistributedOptimizer, topology: Topology, 
 
     They end where a communication is due, or with the run: it may have begun with other periods.
     """
-    period = shortest_period(method, topology.groups)
+    period = round_steps(method, topology.groups)
     programs = make_programs(
         method,
         topology,

@@ -15,7 +15,7 @@ from lsgd_jax.engine.numerics import check_jax, fixed_numerics
 from lsgd_jax.engine.schedules import CONSTANT, Schedule
 from lsgd_jax.engine.simulated_speeds import check_rounds
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import shortest_period
+from lsgd_jax.engine.train_step import round_steps
 from lsgd_jax.errors import InputError, naming_arguments
 from lsgd_jax.files.fields import Fields, read_fields
 from lsgd_jax.files.files import write_json
@@ -272,7 +272,7 @@ class Trainer:
         if plan.speeds is not None:
             if len(plan.speeds) != topology.size or min(plan.speeds) <= 0:
                 raise InputError(f"worker_speeds={plan.speeds}: must be a positive number for each worker")
-            period = shortest_period(method, topology.groups)
+            period = round_steps(method, topology.groups)
             if plan.steps % period:
                 raise InputError(f"steps={plan.steps}: with worker_speeds a run is whole rounds of {period} steps")
         return params

@@ -393,6 +393,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_learning_rate": "(default: 0.7)",
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
+        "fragments": "(default: 1)",
     },
     "several processes:": {
         "coordinator_address": "(default: what JAX detects)",

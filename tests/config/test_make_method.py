@@ -12,6 +12,7 @@ from lsgd_jax import GROUP, WORKER, Axes, ledger
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.make_method import BASE_OPTIMIZERS, base_optimizer, learning_rate, make_method
 from lsgd_jax.config.methods import METHODS
+from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import communications_of
 
 PARAMS = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
@@ -124,3 +125,16 @@ def test_a_center_is_agreed_on_once_where_the_method_has_one() -> None:
     around = 2 * 7 * 4 * 8  # a mean of 8 floats over 8 workers
     assert {method for method, count in sent.items() if count} == {"easgd", "eamsgd", "diloco"}
     assert {count for count in sent.values() if count} == {around}
+
+
+def test_any_method_with_a_period_sends_its_parameters_in_parts() -> None:
+    for method in METHODS:
+        settings = config(algorithm=method, local_period=8, global_period=16, fragments=2)
+        if method in ("data_parallel", "sgd", "none"):
+            with pytest.raises(InputError, match=r"--fragments=2: .*no communication to cut: use one with a period"):
+                make_method(settings)
+            continue
+        offsets = {(due.period, due.offset) for due in make_method(settings).communications}
+        assert {(16, 0), (16, 8)} <= offsets
+    with pytest.raises(InputError, match=r"--fragments=3: .*n=3 does not divide the period of 16 steps"):
+        make_method(config(local_period=16, global_period=16, fragments=3))

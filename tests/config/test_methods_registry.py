@@ -36,7 +36,8 @@ def test_an_entry_is_all_that_a_method_needs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(METHODS, "gentle", gentle)
     assert "  gentle             a gentle pull" in methods_help()
     assert users_of("push") == ("dppf", "gentle")
-    assert settings._flags_of_config()["communication"][-1].help.startswith("dppf, gentle: ")
+    flags = {flag.name: flag for flag in settings._flags_of_config()["communication"]}
+    assert flags["push"].help.startswith("dppf, gentle: ")
     assert make_method(Config("run", algorithm="gentle")).window == 10
 
 

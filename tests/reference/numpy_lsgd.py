@@ -121,6 +121,7 @@ def simulate(
     reseed: bool = False,
     wire: Callable[[np.ndarray], np.ndarray] = lambda leaf: leaf,
     rounds: Sequence[Sequence[int]] | None = None,
+    fragments: Sequence[Sequence[str]] | None = None,
 ) -> Run:
     """Runs LSGD for some steps of every worker.
 
@@ -136,6 +137,8 @@ def simulate(
       wire: what a leaf looks like to those who receive it.
       rounds: how many steps each worker takes in each round, which ends where a communication
         is due; instead of one step of all after the other. Then the trajectory has a row a round.
+      fragments: the names of the leaves of each of n parts: part k of n communicates k/n of a period later, and
+        all of them at once if a worker is lost that can start again.
     """
     faults = faults or Faults()
     ranks = range(settings.groups * settings.workers)
@@ -155,7 +158,9 @@ def simulate(
         able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
         return min(able, key=lambda rank: (score(rank), rank)) if able else None
 
-    def communicate(level: str, group: int | None, members: Sequence[int], pull: float, step: int) -> None:
+    def communicate(
+        level: str, group: int | None, members: Sequence[int], pull: float, step: int, names: Sequence[str]
+    ) -> None:
         leader = best_of(members)
         if leader is None:
             return
@@ -166,12 +171,13 @@ def simulate(
             worker = team[rank]
             heard = exact if rank == leader else received
             if worker.finite and rank != leader:
-                worker.x = {name: (1 - pull) * x + pull * heard[name] for name, x in worker.x.items()}
+                worker.x |= {name: (1 - pull) * worker.x[name] + pull * heard[name] for name in names}
             elif not worker.finite and reseed:
                 worker.x, worker.losses = as_arrays(heard), []
                 worker.base_state = base.init(as_arrays(heard))
                 reseeds.append(Reseed(step, rank))
-            worker.last_leader[level] = as_arrays(heard)
+            known = worker.last_leader[level] or {}
+            worker.last_leader[level] = known | as_arrays({name: heard[name] for name in names})
 
     def local_step(rank: int, step: int) -> None:
         worker, (j, i) = team[rank], divmod(rank, settings.workers)
@@ -183,6 +189,12 @@ def simulate(
             worker.x[name] = np.full_like(worker.x[name], np.nan)
         worker.x = stale_pulled(worker, settings)
 
+    everything = list(initial[0])
+    parts = [everything] if fragments is None else fragments
+
+    def part_or_all(k: int) -> Sequence[str]:
+        return everything if reseed and not all(worker.finite for worker in team) else parts[k]
+
     period = settings.local_period if settings.groups > 1 else settings.global_period
     counts = [[1] * len(team)] * steps if rounds is None else rounds
     taken = [0] * len(team)
@@ -192,12 +204,15 @@ def simulate(
                 taken[rank] += 1
                 local_step(rank, taken[rank])
         step = number if rounds is None else number * period
-        if settings.groups > 1 and step % settings.local_period == 0:
-            for j in range(settings.groups):
-                members = range(j * settings.workers, (j + 1) * settings.workers)
-                communicate("local", j, members, settings.local_pull, step)
-        if step % settings.global_period == 0:
-            communicate("global", None, ranks, settings.global_pull, step)
+        for k in range(len(parts)) if settings.groups > 1 else ():
+            if (step - k * settings.local_period // len(parts)) % settings.local_period == 0:
+                names = part_or_all(k)
+                for j in range(settings.groups):
+                    members = range(j * settings.workers, (j + 1) * settings.workers)
+                    communicate("local", j, members, settings.local_pull, step, names)
+        for k in range(len(parts)):
+            if (step - k * settings.global_period // len(parts)) % settings.global_period == 0:
+                communicate("global", None, ranks, settings.global_pull, step, part_or_all(k))
         history.append([as_arrays(worker.x) for worker in team])
 
     trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}
@@ -210,7 +225,7 @@ def stale_pulled(worker: Worker, settings: Settings) -> Tree:
     for level, pull in (("local", settings.stale_local_pull), ("global", settings.stale_global_pull)):
         leader = worker.last_leader[level]
         if leader is not None:
-            pulled = {name: pulled[name] - pull * (x - leader[name]) for name, x in worker.x.items()}
+            pulled |= {name: pulled[name] - pull * (worker.x[name] - heard) for name, heard in leader.items()}
     return pulled
 
 
