@@ -39,6 +39,7 @@ __all__ = [
     "local_sgd",
     "lsgd",
     "make_train_step",
+    "overlapped",
     "periodic",
 ]
 

@@ -28,6 +28,7 @@ from lsgd_jax.optimizers.independent import independent as independent
 from lsgd_jax.optimizers.leader_pull import leader_pull as leader_pull
 from lsgd_jax.optimizers.local_sgd import local_sgd as local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd as lsgd
+from lsgd_jax.optimizers.overlapped import overlapped as overlapped
 from lsgd_jax.optimizers.periodic import periodic as periodic
 from lsgd_jax.accounting.ledger import Ledger as Ledger, ledger as ledger
 from lsgd_jax.engine.local_steps import Batches as Batches

@@ -87,6 +87,8 @@ class Config(MethodSettings):
     remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
     fragments: int = _communication(1, "parts of the parameters, which communicate one after the other")
+    overlap: int | None = _communication(None, "steps after which a communication takes effect (default: at once)")
+    overlap_keep: float = _communication(0.5, "then of means: a worker's share of itself in what it becomes, in [0, 1]")
     eval_every: int | None = _run(None, "steps between two evaluations (default: a twentieth of the run)")
     checkpoint_every: int | None = _run(None, "steps between two checkpoints (default: a fifth of the run)")
     loader_processes: int | None = _run(None, "that decode streamed images (default: one a core, up to 16)")
@@ -175,7 +177,7 @@ def check_config(config: Config) -> None:
         _check_at_least(config, name, 1)
     if config.leader_window > LARGEST_WINDOW:
         raise InputError(f"--leader_window={config.leader_window}: must be at most {LARGEST_WINDOW:,}")
-    for name in ("batch_size", "eval_every", "checkpoint_every", "model_width", "model_layers"):
+    for name in ("batch_size", "eval_every", "checkpoint_every", "model_width", "model_layers", "overlap"):
         if getattr(config, name) is not None:
             _check_at_least(config, name, 1)
     if config.loader_processes is not None:

@@ -15,6 +15,7 @@ from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.fragments import fragments, parts_of
+from lsgd_jax.optimizers.overlapped import overlapped
 
 
 def _sgd(rate: float, momentum: float, decay: float) -> optax.GradientTransformation:
@@ -93,12 +94,16 @@ def _wrapped(method: DistributedOptimizer, config: Config) -> DistributedOptimiz
     Raises:
       InputError: if it cannot.
     """
-    if config.fragments == 1:
-        return method
+    flag = f"--fragments={config.fragments}"
     try:
-        return fragments(method, config.fragments)
+        if config.fragments > 1:
+            method = fragments(method, config.fragments)
+        flag = f"--overlap={config.overlap}"
+        if config.overlap is not None:
+            method = overlapped(method, delay=config.overlap, keep=config.overlap_keep)
     except ValueError as error:
-        raise InputError(f"--fragments={config.fragments}: {error}") from error
+        raise InputError(f"{flag}: {error}") from error
+    return method
 
 
 def _own_method(config: Config) -> DistributedOptimizer:

@@ -148,6 +148,8 @@ def make_communications(
         elections: dict[str, Election] = {}
         for communication in communications:
             state, election = _communicate_if_due(communication, method, topology, state)
+            if communication.ahead:  # who was elected is told when it takes effect
+                continue
             before = elections.get(communication.level)
             # At most one of a level is due at a time.
             elections[communication.level] = election if before is None else select(election.due, election, before)

@@ -96,7 +96,7 @@ def diloco(
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish, late="mixed"),),
         center=lambda params, state, axes: optax.tree.cast_like(state.center, params),
         restart=restart_of(base),
     )

@@ -7,7 +7,7 @@ axes. They run unchanged on devices of a mesh, on lanes of `vmap`, or on both.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,9 @@ class Communication(NamedTuple):
       offset: steps by which it comes after those that the period divides.
       whole: of one that moves a part of the parameters, what takes its place in the train step where a worker is
         lost, which needs all of them; else None.
+      late: what `overlapped` makes of it: "as_is", a pull that may be toward what was; "mixed", parameters that are
+        replaced, for which what was learned since would be lost; or "never".
+      ahead: whether what is heard is kept in the state, and changes nothing yet.
     """
 
     period: int
@@ -81,6 +84,8 @@ class Communication(NamedTuple):
     finish: Callable[[Any, Any, Any, tuple[str, ...]], Outcome]
     offset: int = 0
     whole: Any = None
+    late: Literal["as_is", "mixed", "never"] = "as_is"
+    ahead: bool = False
 
     def due(self, step: Any) -> Any:
         """Whether it takes place after this local step, counted from 1."""

@@ -93,7 +93,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
+        communications=(Communication(period, (GROUP, WORKER), begin, finish, late="never"),),
         center=lambda params, state, axes: mean(state.fetched, axes.all),
         restart=restart_of(base),
     )

@@ -53,6 +53,8 @@ def fragments(method: DistributedOptimizer, n: int, *, strided: bool = False) ->
     if not method.communications:
         raise ValueError("the method has no communication to cut: use one with a period, such as lsgd")
     for communication in method.communications:
+        if communication.ahead:
+            raise ValueError("cut first, and overlap what is cut: overlapped(fragments(method, n))")
         if communication.period % n:
             raise ValueError(
                 f"n={n} does not divide the period of {communication.period} steps: use another n or period"

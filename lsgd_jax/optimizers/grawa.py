@@ -105,12 +105,13 @@ def grawa(
 
 def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
     """m; NaN where no worker has a weight."""
-    length = window_mean(norms)
-    weight = jnp.where(jnp.isfinite(length), 1 / jnp.maximum(length, SMALLEST_NORM), 0)
-    weight = jnp.where(norms.filled == 0, 1, weight)  # before the first step all weigh the same
-    weight = jnp.where(all_finite(params), weight, 0)
-    # First of all the weights' own mean, so that nothing large is added up; and at least float32, which they need.
-    average = mean(weight, axis_name)
+    length, able = window_mean(norms), all_finite(params)
+    weight = jnp.where(able & jnp.isfinite(length), 1 / jnp.maximum(length, SMALLEST_NORM), 0)
+    # Who has just begun again has no norm, and no weight; before the first step, when nobody has, all weigh the same.
+    alike = (able & (norms.filled == 0)).astype(weight.dtype)
+    # First of all the weights' own means, so that nothing large is added up; and at least float32, which they need.
+    average, average_alike = mean(jnp.stack([weight, alike]), axis_name)
+    weight, average = jnp.where(average > 0, weight, alike), jnp.where(average > 0, average, average_alike)
     workers = lax.axis_size(axis_name)
     share = weight / average / workers  # they sum to 1, and so nothing overflows
     weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share.astype(x.dtype) * x, 0), widened(params))

@@ -51,11 +51,11 @@ def local_sgd(
         where the number of groups is known.
     """
     global_period = check_count("global_period", global_period)
-    everywhere = (Communication(global_period, (GROUP, WORKER), mean_of_workers, become_the_mean),)
+    everywhere = (Communication(global_period, (GROUP, WORKER), mean_of_workers, become_the_mean, late="mixed"),)
     inside: tuple[Communication, ...] = ()
     if local_period is not None:
         local_period = check_count("local_period", local_period)
-        inside = (Communication(local_period, (WORKER,), mean_of_workers, become_the_mean),)
+        inside = (Communication(local_period, (WORKER,), mean_of_workers, become_the_mean, late="mixed"),)
     base = movable(base)
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),

@@ -394,6 +394,8 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
         "fragments": "(default: 1)",
+        "overlap": "(default: at once)",
+        "overlap_keep": "(default: 0.5)",
     },
     "several processes:": {
         "coordinator_address": "(default: what JAX detects)",

@@ -138,3 +138,14 @@ def test_any_method_with_a_period_sends_its_parameters_in_parts() -> None:
         assert {(16, 0), (16, 8)} <= offsets
     with pytest.raises(InputError, match=r"--fragments=3: .*n=3 does not divide the period of 16 steps"):
         make_method(config(local_period=16, global_period=16, fragments=3))
+
+
+def test_any_method_but_downpour_lets_its_communications_take_effect_later_also_in_parts() -> None:
+    with pytest.raises(InputError, match="--overlap=4: what the method adds up while it waits would be sent twice"):
+        make_method(config(algorithm="downpour", overlap=4))
+    with pytest.raises(InputError, match="--overlap=17: delay=17 is longer than the period of 16 steps"):
+        make_method(config(algorithm="lsgd", local_period=16, overlap=17))
+    for method in ("lsgd", "easgd", "eamsgd", "local_sgd", "diloco", "grawa", "dppf"):
+        both = make_method(config(algorithm=method, local_period=8, global_period=8, fragments=2, overlap=3))
+        everywhere = [due for due in both.communications if due.level == "global"]
+        assert [(due.offset, due.ahead) for due in everywhere] == [(3, False), (0, True), (7, False), (4, True)]

@@ -70,6 +70,24 @@ class Election(NamedTuple):
     score: float
 
 
+class Level(NamedTuple):
+    """Who communicates, and how."""
+
+    level: str
+    group: int | None
+    pull: float
+    period: int
+
+
+class News(NamedTuple):
+    """A leader as it was elected."""
+
+    leader: int
+    score: float
+    exact: Tree
+    received: Tree
+
+
 class Reseed(NamedTuple):
     """A lost worker that started again from the leader."""
 
@@ -122,6 +140,7 @@ def simulate(
     wire: Callable[[np.ndarray], np.ndarray] = lambda leaf: leaf,
     rounds: Sequence[Sequence[int]] | None = None,
     fragments: Sequence[Sequence[str]] | None = None,
+    delay: int | None = None,
 ) -> Run:
     """Runs LSGD for some steps of every worker.
 
@@ -139,6 +158,7 @@ def simulate(
         is due; instead of one step of all after the other. Then the trajectory has a row a round.
       fragments: the names of the leaves of each of n parts: part k of n communicates k/n of a period later, and
         all of them at once if a worker is lost that can start again.
+      delay: local steps after which a communication takes effect, with the leader as it was; None for at once.
     """
     faults = faults or Faults()
     ranks = range(settings.groups * settings.workers)
@@ -158,26 +178,50 @@ def simulate(
         able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
         return min(able, key=lambda rank: (score(rank), rank)) if able else None
 
-    def communicate(
-        level: str, group: int | None, members: Sequence[int], pull: float, step: int, names: Sequence[str]
-    ) -> None:
+    def elect(members: Sequence[int]) -> News | None:
         leader = best_of(members)
         if leader is None:
+            return None
+        exact = as_arrays(team[leader].x)
+        return News(leader, score(leader), exact, {name: wire(leaf) for name, leaf in exact.items()})
+
+    def pull_to(news: News | None, members: Sequence[int], at: Level, step: int, names: Sequence[str]) -> None:
+        if news is None:
             return
-        elections.append(Election(step, level, group, leader, score(leader)))
-        exact = team[leader].x
-        received = {name: wire(leaf) for name, leaf in exact.items()}
+        elections.append(Election(step, at.level, at.group, news.leader, news.score))
         for rank in members:
             worker = team[rank]
-            heard = exact if rank == leader else received
-            if worker.finite and rank != leader:
-                worker.x |= {name: (1 - pull) * worker.x[name] + pull * heard[name] for name in names}
+            heard = news.exact if rank == news.leader else news.received
+            if worker.finite and rank != news.leader:
+                worker.x |= {name: (1 - at.pull) * worker.x[name] + at.pull * heard[name] for name in names}
             elif not worker.finite and reseed:
                 worker.x, worker.losses = as_arrays(heard), []
                 worker.base_state = base.init(as_arrays(heard))
                 reseeds.append(Reseed(step, rank))
-            known = worker.last_leader[level] or {}
-            worker.last_leader[level] = known | as_arrays({name: heard[name] for name in names})
+            known = worker.last_leader[at.level] or {}
+            worker.last_leader[at.level] = known | as_arrays({name: heard[name] for name in names})
+
+    waiting: dict[Any, News | None] = {}
+
+    def needs_all() -> bool:
+        """Whether a lost worker waits for all parts."""
+        return reseed and fragments is not None and not all(worker.finite for worker in team)
+
+    def communicate(at: Level, members: Sequence[int], step: int, k: int, lost: bool) -> None:
+        """What part k does after a step, if anything."""
+        after = step - k * at.period // len(parts)
+        if delay is None:
+            if after % at.period == 0:
+                pull_to(elect(members), members, at, step, everything if lost else parts[k])
+            return
+        if (after - delay) % at.period == 0:
+            news = waiting.pop((at.level, at.group, k), None)
+            if lost:
+                pull_to(elect(members), members, at, step, everything)
+            else:
+                pull_to(news, members, at, step, parts[k])
+        if after % at.period == 0:
+            waiting[at.level, at.group, k] = elect(members)
 
     def local_step(rank: int, step: int) -> None:
         worker, (j, i) = team[rank], divmod(rank, settings.workers)
@@ -192,9 +236,6 @@ def simulate(
     everything = list(initial[0])
     parts = [everything] if fragments is None else fragments
 
-    def part_or_all(k: int) -> Sequence[str]:
-        return everything if reseed and not all(worker.finite for worker in team) else parts[k]
-
     period = settings.local_period if settings.groups > 1 else settings.global_period
     counts = [[1] * len(team)] * steps if rounds is None else rounds
     taken = [0] * len(team)
@@ -205,14 +246,14 @@ def simulate(
                 local_step(rank, taken[rank])
         step = number if rounds is None else number * period
         for k in range(len(parts)) if settings.groups > 1 else ():
-            if (step - k * settings.local_period // len(parts)) % settings.local_period == 0:
-                names = part_or_all(k)
-                for j in range(settings.groups):
-                    members = range(j * settings.workers, (j + 1) * settings.workers)
-                    communicate("local", j, members, settings.local_pull, step, names)
+            lost = needs_all()
+            for j in range(settings.groups):
+                members = range(j * settings.workers, (j + 1) * settings.workers)
+                communicate(Level("local", j, settings.local_pull, settings.local_period), members, step, k, lost)
         for k in range(len(parts)):
-            if (step - k * settings.global_period // len(parts)) % settings.global_period == 0:
-                communicate("global", None, ranks, settings.global_pull, step, part_or_all(k))
+            communicate(
+                Level("global", None, settings.global_pull, settings.global_period), ranks, step, k, needs_all()
+            )
         history.append([as_arrays(worker.x) for worker in team])
 
     trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}
