@@ -115,6 +115,7 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
     from lsgd_jax.engine.compiler import compiler_options
     from lsgd_jax.engine.topology import Topology
     from lsgd_jax.errors import InputError
+    from lsgd_jax.optimizers.distributed_optimizer import is_overlapped
 
     config = load_config("unused", {"workdir": "unused"} | given, resume=False)
     update: Any = jax.config.update
@@ -132,7 +133,8 @@ def compiled_figures(target: Any, given: dict[str, Any], *, optimize: bool) -> d
         raise InputError(f"--target={target.text}: {error}") from error
     problem, topology = problem_of(config, topology)
     method = method_of(config, topology)
-    found = compile_for(problem, method, topology, compiler_options(config.compute_dtype, topology))
+    options = compiler_options(config.compute_dtype, topology, overlapped=is_overlapped(method))
+    found = compile_for(problem, method, topology, options)
     network = target.network(topology.mesh.size // topology.mesh.shape["group"])
     return {
         "target": target.text,

@@ -19,7 +19,7 @@ from lsgd_jax.engine.state import start_state, state_shardings
 from lsgd_jax.engine.topology import Topology, placed_shapes
 from lsgd_jax.engine.train_step import make_train_step
 from lsgd_jax.errors import InputError
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 
 # Levels of a method, as `make_train_step` names what it traces.
 LEVELS, WHOLE = ("gradient", "local", "global"), "whole"
@@ -91,7 +91,8 @@ def compile_for(
     state = placed_shapes(*_state(problem, method, topology))
     data = placed_shapes(problem.data, _data_shardings(problem, topology))
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=topology.replicated)
-    traced = step.trace(state, data, count)
+    ahead = sum(c.ahead for c in communications_of(method, topology.groups))
+    traced = step.trace(state, data, count, begins=tuple(range(ahead)))
     lowered = traced.lower()
     begin, processor = time.perf_counter(), time.process_time()
     try:
@@ -132,6 +133,12 @@ def level_of(collective: Placed, topology: Topology) -> str | None:
         return None
     parts = re.split(r"[/() ]", collective.operation)
     return next((level for level in LEVELS if level in parts), None)
+
+
+def _mostly_asynchronous(collectives: list[Placed]) -> bool:
+    """Whether most of the bytes are sent while something may be computed: who leads has to be known before."""
+    sizes = [(sum(array.bytes for array in each.sent), each.asynchronous) for each in collectives]
+    return 2 * sum(size for size, asynchronous in sizes if asynchronous) > sum(size for size, _ in sizes)
 
 
 def _of_the_lost(collective: Placed) -> bool:
@@ -177,14 +184,15 @@ def traffic(
         placed_there, entries = found.sent[level], [entry for entry in sends.entries if entry.level == level]
         if not entries:
             continue
-        collectives = [collective for entry in entries for collective in entry.collectives]
+        # What goes over a single worker goes nowhere.
+        collectives = [one for entry in entries for one in entry.collectives if one.workers > 1]
         sent, expected = sent_together(placed_there), as_compiled(collectives, devices=slots)
         levels.append(
             {
                 "level": level,
                 "period": entries[0].period,
                 "kinds": {kind: _bytes(sent, kind) for kind in sorted({array.kind for array in sent})},
-                "asynchronous": all(each.asynchronous for each in placed_there),
+                "asynchronous": _mostly_asynchronous(placed_there),
                 "conditional": all(each.conditional for each in placed_there),
                 "ledger": sum(array.bytes * times for array, times in expected.items()),
                 "seconds": sum(collective_seconds(each, sends, network) for each in collectives),

@@ -25,8 +25,9 @@ LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 TILED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# So the compiler for TPUs calls fusions of an all-reduce and the slices of it that devices keep.
-SCATTERED = "all-reduce-scatter"
+# So the compiler for TPUs calls fusions of an all-reduce and the slices of it that devices keep; and those of other
+# work with a step of a collective that is under way meanwhile, whose text they repeat, as do its beginning and its end.
+SCATTERED, WOVEN = "all-reduce-scatter", "async_collective_fusion"
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 BOUND = re.compile(r"ROOT .* compare\(\S+, %?([\w.\-]+)\), direction=LT")
 CONSTANT = re.compile(r" %?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
@@ -108,7 +109,21 @@ def collectives(program: str) -> list[str]:
 def placed(program: str) -> list[Placed]:
     """All collectives that are reached from the entry, each where it stands; one that is reached twice counts twice."""
     entry, instructions = computations(program)
-    return list(_placed(entry, instructions, conditional=False, loops=0, times=1))
+    found = list(_placed(entry, instructions, conditional=False, loops=0, times=1))
+    woven = {_told(each) for name, each in found if name.startswith(WOVEN)}
+    once: dict[Any, Placed] = {}
+    for number, (_, each) in enumerate(found):
+        told = _told(each)
+        if told in woven:  # its beginning comes first
+            once.setdefault(told, each._replace(asynchronous=True))
+        else:
+            once[number] = each
+    return list(once.values())
+
+
+def _told(collective: Placed) -> Any:
+    """What the text of one that is repeated has in common."""
+    return collective.sent, collective.members, collective.operation
 
 
 def collectives_outside_conditionals(program: str) -> list[str]:
@@ -150,7 +165,8 @@ def _unconditional(computation: str, instructions: dict[str, list[str]]) -> Iter
 
 def _placed(
     computation: str, instructions: dict[str, list[str]], *, conditional: bool, loops: int, times: int
-) -> Iterator[Placed]:
+) -> Iterator[tuple[str, Placed]]:
+    """Each with the name of the computation that it stands in."""
     for line in instructions[computation]:
         if found := COLLECTIVE.search(line):
             operation = OPERATION.search(line)
@@ -158,7 +174,7 @@ def _placed(
             sent = tuple(_arrays(line))
             if computation.startswith(SCATTERED):
                 sent = tuple(array._replace(kind="reduce-scatter") for array in sent)
-            yield Placed(sent, _members(line), name, bool(found[2]), conditional, loops, times)
+            yield computation, Placed(sent, _members(line), name, bool(found[2]), conditional, loops, times)
             continue
         branches, trips = branches_of(line), trips_of(line, instructions)
         unknown = " while(" in line and trips is None

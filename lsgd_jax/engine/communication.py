@@ -51,7 +51,7 @@ def communicate(
     score = window_mean(worker.losses)
     outcome = communication.apply(worker.params, worker.opt_state, score, axis_name)
     restarted_state = worker.model_state
-    if jax.tree.leaves(restarted_state):
+    if jax.tree.leaves(restarted_state) and not communication.ahead:
         best = outcome.leader or elect_leader(jnp.where(all_finite(worker.params), score, jnp.inf), axis_name)
         restarted_state = broadcast_from_leader(restarted_state, best, axis_name)
     fresh = begin_again(method, WorkerState(outcome.params, restarted_state, outcome.state, worker.losses))

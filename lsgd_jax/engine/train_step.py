@@ -1,6 +1,7 @@
 """A round: local steps on every worker, then the communication that is due."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from lsgd_jax.optimizers.distributed_optimizer import (
 from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import window_mean
 
+# The numbers of communications that begin in a call; None where the step tells.
+Begins = tuple[int, ...] | None
 # Steps in one call, at most: what they are to draw is planned ahead, and the host hears of them after.
 LONGEST_CALL = 64
 
@@ -87,8 +90,11 @@ def make_train_step(
       compiler_options: for `jax.jit`.
 
     Returns:
-      `train_step(state, data, steps) -> (state, report)`, jitted. It consumes
-      `state` (its buffers are donated) and takes at most `steps` local steps.
+      `train_step(state, data, steps, begins=None) -> (state, report)`, jitted. It consumes
+      `state` (its buffers are donated) and takes at most `steps` local steps. Communications of
+      `overlapped` begin before these: with `begins_at` of the step where the call begins as
+      `begins`, which is static, each of its values makes a program in which they can be under
+      way while local steps are taken; without it they are in conditionals, in which they cannot.
 
     Raises:
       ValueError: if a global period is no multiple of the local one.
@@ -96,21 +102,29 @@ def make_train_step(
     period = round_steps(method, topology.groups)
     longest = min(period, longest_call or LONGEST_CALL)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
-    communicate_when_due = make_communications(method, topology)
+    begin_ahead = make_begin_ahead(method, topology)
+    communicate_when_due = make_communications(method, topology, ahead=False)
 
-    def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
+    def one_round(begins: Begins, state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
+        state = begin_ahead(state, begins)
         to_communication = period - state.step % period
         to_boundary = longest if longest_call is None else longest_call - state.step % longest_call
         steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
         return communicate_when_due(take_steps(state, steps, state.step + steps, data))
 
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
-    mapped = topology.over_devices(
-        one_round,
-        in_specs=(state_specs(), batches.specs, same),
-        out_specs=(state_specs(), per_worker),
-    )
-    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options)
+
+    def train_step(
+        state: TrainState, data: Any, steps: jax.Array, begins: Begins = None
+    ) -> tuple[TrainState, RoundReport]:
+        mapped = topology.over_devices(
+            functools.partial(one_round, begins),
+            in_specs=(state_specs(), batches.specs, same),
+            out_specs=(state_specs(), per_worker),
+        )
+        return mapped(state, data, steps)
+
+    return jax.jit(train_step, donate_argnums=0, static_argnames="begins", compiler_options=compiler_options)
 
 
 def make_take_steps(
@@ -136,11 +150,60 @@ def make_take_steps(
     return take_steps
 
 
+def make_begin_ahead(method: DistributedOptimizer, topology: Topology) -> Callable[[TrainState, Begins], TrainState]:
+    """Makes `(state, begins) -> state`, what comes before the local steps on a device: communications of `overlapped`.
+
+    They are those that are due at the step where the last call has ended.
+    """
+    ahead = [c for c in communications_of(method, topology.groups) if c.ahead]
+
+    def begin_ahead(state: TrainState, begins: Begins) -> TrainState:
+        for i, communication in enumerate(ahead):
+            if begins is None:
+                state, _ = _communicate_if_due(communication, method, topology, state)
+            elif i in begins:
+                state, _ = _communicate_all(communication, communication.level, method, topology, state)
+        return _after_what_is_small(state) if begins else state
+
+    return begin_ahead
+
+
+def _after_what_is_small(state: TrainState) -> TrainState:
+    """The same, but no local step is taken before the small numbers in it are there, such as who leads.
+
+    What is sent because of them can then be under way while local steps are taken. A compiler would else let the
+    first of several messages that follow from one another be under way, the smallest, and send the others after.
+    """
+    leaves, structure = jax.tree.flatten(state.opt_state)
+    workers = state.own_steps.size
+    small = [i for i, leaf in enumerate(leaves) if leaf.size == workers]
+    params, after = lax.optimization_barrier((state.params, [leaves[i] for i in small]))
+    for i, leaf in zip(small, after, strict=True):
+        leaves[i] = leaf
+    return state._replace(params=params, opt_state=jax.tree.unflatten(structure, leaves))
+
+
+def begins_at(method: DistributedOptimizer, groups: int, step: int) -> tuple[int, ...]:
+    """Which communications of `overlapped`, by their number, begin in a call that begins at a step."""
+    ahead = [c for c in communications_of(method, groups) if c.ahead]
+    return tuple(i for i, c in enumerate(ahead) if step > 0 and c.due(step))
+
+
+def kinds_of_call(method: DistributedOptimizer, groups: int) -> list[tuple[int, ...]]:
+    """All that `begins_at` gives for a method: a program each."""
+    periods = [c.period for c in communications_of(method, groups)]
+    steps = range(0, math.lcm(*periods) + 1, round_steps(method, groups))
+    return sorted({(), *(begins_at(method, groups, step) for step in steps)})
+
+
 def make_communications(
-    method: DistributedOptimizer, topology: Topology
+    method: DistributedOptimizer, topology: Topology, *, ahead: bool = True
 ) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
-    """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due."""
-    communications = communications_of(method, topology.groups)
+    """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due.
+
+    Those of `overlapped` begin there too, unless `ahead` is False.
+    """
+    communications = [c for c in communications_of(method, topology.groups) if ahead or not c.ahead]
 
     def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
         scores = topology.over_lanes(window_mean)(state.losses)
@@ -175,34 +238,40 @@ def _communicate_if_due(
     communication: Communication, method: DistributedOptimizer, topology: Topology, state: TrainState
 ) -> tuple[TrainState, Election]:
     """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
-    names = topology.axes.names(communication.axes)
-
-    def communicate_all(due: Communication, scope: str, state: TrainState) -> tuple[TrainState, Any]:
-        def worker(state: WorkerState) -> Any:
-            after, leader, restarted = communicate(due, method, names, state)
-            return after, (leader, restarted)
-
-        with jax.named_scope(scope):  # by which compiled programs are read
-            after, news = topology.over_lanes(worker)(_workers(state))
-        news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
-        return state._replace(**after._asdict()), news
 
     @functools.partial(jax.jit, inline=True)  # traced once for both branches
     def take_place(state: TrainState) -> tuple[TrainState, Any]:
-        of_part = functools.partial(communicate_all, communication, communication.level)
+        of_part = functools.partial(_communicate_all, communication, communication.level, method, topology)
         if communication.whole is None:
             return of_part(state)
         with jax.named_scope(communication.level):
             lost = topology.over_lanes(functools.partial(somebody_lost, topology.axes.all))(state.params)
-        return lax.cond(lost[0, 0], functools.partial(communicate_all, communication.whole, "whole"), of_part, state)
+        of_all = functools.partial(_communicate_all, communication.whole, "whole", method, topology)
+        return lax.cond(lost[0, 0], of_all, of_part, state)
 
     def nothing(state: TrainState) -> tuple[TrainState, Any]:
         _, news = jax.eval_shape(take_place, state)
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
 
-    due = communication.due(state.step)
+    due = communication.due(state.step) & (state.step > 0)
     state, (leader, restarted) = lax.cond(due, take_place, nothing, state)
     return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
+
+
+def _communicate_all(
+    communication: Communication, scope: str, method: DistributedOptimizer, topology: Topology, state: TrainState
+) -> tuple[TrainState, tuple[Leader | None, jax.Array]]:
+    """A communication of all workers of a device; and of each who was elected, and whether it started again."""
+    names = topology.axes.names(communication.axes)
+
+    def worker(state: WorkerState) -> Any:
+        after, leader, restarted = communicate(communication, method, names, state)
+        return after, (leader, restarted)
+
+    with jax.named_scope(scope):  # by which compiled programs are read
+        after, news = topology.over_lanes(worker)(_workers(state))
+    news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
+    return state._replace(**after._asdict()), news
 
 
 def _workers(state: TrainState) -> WorkerState:

@@ -170,9 +170,10 @@ def scalar_like(params: optax.Params, axes: Axes) -> jax.Array:
 
 
 def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Communication, ...]:
-    """The communications that happen with this many groups.
+    """The communications that happen with this many groups, in the order in which they do where several are due.
 
-    One group has no level of its own: only what crosses all workers is left.
+    Those inside groups come first, those that are `ahead` last. One group has no level of its own: only what crosses
+    all workers is left.
 
     Raises:
       ValueError: if a period is no whole number of at least 1, or a global one no multiple of a local one.
@@ -181,8 +182,9 @@ def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Commun
         if not isinstance(communication.period, int):
             raise ValueError(f"a communication's period is {communication.period!r}: it must be a whole number")
         check_count("a communication's period", communication.period)
-    everywhere = tuple(c for c in method.communications if c.level == "global")
-    inside = tuple(c for c in method.communications if c.level == "local")
+    ordered = sorted(method.communications, key=lambda c: c.ahead)
+    everywhere = tuple(c for c in ordered if c.level == "global")
+    inside = tuple(c for c in ordered if c.level == "local")
     if groups == 1:
         return everywhere
     for outer in everywhere:
@@ -192,7 +194,12 @@ def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Commun
                     f"global_period={outer.period} is no multiple of local_period={inner.period}: "
                     "with several groups it must be, since a global communication follows a local one"
                 )
-    return inside + everywhere
+    return tuple(sorted(inside + everywhere, key=lambda c: c.ahead))
+
+
+def is_overlapped(method: DistributedOptimizer) -> bool:
+    """Whether communications of the method are under way while local steps are taken."""
+    return any(c.ahead for c in method.communications)
 
 
 def steps_between(method: DistributedOptimizer, groups: int) -> int:

@@ -19,6 +19,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
     check_fraction,
+    is_overlapped,
     scalar_like,
 )
 from lsgd_jax.optimizers.finite import select
@@ -83,7 +84,7 @@ def overlapped(method: DistributedOptimizer, *, delay: int | None = None, keep: 
         raise ValueError("the method has no communication to wait for: use one with a period, such as lsgd")
     if any(c.late == "never" for c in method.communications):
         raise ValueError("what the method adds up while it waits would be sent twice: use another, such as local_sgd")
-    if any(c.ahead for c in method.communications):
+    if is_overlapped(method):
         raise ValueError("the method is overlapped already")
     shortest = min(c.period for c in method.communications)
     delay = shortest if delay is None else check_count("delay", delay)

@@ -15,8 +15,15 @@ from lsgd_jax.engine.schedules import make_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, end_of_call, make_train_step, round_steps
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.engine.train_step import (
+    RoundReport,
+    begins_at,
+    end_of_call,
+    kinds_of_call,
+    make_train_step,
+    round_steps,
+)
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, is_overlapped
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.plan import Plan
 
@@ -57,7 +64,7 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
         task.batches,
         rate_factor=make_factor(plan.schedule, plan.steps),
         longest_call=task.longest_call,
-        compiler_options=compiler_options(plan.compute_dtype, topology),
+        compiler_options=compiler_options(plan.compute_dtype, topology, overlapped=is_overlapped(method)),
     )
     periods = (plan.evaluation_period, plan.checkpoint_period)
 
@@ -66,10 +73,13 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
         return min(plan.steps, end_of_call(method, topology.groups, step, task.longest_call), *stops)
 
     def compile(state: TrainState, step: int) -> Advance:
-        compiled = train_step.lower(state, task.data_for(step, 0), jnp.int32(1)).compile()
+        args = (state, task.data_for(step, 0), jnp.int32(1))
+        kinds = kinds_of_call(method, topology.groups)
+        programs = {begins: train_step.lower(*args, begins=begins).compile() for begins in kinds}
 
         def advance(state: TrainState, begin: int, end: int) -> tuple[TrainState, RoundReport, None]:
-            return *compiled(state, task.data_for(begin, end - begin), jnp.int32(end - begin)), None
+            program = programs[begins_at(method, topology.groups, begin)]
+            return *program(state, task.data_for(begin, end - begin), jnp.int32(end - begin)), None
 
         return advance
 

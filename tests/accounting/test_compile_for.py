@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lsgd_jax import Topology
-from lsgd_jax.accounting.ahead_of_time import compile_for, sent_together
+from lsgd_jax.accounting.ahead_of_time import compile_for, sent_together, traffic
+from lsgd_jax.accounting.compiled import computations
 from lsgd_jax.accounting.targets import CUDA_PLUGINS, devices_of, read_target
 from lsgd_jax.commands.environment import set_for_compilers
 from lsgd_jax.compile_for import compiled_figures, main, problem_of, report
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import method_of
+from lsgd_jax.engine.compiler import compiler_options
 from lsgd_jax.errors import InputError
 
 needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
@@ -152,6 +155,53 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path: Path, capsys: pyt
 def test_without_a_target_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile_for.py"]) == 2
     assert capsys.readouterr().err.startswith("compile_for.py: error: --target is missing: name the hardware")
+
+
+def overlapped_program(target: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The text of one in which a communication begins, of 13 million parameters, and its figures."""
+    set_for_compilers()
+    jax.config.update("jax_enable_compilation_cache", False)
+    chosen = read_target(target)
+    topology = Topology(1, 8, devices_of(chosen))
+    (folder / "text").write_bytes(bytes(range(32, 127)) * 400)
+    sizes: dict[str, Any] = {"model_width": 512, "model_layers": 4, "batch_size": 32, "optimizer": "adamw"}
+    text = {"text_file": str(folder / "text"), "compute_dtype": "bfloat16", "sampling": "iid"}
+    config = Config("unused", **sizes, **text, groups=1, workers=8, global_period=4, overlap=4)
+    problem, topology = problem_of(config, topology)
+    method = method_of(config, topology)
+    options = compiler_options("bfloat16", topology, overlapped=True)
+    jax.config.update("jax_optimization_level", "UNKNOWN")
+    found = compile_for(problem, method, topology, options)
+    (level,) = traffic(found, problem, method, topology, chosen.network(8))["levels"]
+    return found.text, level
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_on_gpus_an_overlapped_communication_is_under_way_while_local_steps_are_taken(tmp_path: Path) -> None:
+    text, level = overlapped_program("h100:1x8", tmp_path)
+    assert level["asynchronous"]
+    assert sum(level["kinds"].values()) == level["ledger"]
+    entry, instructions = computations(text)
+    lines = instructions[entry]
+    steps = next(i for i, line in enumerate(lines) if " while(" in line)
+    size = max(int(found) for line in lines for found in re.findall(r"all-reduce-start.* = \(\(u32\[(\d+)\]", line))
+    begin = next(i for i, line in enumerate(lines) if f"u32[{size}]" in line and " all-reduce-start(" in line)
+    end = next(i for i, line in enumerate(lines) if f"u32[{size}]" in line and " all-reduce-done(" in line)
+    assert begin < steps < end
+
+
+@needs_tpu
+@pytest.mark.slow
+def test_on_a_slice_of_v5e_an_overlapped_communication_is_woven_into_the_products_of_local_steps(
+    tmp_path: Path,
+) -> None:
+    text, level = overlapped_program("tpu:v5e:2x4", tmp_path)
+    assert level["asynchronous"]
+    assert sum(level["kinds"].values()) == level["ledger"], "though its text is repeated"
+    _, instructions = computations(text)
+    woven = [lines for name, lines in instructions.items() if name.startswith("async_collective_fusion")]
+    assert any(" convolution(" in line for lines in woven for line in lines)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, downpour, fragments, ledger, make_train_step, overlapped, periodic
-from lsgd_jax.engine.train_step import round_steps
+from lsgd_jax.engine.train_step import begins_at, kinds_of_call, round_steps
 
 PROBLEM = make_problem(count=6, steps=STEPS)
 LSGD = Settings(groups=2, workers=3, local_pull=0.3, global_pull=0.2, local_period=4, global_period=8,
@@ -108,6 +108,26 @@ def test_parts_may_be_overlapped_too(delay: str, faults: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cut", [False, True])
+def test_programs_that_the_host_chooses_do_the_same(cut: bool) -> None:
+    optimizer, topology, step = compiled("lsgd", 2, 2, cut)
+    whole, _, _ = run(PROBLEM, (optimizer, topology, step), cuts=64)
+    kinds = set()
+
+    def chosen(state: Any, data: Any, steps: Any) -> Any:
+        begins = begins_at(optimizer, 2, int(state.step))
+        kinds.add(begins)
+        return step(state, data, steps, begins=begins)
+
+    trajectory, _, _ = run(PROBLEM, (optimizer, topology, chosen), cuts=64)
+    assert trajectory.keys() == whole.keys()
+    for name, values in trajectory[STEPS].items():
+        np.testing.assert_allclose(values, whole[STEPS][name], rtol=0, atol=1e-6)
+    assert sorted(kinds) == kinds_of_call(optimizer, 2)
+    assert len(kinds) == (4 if cut else 3), "none, those of groups, and all; of two parts each"
+
+
+@pytest.mark.slow
 def test_the_transform_for_own_loops_does_the_same() -> None:
     reference, _ = expected("lsgd", "nobody is lost", 2, reseed=False)
     transform = periodic(late("lsgd", 2))
@@ -166,6 +186,7 @@ def test_communications_that_take_effect_send_nothing_and_those_that_begin_send_
     assert [(e.level, e.period, e.offset, e.sent) for e in after.entries] == [
         (e.level, e.period, e.offset, e.sent) for e in before.entries
     ]
+    assert [after.entries[0].times(steps) for steps in (0, 4, 5, 8, 9)] == [0, 0, 1, 1, 2], "with the next step"
     assert round_steps(overlapped(whole, delay=3), 2) == 1
     assert round_steps(overlapped(whole, delay=2), 2) == 2
     assert round_steps(overlapped(whole), 2) == 4

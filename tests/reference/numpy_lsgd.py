@@ -208,19 +208,16 @@ def simulate(
         return reseed and fragments is not None and not all(worker.finite for worker in team)
 
     def communicate(at: Level, members: Sequence[int], step: int, k: int, lost: bool) -> None:
-        """What part k does after a step, if anything."""
-        after = step - k * at.period // len(parts)
-        if delay is None:
-            if after % at.period == 0:
-                pull_to(elect(members), members, at, step, everything if lost else parts[k])
-            return
-        if (after - delay) % at.period == 0:
-            news = waiting.pop((at.level, at.group, k), None)
-            if lost:
-                pull_to(elect(members), members, at, step, everything)
-            else:
-                pull_to(news, members, at, step, parts[k])
+        """What part k does after a step, if anything; of what has begun before, what takes effect now."""
+        after = step - k * at.period // len(parts) - (delay or 0)
         if after % at.period == 0:
+            news = elect(members) if delay is None or lost else waiting.pop((at.level, at.group, k), None)
+            pull_to(news, members, at, step, everything if lost else parts[k])
+
+    def begin(at: Level, members: Sequence[int], step: int, k: int, lost: bool) -> None:
+        """What begins after a step, to take effect later."""
+        del lost
+        if delay is not None and (step - k * at.period // len(parts)) % at.period == 0:
             waiting[at.level, at.group, k] = elect(members)
 
     def local_step(rank: int, step: int) -> None:
@@ -245,15 +242,15 @@ def simulate(
                 taken[rank] += 1
                 local_step(rank, taken[rank])
         step = number if rounds is None else number * period
-        for k in range(len(parts)) if settings.groups > 1 else ():
-            lost = needs_all()
-            for j in range(settings.groups):
-                members = range(j * settings.workers, (j + 1) * settings.workers)
-                communicate(Level("local", j, settings.local_pull, settings.local_period), members, step, k, lost)
-        for k in range(len(parts)):
-            communicate(
-                Level("global", None, settings.global_pull, settings.global_period), ranks, step, k, needs_all()
-            )
+        for do in (communicate, begin):
+            for k in range(len(parts)) if settings.groups > 1 else ():
+                lost = needs_all()
+                for j in range(settings.groups):
+                    members = range(j * settings.workers, (j + 1) * settings.workers)
+                    do(Level("local", j, settings.local_pull, settings.local_period), members, step, k, lost)
+            for k in range(len(parts)):
+                everywhere = Level("global", None, settings.global_pull, settings.global_period)
+                do(everywhere, ranks, step, k, needs_all())
         history.append([as_arrays(worker.x) for worker in team])
 
     trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}

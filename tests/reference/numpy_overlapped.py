@@ -19,16 +19,14 @@ class Late(Independent):
 
     def communicate(self, step: int) -> None:
         everybody = np.arange(len(self.x))
-        for kind in PERIODS:
-            period = getattr(self, kind, None)
-            local = kind == "local_period"
-            if period is None or (local and self.groups == 1):
-                continue
+        periods = {kind: period for kind in PERIODS if (period := getattr(self, kind, None)) is not None}
+        for kind, period in periods.items():
             if (step - self.delay) % period == 0:
                 for members, news in self.waiting.pop(kind, []):
                     self.take_effect(members, news, step)
+        for kind, period in periods.items():
             if step % period == 0:
-                meeting = everybody.reshape(self.groups, self.workers) if local else everybody[None]
+                meeting = everybody.reshape(self.groups, self.workers) if kind == "local_period" else everybody[None]
                 self.waiting[kind] = [(members, self.hear(members)) for members in meeting]
 
     def hear(self, members: np.ndarray) -> np.ndarray | None:
