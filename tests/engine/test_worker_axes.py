@@ -131,7 +131,7 @@ def test_a_state_is_split_from_the_beginning_and_stays_so_in_place() -> None:
     memory, size = compiled.memory_analysis(), sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
     assert memory.alias_size_in_bytes > 0.9 * size / 8
     after, _ = compiled(state, data, jnp.int32(2))
-    for tree in (state.params, adam.mu, adam.nu, leader.params):
+    for tree in (state.params, adam.mu, adam.nu, leader):
         for name, spec in specs.items():
             assert tree[name].sharding.is_equivalent_to(NamedSharding(topology.mesh, spec), tree[name].ndim)
     jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(str(b)), after, state)
