@@ -4,6 +4,7 @@ Predicted, not measured: from the ledger of each method, the compute seconds of 
 and bandwidth of networks. No device is needed. It is time for a number of samples, not for an accuracy.
 """
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -65,6 +66,13 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 define(FLAGS, TABLE)
 
 
+# These once more with communications that take effect a period later.
+OVERLAPPED = ("lsgd", "local_sgd", "diloco")
+LATER = ", overlapped"
+# Communication counts as vanished where a step takes so many times as long as its computation, or less.
+VANISHED = 1.05
+
+
 class Row(NamedTuple):
     """A line of network.csv; hours of wall-clock, and what one worker sends in a step, on average."""
 
@@ -119,25 +127,29 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
     from lsgd_jax.accounting.network import NETWORKS, run_seconds
     from lsgd_jax.config.config import Config
     from lsgd_jax.config.make_method import make_method
-    from lsgd_jax.config.methods import METHODS
+    from lsgd_jax.config.methods import METHODS, users_of
 
     rows = []
     for name, model in MODELS.items():
         params = jax.ShapeDtypeStruct((model.parameters,), jnp.float32)
-        for method in METHODS:
+        for method, title in [*((m, m) for m in METHODS), *((m, m + LATER) for m in OVERLAPPED)]:
             for size in WORKERS:
                 nodes = max(1, size // workers_per_node)
                 config = Config(workdir="", algorithm=method, groups=nodes, workers=size // nodes)
+                if title != method:
+                    two_levels = nodes > 1 and method in users_of("local_period")
+                    period = config.local_period if two_levels else config.global_period
+                    config = dataclasses.replace(config, overlap=period)
                 sends = ledger(make_method(config), params, groups=nodes, workers=size // nodes)
                 if not sends.entries:  # workers that are alone, or never communicate
                     continue
                 messages = sum(entry.messages / entry.period for entry in sends.entries)
                 sent = sum(entry.sent / entry.period for entry in sends.entries)
                 steps, compute = model.samples / (model.batch_size * size), compute_seconds[name]
-                for title, network in NETWORKS.items():
+                for link, network in NETWORKS.items():
                     seconds = run_seconds(sends, network, compute_seconds=compute, steps=steps)
                     hours = seconds / 3600, steps * compute / 3600
-                    rows.append(Row(name, title, method, size, nodes, *hours, messages, sent))
+                    rows.append(Row(name, link, title, size, nodes, *hours, messages, sent))
     return rows
 
 
@@ -165,7 +177,9 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
                        linewidth=1.2, label="computation alone")  # fmt: skip
             for method in methods:
                 line = [row for row in here if row.method == method]
-                panel.plot([row.workers for row in line], [row.hours for row in line], **line_of(method, among=methods))
+                base = method.removesuffix(LATER)
+                how = line_of(base, int(base != method), among=methods) | {"label": method}
+                panel.plot([row.workers for row in line], [row.hours for row in line], **how)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(WORKERS[::2], [f"{size:,}" for size in WORKERS[::2]])
@@ -177,7 +191,7 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
     for panel in panels[-1]:
         panel.set_xlabel(f"workers, {workers_per_node} a node")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=7, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -187,16 +201,31 @@ def table(rows: list[Row], compute_seconds: dict[str, float]) -> str:
     for name, model in MODELS.items():
         batch = f"{compute_seconds[name]:g} s a step of {model.batch_size} a worker"
         lines += ["", f"{model.title}: {model.parameters:,} parameters, {model.samples:,.0f} samples, {batch}"]
-        lines += [f"  {model.source}", f"{'workers':<36}" + "".join(f"{size:>9,}" for size in WORKERS)]
+        lines += [f"  {model.source}", f"{'workers':<45}" + "".join(f"{size:>9,}" for size in WORKERS)]
         by_line: dict[tuple[str, str], list[float]] = {}
         for row in rows:
             if row.model == name:
                 by_line.setdefault((row.network, row.method), []).append(row.hours)
         lines += [
-            f"{network:<21}{method:<15}" + "".join(f"{hours:>9.3g}" for hours in line)
+            f"{network:<21}{method:<24}" + "".join(f"{hours:>9.3g}" for hours in line)
             for (network, method), line in sorted(by_line.items(), key=lambda item: networks.index(item[0][0]))
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *reach(rows)])
+
+
+def reach(rows: list[Row]) -> list[str]:
+    """Up to how many workers communication has vanished: a column for each network."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    lines = [f"workers up to which a step takes at most {VANISHED} of its computation"]
+    lines.append(f"{'':<36}" + "".join(f"{network:>21}" for network in networks))
+    for model, method in dict.fromkeys((row.model, row.method) for row in rows):
+        columns = []
+        for network in networks:
+            here = [row for row in rows if (row.model, row.method, row.network) == (model, method, network)]
+            fine = [row.workers for row in here if row.hours <= VANISHED * row.compute_hours]
+            columns.append(f"{max(fine, default=0) or '–':>21}")
+        lines.append(f"{model:<12}{method:<24}" + "".join(columns))
+    return lines
 
 
 if __name__ == "__main__":

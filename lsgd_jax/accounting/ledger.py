@@ -27,18 +27,19 @@ class Entry:
       period: local steps of a worker between two of them.
       collectives: what each worker takes part in each time, in this order.
       offset: steps by which they come after those that the period divides.
-      ahead: whether they begin with the next local step, so that after the last none does.
+      delay: local steps during which they may be under way, or 0. They begin with the first of these, so that after
+        the last step of a run none does.
     """
 
     level: str
     period: int
     collectives: tuple[Collective, ...]
     offset: int = 0
-    ahead: bool = False
+    delay: int = 0
 
     def times(self, steps: int) -> int:
         """How often it takes place in so many local steps."""
-        steps -= self.ahead and steps > 0
+        steps -= min(self.delay, 1, steps)
         return (steps - self.offset) // self.period - -self.offset // self.period
 
     @property
@@ -146,7 +147,7 @@ def ledger(method: DistributedOptimizer, params: Any, model_state: Any = (), *, 
     entries = [Entry("gradient", 1, traced(gradients, worker.params))]
     for due in communications_of(method, groups):
         apply = functools.partial(_take_place, due, method, axes)
-        entries.append(Entry(due.level, due.period, traced(apply, worker), due.offset, due.ahead))
+        entries.append(Entry(due.level, due.period, traced(apply, worker), due.offset, due.delay))
     entries = [entry for entry in entries if entry.collectives]
     return Ledger(groups, workers, tuple(entries), traced(start, params), traced(center, worker))
 

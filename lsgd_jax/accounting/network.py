@@ -6,13 +6,13 @@ group is a node. A ring over several nodes goes through the workers of one node
 after those of another, so that one worker of a node sends to the next node and
 has its network card for itself; all links work at the same time, and the slowest
 sets the pace. A permutation is taken to be one between neighbours of such a ring.
-Rings side by side over the same nodes share the card evenly. Communication and
-computation do not overlap, and no worker waits for a slow one.
+Rings side by side over the same nodes share the card evenly. No worker waits for a
+slow one. Communication and computation overlap only for methods that are `overlapped`.
 """
 
 from typing import NamedTuple
 
-from lsgd_jax.accounting.ledger import Ledger
+from lsgd_jax.accounting.ledger import Entry, Ledger
 from lsgd_jax.accounting.traffic import Collective
 from lsgd_jax.collectives import GROUP
 
@@ -66,13 +66,33 @@ def collective_seconds(collective: Collective, sends: Ledger, network: Network) 
     return link_seconds(network.between, collective.messages, collective.sent * sends.rings(collective))
 
 
+def entry_seconds(entry: Entry, sends: Ledger, network: Network) -> float:
+    """Seconds of a communication."""
+    return sum(collective_seconds(collective, sends, network) for collective in entry.collectives)
+
+
 def communication_seconds(sends: Ledger, network: Network) -> float:
-    """Seconds of communication in each local step, on average over a long run."""
-    return sum(
-        collective_seconds(collective, sends, network) / entry.period
-        for entry in sends.entries
-        for collective in entry.collectives
-    )
+    """Seconds of communication in each local step, on average over a long run, hidden or not."""
+    return sum(entry_seconds(entry, sends, network) / entry.period for entry in sends.entries)
+
+
+def step_seconds(sends: Ledger, network: Network, compute_seconds: float) -> float:
+    """Seconds of a local step, on average over a long run.
+
+    A communication of a method that is `overlapped` has as many local steps to hide behind as it takes effect later,
+    and what is longer shows; and all of them together are not faster than the links::
+
+      max(compute + what shows, overlapped communication) + other communication
+    """
+    shows = hidden = other = 0.0
+    for entry in sends.entries:
+        seconds = entry_seconds(entry, sends, network)
+        if entry.delay:
+            hidden += seconds / entry.period
+            shows += max(0.0, seconds - entry.delay * compute_seconds) / entry.period
+        else:
+            other += seconds / entry.period
+    return max(compute_seconds + shows, hidden) + other
 
 
 def run_seconds(sends: Ledger, network: Network, *, compute_seconds: float, steps: float) -> float:
@@ -87,4 +107,4 @@ def run_seconds(sends: Ledger, network: Network, *, compute_seconds: float, step
     Returns:
       Seconds. Evaluation and checkpoints are not in it.
     """
-    return steps * (compute_seconds + communication_seconds(sends, network))
+    return steps * step_seconds(sends, network, compute_seconds)

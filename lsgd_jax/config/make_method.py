@@ -101,6 +101,7 @@ def _wrapped(method: DistributedOptimizer, config: Config) -> DistributedOptimiz
         flag = f"--overlap={config.overlap}"
         if config.overlap is not None:
             method = overlapped(method, delay=config.overlap, keep=config.overlap_keep)
+            communications_of(method, config.groups)
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from error
     return method

@@ -75,7 +75,8 @@ class Communication(NamedTuple):
         lost, which needs all of them; else None.
       late: what `overlapped` makes of it: "as_is", a pull that may be toward what was; "mixed", parameters that are
         replaced, for which what was learned since would be lost; or "never".
-      ahead: whether what is heard is kept in the state, and changes nothing yet.
+      delay: local steps for which what is heard is kept in the state, and changes nothing yet; what makes it take
+        effect is a communication of its own, which sends nothing.
     """
 
     period: int
@@ -85,7 +86,12 @@ class Communication(NamedTuple):
     offset: int = 0
     whole: Any = None
     late: Literal["as_is", "mixed", "never"] = "as_is"
-    ahead: bool = False
+    delay: int = 0
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it may be under way while local steps are taken."""
+        return self.delay > 0
 
     def due(self, step: Any) -> Any:
         """Whether it takes place after this local step, counted from 1."""
@@ -176,17 +182,21 @@ def communications_of(method: DistributedOptimizer, groups: int) -> tuple[Commun
     all workers is left.
 
     Raises:
-      ValueError: if a period is no whole number of at least 1, or a global one no multiple of a local one.
+      ValueError: if a period is no whole number of at least 1, shorter than the delay, or a global one no multiple
+        of a local one.
     """
     for communication in method.communications:
         if not isinstance(communication.period, int):
             raise ValueError(f"a communication's period is {communication.period!r}: it must be a whole number")
         check_count("a communication's period", communication.period)
-    ordered = sorted(method.communications, key=lambda c: c.ahead)
-    everywhere = tuple(c for c in ordered if c.level == "global")
-    inside = tuple(c for c in ordered if c.level == "local")
-    if groups == 1:
-        return everywhere
+    everywhere = tuple(c for c in method.communications if c.level == "global")
+    inside = tuple(c for c in method.communications if c.level == "local") if groups > 1 else ()
+    for communication in inside + everywhere:
+        if communication.delay > communication.period:
+            raise ValueError(
+                f"delay={communication.delay} is longer than the period of {communication.period} steps: "
+                "use at most that"
+            )
     for outer in everywhere:
         for inner in inside:
             if outer.period % inner.period:

@@ -70,7 +70,8 @@ def overlapped(method: DistributedOptimizer, *, delay: int | None = None, keep: 
     Args:
       method: what communicates.
       delay: local steps, at least 1 and at most the shortest period; None for that period, so that the next
-        communication begins when one has taken effect.
+        communication begins when one has taken effect. That it is not longer is checked where the number of groups
+        is known.
       keep: in [0, 1].
 
     Returns:
@@ -86,10 +87,7 @@ def overlapped(method: DistributedOptimizer, *, delay: int | None = None, keep: 
         raise ValueError("what the method adds up while it waits would be sent twice: use another, such as local_sgd")
     if is_overlapped(method):
         raise ValueError("the method is overlapped already")
-    shortest = min(c.period for c in method.communications)
-    delay = shortest if delay is None else check_count("delay", delay)
-    if delay > shortest:
-        raise ValueError(f"delay={delay} is longer than the period of {shortest} steps: use at most that")
+    delay = min(c.period for c in method.communications) if delay is None else check_count("delay", delay)
     keep = check_fraction("keep", keep)
 
     @functools.wraps(method.init)  # whose name tells the factory
@@ -154,7 +152,7 @@ def _halves(whole: Communication, i: int, delay: int, keep: float) -> tuple[Comm
         offset=(whole.offset + delay) % whole.period,
         whole=whole.whole and _of_inner(whole.whole),
     )
-    return lands, whole._replace(begin=send, finish=remember, whole=None, ahead=True)
+    return lands, whole._replace(begin=send, finish=remember, whole=None, delay=delay)
 
 
 def _with_heard(state: OverlappedState, i: int, heard: Heard) -> OverlappedState:

@@ -16,7 +16,7 @@ from fit_link import Measurement, fit_link
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax import GROUP, WORKER, data_parallel, ledger, lsgd
+from lsgd_jax import GROUP, WORKER, data_parallel, ledger, lsgd, overlapped
 from lsgd_jax.accounting.ledger import Entry, Ledger
 from lsgd_jax.accounting.network import (
     NETWORKS,
@@ -25,6 +25,7 @@ from lsgd_jax.accounting.network import (
     communication_seconds,
     link_seconds,
     run_seconds,
+    step_seconds,
 )
 from lsgd_jax.accounting.traffic import Collective
 from lsgd_jax.config.methods import METHODS
@@ -61,6 +62,20 @@ def test_rings_side_by_side_share_a_nodes_card() -> None:
 
     assert across((GROUP, WORKER), 12) == pytest.approx((1e-3 + 4000 / 1e6) / 2)
     assert across((GROUP,), 3) == pytest.approx((1e-3 + 4 * 4000 / 1e6) / 2)
+
+
+def test_overlapped_communications_hide_behind_local_steps_as_far_as_they_last_and_the_links_carry_them() -> None:
+    sends = ledger(overlapped(lsgd(SGD, local_period=4, global_period=8), delay=2), PARAMS, groups=2, workers=4)
+    assert [entry.delay for entry in sends.entries] == [2, 2]
+    local, everywhere = 3 * 6 * 1e-6 + 6 / 4 * 4008 / 1e9, 3 * 14 * 1e-3 + 14 / 8 * 4008 / 1e6
+    assert step_seconds(sends, NETWORK, 1.0) == 1.0, "all is hidden"
+    shows = everywhere - 2 * 0.01
+    assert local < 0.02 < everywhere
+    assert step_seconds(sends, NETWORK, 0.01) == pytest.approx(0.01 + shows / 8)
+    always = local / 4 + everywhere / 8
+    assert step_seconds(sends, NETWORK, 1e-9) == pytest.approx(always, rel=1e-3)
+    at_once = ledger(lsgd(SGD, local_period=4, global_period=8), PARAMS, groups=2, workers=4)
+    assert step_seconds(at_once, NETWORK, 0.01) == pytest.approx(0.01 + always)
 
 
 def test_workers_alone_do_not_wait() -> None:
@@ -148,7 +163,11 @@ def test_the_command_writes_every_model_network_method_and_size(
         rows = list(csv.DictReader(file))
     keys = {(row["model"], row["network"], row["method"], int(row["workers"])) for row in rows}
     assert keys == {
-        (m, n, a, s) for m in ("cnn7", "resnet50", "lm1b") for n in NETWORKS for a in SENDING for s in sizes
+        (m, n, a, s)
+        for m in ("cnn7", "resnet50", "lm1b")
+        for n in NETWORKS
+        for a in SENDING | {f"{name}, overlapped" for name in ("lsgd", "local_sgd", "diloco")}
+        for s in sizes
     }
     assert len(rows) == len(keys)
     assert all(float(row["hours"]) >= float(row["compute_hours"]) > 0 for row in rows)
@@ -156,6 +175,11 @@ def test_the_command_writes_every_model_network_method_and_size(
     assert list(slow) == [pytest.approx(2 * 20e9 / 2048 / 64 / 3600, rel=1e-4)]
     assert 50_000 < (tmp_path / "new" / "network.png").stat().st_size < 1_000_000
     table = capsys.readouterr().out
+    hours = {(row["model"], row["network"], row["method"], row["workers"]): float(row["hours"]) for row in rows}
+    for model, network, method, size in hours:
+        if method.endswith(", overlapped"):
+            assert hours[model, network, method, size] <= hours[model, network, method.split(",")[0], size]
+    assert re.search(r"^lm1b +lsgd, overlapped +4 +[\d–]+ +1024 +1024$", table, re.MULTILINE), table
     assert "ResNet-50, ImageNet: 25,557,032 parameters" in table
     assert re.search(r"^1 Gb/s Ethernet +data_parallel( +[\d.e+-]+){3}$", table, re.MULTILINE)
 

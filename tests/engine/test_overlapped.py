@@ -21,6 +21,7 @@ from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, downpour, fragments, ledger, make_train_step, overlapped, periodic
 from lsgd_jax.engine.train_step import begins_at, kinds_of_call, round_steps
+from lsgd_jax.optimizers.distributed_optimizer import communications_of
 
 PROBLEM = make_problem(count=6, steps=STEPS)
 LSGD = Settings(groups=2, workers=3, local_pull=0.3, global_pull=0.2, local_period=4, global_period=8,
@@ -195,7 +196,10 @@ def test_communications_that_take_effect_send_nothing_and_those_that_begin_send_
 def test_what_cannot_wait_is_told() -> None:
     whole = method(LSGD)
     with pytest.raises(ValueError, match="delay=5 is longer than the period of 4 steps: use at most that"):
-        overlapped(whole, delay=5)
+        communications_of(overlapped(whole, delay=5), groups=2)
+    assert len(communications_of(overlapped(whole, delay=8), groups=1)) == 2, (
+        "of one group only the global level counts"
+    )
     with pytest.raises(ValueError, match="delay must be a whole number of at least 1, got 0"):
         overlapped(whole, delay=0)
     with pytest.raises(ValueError, match=r"keep must lie in \[0, 1\], got 1.5"):
