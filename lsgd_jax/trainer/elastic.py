@@ -149,7 +149,7 @@ def settle(
     kept = TrainState(**jax.tree.map(taken, own, topology.of_workers(own)), **shared)
     kept = kept._replace(
         keys=wrap_keys(kept.keys),
-        opt_state=kept.opt_state._replace(**fresh.opt_state) if fresh.opt_state else kept.opt_state,
+        opt_state=_with_fields(kept.opt_state, fresh.opt_state) if fresh.opt_state else kept.opt_state,
         learning_rate=fresh.learning_rate,
     )
     new = processes.put(places.new, topology.per_worker)
@@ -183,12 +183,23 @@ def _begin_new(method: DistributedOptimizer) -> Any:
 
 
 def _unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
-    """The fields of a fresh optimizer state that an old one has in no such form."""
+    """The fields of a fresh optimizer state that an old one has in no such form; of a state in it, likewise."""
     structure: Any = jax.tree.structure
-    if structure(old) == structure(fresh):
-        return {}
-    pairs = {name: (getattr(old, name), getattr(fresh, name)) for name in fresh._fields}
-    return {name: new for name, (before, new) in pairs.items() if structure(before) != structure(new)}
+    found = {}
+    for name in fresh._fields if structure(old) != structure(fresh) else ():
+        before, new = getattr(old, name), getattr(fresh, name)
+        if structure(before) != structure(new):
+            inner = type(before) is type(new) and hasattr(new, "_fields")
+            found[name] = _unknown_fields(before, new) if inner else new
+    return found
+
+
+def _with_fields(state: Any, fields: dict[str, Any]) -> Any:
+    """An optimizer state with those that were unknown."""
+    pairs = {name: (getattr(state, name), new) for name, new in fields.items()}
+    return state._replace(
+        **{name: _with_fields(old, new) if hasattr(old, "_fields") else new for name, (old, new) in pairs.items()}
+    )
 
 
 def changes(places: Places, before: tuple[int, int]) -> list[str]:

@@ -24,6 +24,8 @@ from lsgd_jax.config.train import train
 from lsgd_jax.engine import topology
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
+from lsgd_jax.optimizers.lsgd import LsgdState
+from lsgd_jax.optimizers.overlapped import Heard, OverlappedState
 from lsgd_jax.trainer import elastic
 from lsgd_jax.trainer.elastic import place
 from lsgd_jax.trainer.records import read_leaders, read_metrics
@@ -220,6 +222,21 @@ def test_a_run_killed_after_its_last_step_is_evaluated_again_if_others_finish_it
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_level_that_goes_takes_nothing_else_of_the_optimizers_state_along(wrapped: bool) -> None:
+    def state(leader: Any, number: float) -> Any:
+        inner = LsgdState({"momentum": np.full(2, number)}, leader, {"w": np.full(2, number)})
+        return OverlappedState(inner, (Heard(number, True),)) if wrapped else inner
+
+    for leader, new in ((None, {"w": np.ones(2)}), ({"w": np.ones(2)}, None)):
+        old, fresh = state(leader, 1.0), state(new, 2.0)
+        found = elastic._with_fields(old, elastic._unknown_fields(old, fresh))
+        assert jax.tree.structure(found) == jax.tree.structure(fresh)
+        inner = found.inner if wrapped else found
+        assert inner.local_leader is new
+        assert inner.base["momentum"].tolist() == inner.global_leader["w"].tolist() == [1, 1]
+
+
 def test_all_workers_of_data_parallel_stay_equal() -> None:
     method = data_parallel(optax.sgd(0.1, momentum=0.9))
 
