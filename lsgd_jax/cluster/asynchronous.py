@@ -17,12 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.tickets import SharedRound, share_round
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.engine.communications import RoundReport, make_communications
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.simulated_speeds import Pace, check_rounds
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps
+from lsgd_jax.engine.train_step import make_take_steps
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 

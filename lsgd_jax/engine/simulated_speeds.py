@@ -19,11 +19,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.engine.communications import RoundReport, make_communications
 from lsgd_jax.engine.local_steps import Batches, Loss, keeps_gradients
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import RoundReport, make_communications, make_take_steps, round_steps
+from lsgd_jax.engine.train_step import make_take_steps, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 
 

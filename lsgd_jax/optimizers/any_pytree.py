@@ -48,7 +48,7 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
     @functools.wraps(method.init)  # whose name tells the factory
     def init(params: optax.Params, axes: Axes) -> Any:
         check_own_params(params, axes)
-        return _apart_from(params, method.init(_taken(params, params), axes))
+        return _apart_from(params, method.init(floating(params, params), axes))
 
     def reduce_gradients(grads: optax.Updates, axes: Axes) -> optax.Updates:
         check_own_grads(grads, axes)
@@ -57,24 +57,24 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
     def update(
         grads: optax.Updates, state: Any, params: optax.Params, *, value: Any, **extra: Any
     ) -> tuple[optax.Updates, Any]:
-        updates, state = method.update(_taken(grads, params), state, _taken(params, params), value=value, **extra)
-        return _put_back(updates, jax.tree.map(jnp.zeros_like, params)), state
+        updates, state = method.update(floating(grads, params), state, floating(params, params), value=value, **extra)
+        return with_others(updates, jax.tree.map(jnp.zeros_like, params)), state
 
     def center(params: optax.Params, state: Any, axes: Axes) -> optax.Params:
         fixed = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, params)
-        found = method.center(_taken(params, params), state, axes)
-        return _apart_from((params, state), _put_back(found, broadcast_from_first(fixed, axes.all)))
+        found = method.center(floating(params, params), state, axes)
+        return _apart_from((params, state), with_others(found, broadcast_from_first(fixed, axes.all)))
 
     def restart(params: optax.Params, state: Any) -> Any:
-        return method.restart(_taken(params, params), state)
+        return method.restart(floating(params, params), state)
 
     def serving(communication: Communication) -> Communication:
         def begin(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
-            return communication.begin(_taken(params, params), state, score, axis_name)
+            return communication.begin(floating(params, params), state, score, axis_name)
 
         def finish(params: optax.Params, state: Any, heard: Any, axis_name: tuple[str, ...]) -> Outcome:
-            outcome = communication.finish(_taken(params, params), state, heard, axis_name)
-            return outcome._replace(params=_put_back(outcome.params, params))
+            outcome = communication.finish(floating(params, params), state, heard, axis_name)
+            return outcome._replace(params=with_others(outcome.params, params))
 
         return communication._replace(begin=begin, finish=finish)
 
@@ -88,13 +88,13 @@ def _described(value: Any) -> str:
     return f"the function {value.__name__}, not called" if hasattr(value, "__name__") else type(value).__name__
 
 
-def _taken(tree: Any, like: Any) -> Any:
+def floating(tree: Any, like: Any) -> Any:
     """The leaves of a tree where those of another are floating-point or complex, None elsewhere."""
     return jax.tree.map(lambda kind, leaf: leaf if is_inexact(kind) else None, like, tree)
 
 
-def _put_back(tree: Any, whole: Any) -> Any:
-    """A tree of `_taken` leaves, with those of `whole` where it has None."""
+def with_others(tree: Any, whole: Any) -> Any:
+    """A tree of `floating` leaves, with those of `whole` where it has None."""
     return jax.tree.map(lambda leaf, own: own if leaf is None else leaf, tree, whole, is_leaf=lambda x: x is None)
 
 

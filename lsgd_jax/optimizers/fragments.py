@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgd_jax.collectives import is_inexact
+from lsgd_jax.optimizers.any_pytree import floating, with_others
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
     Communication,
@@ -62,7 +62,7 @@ def fragments(method: DistributedOptimizer, n: int, *, strided: bool = False) ->
 
     @functools.wraps(method.init)  # whose name tells the factory
     def init(params: optax.Params, axes: Axes) -> Any:
-        parts_of(jax.tree.map(jnp.size, _floats(params)), n, strided=strided)
+        parts_of(jax.tree.map(jnp.size, floating(params, params)), n, strided=strided)
         return method.init(params, axes)
 
     cut = (_of_part(c, k, n, strided) for k in range(n) for c in method.communications)
@@ -98,17 +98,17 @@ def _of_part(communication: Communication, k: int, n: int, strided: bool) -> Com
     """The communication of part k alone."""
 
     def part_of(params: optax.Params) -> list[int]:
-        return parts_of(jax.tree.map(jnp.size, _floats(params)), n, strided=strided)[k]
+        return parts_of(jax.tree.map(jnp.size, floating(params, params)), n, strided=strided)[k]
 
     def begin(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
-        floats, part = _floats(params), part_of(params)
+        floats, part = floating(params, params), part_of(params)
         # A worker is lost if any of its parameters is, in whatever part: then it neither leads nor enters a mean.
         lost = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), floats)
         taken = _taken(select(all_finite(floats), floats, lost), part)
         return communication.begin(taken, _of_state(state, floats, part), score, axis_name)
 
     def finish(params: optax.Params, state: Any, heard: Any, axis_name: tuple[str, ...]) -> Outcome:
-        floats, part = _floats(params), part_of(params)
+        floats, part = floating(params, params), part_of(params)
         taken = _taken(floats, part)
         outcome = communication.finish(taken, _of_state(state, floats, part), heard, axis_name)
         # Of a lost worker a part is no use: it waits for the whole.
@@ -116,20 +116,11 @@ def _of_part(communication: Communication, k: int, n: int, strided: bool) -> Com
         moved = select(finite, outcome.params, taken)
         whole = _put_back(floats, moved, part)
         state = _into_state(state, floats, outcome.state, part)
-        return Outcome(_with_others(whole, params), state, outcome.leader, outcome.restarted & finite)
+        return Outcome(with_others(whole, params), state, outcome.leader, outcome.restarted & finite)
 
     offset = communication.offset + k * communication.period // n
     whole = communication.whole or communication
     return communication._replace(begin=begin, finish=finish, offset=offset % communication.period, whole=whole)
-
-
-def _floats(params: optax.Params) -> optax.Params:
-    """What communicates of the parameters: None in place of integers and the like, as methods see them."""
-    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, params)
-
-
-def _with_others(floats: optax.Params, params: optax.Params) -> optax.Params:
-    return jax.tree.map(lambda leaf, own: own if leaf is None else leaf, floats, params, is_leaf=lambda x: x is None)
 
 
 def _taken(tree: Any, part: Sequence[int]) -> tuple[Any, ...]:

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from lsgd_jax.cluster.processes import whole
+from lsgd_jax.engine.communications import Election, RoundReport
 from lsgd_jax.engine.simulated_speeds import Pace
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import Election, RoundReport
 from lsgd_jax.errors import AllWorkersLostError
 from lsgd_jax.trainer.progress import Progress
 from lsgd_jax.trainer.records import LeaderRow, Records, RoundRow

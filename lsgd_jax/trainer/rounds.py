@@ -10,19 +10,13 @@ import numpy as np
 from lsgd_jax.cluster.asynchronous import AsynchronousRounds, compile_programs, make_programs
 from lsgd_jax.cluster.processes import alone, put
 from lsgd_jax.cluster.tickets import CoordinatedRound
+from lsgd_jax.engine.communications import RoundReport, begins_at, kinds_of_call
 from lsgd_jax.engine.compiler import compiler_options
 from lsgd_jax.engine.schedules import make_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import (
-    RoundReport,
-    begins_at,
-    end_of_call,
-    kinds_of_call,
-    make_train_step,
-    round_steps,
-)
+from lsgd_jax.engine.train_step import end_of_call, make_train_step, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, is_overlapped
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.plan import Plan

@@ -20,7 +20,8 @@ from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, downpour, fragments, ledger, make_train_step, overlapped, periodic
-from lsgd_jax.engine.train_step import begins_at, kinds_of_call, round_steps
+from lsgd_jax.engine.communications import begins_at, kinds_of_call
+from lsgd_jax.engine.train_step import round_steps
 from lsgd_jax.optimizers.distributed_optimizer import communications_of
 
 PROBLEM = make_problem(count=6, steps=STEPS)

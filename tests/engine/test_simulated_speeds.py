@@ -22,9 +22,9 @@ from train_steps import REGRESSION, faulty_loss, run, started
 from lsgd_jax import Topology, init_state, local_sgd, make_train_step
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.train import train
+from lsgd_jax.engine.communications import RoundReport
 from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
-from lsgd_jax.engine.train_step import RoundReport
 from lsgd_jax.trainer.records import RoundRow, read_leaders, read_metrics, read_rounds
 from lsgd_jax.trainer.reports import RoundLog
 

@@ -13,7 +13,7 @@ import pytest
 from lsgd_jax import GROUP, WORKER, Axes, Topology, diloco, downpour
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.train import train
-from lsgd_jax.engine.train_step import Election, RoundReport
+from lsgd_jax.engine.communications import Election, RoundReport
 from lsgd_jax.errors import AllWorkersLostError
 from lsgd_jax.tasks import classification
 from lsgd_jax.trainer import loop

@@ -1,0 +1,171 @@
+"""What the workers of a device do together in a call of the train step: the communications that are due."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lsgd_jax.collectives import Leader
+from lsgd_jax.engine.communication import WorkerState, communicate, somebody_lost
+from lsgd_jax.engine.state import TrainState
+from lsgd_jax.engine.topology import Topology
+from lsgd_jax.optimizers.distributed_optimizer import (
+    Communication,
+    DistributedOptimizer,
+    communications_of,
+    steps_between,
+)
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.window import window_mean
+
+# The numbers of communications that begin in a call; None where the step tells.
+Begins = tuple[int, ...] | None
+
+
+class Election(NamedTuple):
+    """What one kind of communication did in a round; leaves [groups, workers].
+
+    Attributes:
+      due: bool, whether it took place.
+      leader: who was elected, or None for a method without leaders.
+      restarted: bool, whether the worker was lost and started again from another.
+    """
+
+    due: jax.Array
+    leader: Leader | None
+    restarted: jax.Array
+
+
+class RoundReport(NamedTuple):
+    """What happened in a round; leaves [groups, workers].
+
+    Attributes:
+      score: float, the mean of each worker's last losses, at the end of the local steps.
+      lost: bool, whether any parameter was not finite at the end of the local steps.
+      elections: by level, "local" and "global".
+    """
+
+    score: jax.Array
+    lost: jax.Array
+    elections: dict[str, Election]
+
+
+def make_communications(
+    method: DistributedOptimizer, topology: Topology, *, ahead: bool = True
+) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
+    """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due.
+
+    Those of `overlapped` begin there too, unless `ahead` is False.
+    """
+    communications = [c for c in communications_of(method, topology.groups) if ahead or not c.ahead]
+
+    def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
+        scores = topology.over_lanes(window_mean)(state.losses)
+        lost = ~topology.over_lanes(all_finite)(state.params)
+        elections: dict[str, Election] = {}
+        for communication in communications:
+            state, election = _communicate_if_due(communication, method, topology, state)
+            if communication.ahead:  # who was elected is told when it takes effect
+                continue
+            before = elections.get(communication.level)
+            # At most one of a level is due at a time.
+            elections[communication.level] = election if before is None else select(election.due, election, before)
+        workers = topology.split(workers_of(state), leading=2)  # where it is updated in place
+        return state._replace(**workers._asdict()), RoundReport(scores, lost, elections)
+
+    return communicate_when_due
+
+
+def _communicate_if_due(
+    communication: Communication, method: DistributedOptimizer, topology: Topology, state: TrainState
+) -> tuple[TrainState, Election]:
+    """One `cond` on the shared step counter, so that a call in which nothing is due sends nothing."""
+
+    @functools.partial(jax.jit, inline=True)  # traced once for both branches
+    def take_place(state: TrainState) -> tuple[TrainState, Any]:
+        of_part = functools.partial(_communicate_all, communication, communication.level, method, topology)
+        if communication.whole is None:
+            return of_part(state)
+        with jax.named_scope(communication.level):
+            lost = topology.over_lanes(functools.partial(somebody_lost, topology.axes.all))(state.params)
+        of_all = functools.partial(_communicate_all, communication.whole, "whole", method, topology)
+        return lax.cond(lost[0, 0], of_all, of_part, state)
+
+    def nothing(state: TrainState) -> tuple[TrainState, Any]:
+        _, news = jax.eval_shape(take_place, state)
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), news)
+
+    due = communication.due(state.step) & (state.step > 0)
+    state, (leader, restarted) = lax.cond(due, take_place, nothing, state)
+    return state, Election(jnp.broadcast_to(due, state.keys.shape), leader, restarted)
+
+
+def _communicate_all(
+    communication: Communication, scope: str, method: DistributedOptimizer, topology: Topology, state: TrainState
+) -> tuple[TrainState, tuple[Leader | None, jax.Array]]:
+    """A communication of all workers of a device; and of each who was elected, and whether it started again."""
+    names = topology.axes.names(communication.axes)
+
+    def worker(state: WorkerState) -> Any:
+        after, leader, restarted = communicate(communication, method, names, state)
+        return after, (leader, restarted)
+
+    with jax.named_scope(scope):  # by which compiled programs are read
+        after, news = topology.over_lanes(worker)(workers_of(state))
+    news = jax.tree.map(lambda x: jnp.broadcast_to(x, state.keys.shape), news)
+    return state._replace(**after._asdict()), news
+
+
+def make_begin_ahead(method: DistributedOptimizer, topology: Topology) -> Callable[[TrainState, Begins], TrainState]:
+    """Makes `(state, begins) -> state`, what comes before the local steps on a device: communications of `overlapped`.
+
+    They are those that are due at the step where the last call has ended.
+    """
+    ahead = [c for c in communications_of(method, topology.groups) if c.ahead]
+
+    def begin_ahead(state: TrainState, begins: Begins) -> TrainState:
+        for i, communication in enumerate(ahead):
+            if begins is None:
+                state, _ = _communicate_if_due(communication, method, topology, state)
+            elif i in begins:
+                state, _ = _communicate_all(communication, communication.level, method, topology, state)
+        return _after_what_is_small(state) if begins else state
+
+    return begin_ahead
+
+
+def _after_what_is_small(state: TrainState) -> TrainState:
+    """The same, but no local step is taken before the small numbers in it are there, such as who leads.
+
+    What is sent because of them can then be under way while local steps are taken. A compiler would else let the
+    first of several messages that follow from one another be under way, the smallest, and send the others after.
+    """
+    leaves, structure = jax.tree.flatten(state.opt_state)
+    workers = state.own_steps.size
+    small = [i for i, leaf in enumerate(leaves) if leaf.size == workers]
+    params, after = lax.optimization_barrier((state.params, [leaves[i] for i in small]))
+    for i, leaf in zip(small, after, strict=True):
+        leaves[i] = leaf
+    return state._replace(params=params, opt_state=jax.tree.unflatten(structure, leaves))
+
+
+def begins_at(method: DistributedOptimizer, groups: int, step: int) -> tuple[int, ...]:
+    """Which communications of `overlapped`, by their number, begin in a call that begins at a step."""
+    ahead = [c for c in communications_of(method, groups) if c.ahead]
+    return tuple(i for i, c in enumerate(ahead) if step > 0 and c.due(step))
+
+
+def kinds_of_call(method: DistributedOptimizer, groups: int) -> list[tuple[int, ...]]:
+    """All that `begins_at` gives for a method: a program each."""
+    cycle = math.lcm(*(c.period for c in communications_of(method, groups)))
+    steps = range(0, cycle + 1, steps_between(method, groups) or cycle)
+    return sorted({(), *(begins_at(method, groups, step) for step in steps)})
+
+
+def workers_of(state: TrainState) -> WorkerState:
+    """What a communication may change."""
+    return WorkerState(state.params, state.model_state, state.opt_state, state.losses)
