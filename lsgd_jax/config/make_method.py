@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import lsgd_jax
@@ -13,6 +12,7 @@ from lsgd_jax.config.methods import METHODS, arguments_from
 from lsgd_jax.config.own_code import arguments_of, is_own, load_function
 from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.errors import InputError
+from lsgd_jax.optimizers.any_pytree import floating
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.fragments import fragments, parts_of
 from lsgd_jax.optimizers.overlapped import overlapped
@@ -83,7 +83,8 @@ def check_wrapped(config: Config, params: Any) -> None:
       InputError: telling why.
     """
     try:
-        parts_of(jax.tree.map(jnp.size, params), config.fragments, strided=False)
+        sizes = jax.tree.map(lambda leaf: leaf.size, floating(params, params))
+        parts_of(sizes, config.fragments, strided=False)
     except ValueError as error:
         raise InputError(f"--fragments={config.fragments}: {error}") from error
 

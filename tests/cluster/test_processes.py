@@ -108,11 +108,15 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
-    """Like a run of a single process throughout; and nothing listens beyond loopback."""
+    """Like a run of a single process throughout; and nothing listens beyond loopback.
+
+    A communication of half of the parameters is under way where it goes on.
+    """
+    settings = SETTINGS | {"fragments": 2, "overlap": 3}
     one, many = tmp_path / "one", tmp_path / "many"
-    assert train(Config(str(one), **SETTINGS, steps=8), figures=False)
+    assert train(Config(str(one), **settings, steps=8), figures=False)
     shutil.copytree(one, many)
-    assert train(Config(str(one), **SETTINGS, steps=24), resume=True, figures=False)
+    assert train(Config(str(one), **settings, steps=24), resume=True, figures=False)
 
     script = ["experiments/train.py", f"--workdir={many}", "--steps=16", "--resume", "--nocompilation_cache"]
     command = ["-m", "lsgd_jax.launch", "--processes=2", "--max_restarts=1", *script]
@@ -134,7 +138,7 @@ def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_a
     assert summary["figures"]
     assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
 
-    assert train(Config(str(many), **SETTINGS, steps=24), resume=True, figures=False)
+    assert train(Config(str(many), **settings, steps=24), resume=True, figures=False)
     assert_same_run(one, many)
 
 
