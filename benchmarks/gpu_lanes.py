@@ -45,7 +45,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.target:
         set_for_compilers()
-    args.output = args.output or ROOT / "results/gpu_lanes" / ("compiled.json" if args.target else "timed.json")
+    name = "compiled.json" if args.target else "timed.json"
+    args.output = args.output or writable(str(ROOT / "results/gpu_lanes" / name))
     rows: list[dict[str, Any]] = []
     for dtype in args.dtypes.split(","):
         for workers in map(int, args.workers.split(",")):
