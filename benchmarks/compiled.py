@@ -1,7 +1,7 @@
 """What programs for TPU pods need and send, compiled without them: the table of results/README.md.
 
-Each is compiled by experiments/compile_for.py, in a process of its own. Needs the extra 'tpu', a quarter of an hour,
-and a text file for the models of bytes; targets whose compiler is not installed are left out with a line.
+Each is compiled by experiments/compile_for.py, in a process of its own. Needs the extras 'tpu' and 'gpu', half an
+hour, and a text file for the models of bytes; targets whose compiler is not installed are left out with a line.
 """
 
 import argparse
@@ -16,12 +16,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 TASKS = "--task=benchmarks/large_tasks.py"
 ONE_BILLION = ["--model_width=2048", "--model_layers=20"]
 SEVEN_BILLION = ["--model_width=4096", "--model_layers=32"]
+EIGHT_BILLION = ["--model_width=4608", "--model_layers=32"]
+TWENTY_BILLION = ["--model_width=6144", "--model_layers=44"]
 COLUMNS = (
     *("model", "target", "method", "groups × workers × devices", "M parameters", "state and data, GiB", "peak, GiB"),
     *("GFLOP a step", "ms at peak", "ms estimated", "MB sent by a device", "ledger", "CPU-s"),
 )
-EIGHT_BILLION = ["--model_width=4608", "--model_layers=32"]
-TWENTY_BILLION = ["--model_width=6144", "--model_layers=44"]
 LARGE = ["--sequence_length=1024", "--compute_dtype=bfloat16", "--remat=full", "--sampling=iid", "--optimizer=adamw"]
 CNN7 = ["--model=cnn7", "--dataset=cifar10", "--sampling=iid", "--batch_size=128"]
 RESNET50, GPT2 = [f"{TASKS}:resnet50"], [f"{TASKS}:gpt2_small", "--optimizer=adamw"]
@@ -104,21 +104,19 @@ def split(groups: int, workers: int, chips: int) -> list[str]:
 
 def compiled(case: Case, options: argparse.Namespace) -> dict[str, Any] | str:
     """Its figures, or why there are none."""
+    data = [f"--text_file={options.text_file}"] if case.text else []
+    data += [f"--data_dir={options.data_dir}"] if "--dataset=cifar10" in case.flags and options.data_dir else []
+    return figures_of(case.target, [*case.flags, *data])
+
+
+def figures_of(target: str, flags: list[str]) -> dict[str, Any] | str:
+    """What experiments/compile_for.py tells, in a process of its own, or why it tells nothing."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "figures.json")
-        data = [f"--text_file={options.text_file}"] if case.text else []
-        data += [f"--data_dir={options.data_dir}"] if "--dataset=cifar10" in case.flags and options.data_dir else []
-        command = [
-            sys.executable,
-            str(ROOT / "experiments/compile_for.py"),
-            f"--target={case.target}",
-            f"--json={file}",
-            "--optimize",
-        ]
-        ended = subprocess.run([*command, *case.flags, *data], capture_output=True, text=True, cwd=ROOT)
+        command = [sys.executable, str(ROOT / "experiments/compile_for.py"), f"--target={target}", f"--json={file}"]
+        ended = subprocess.run([*command, "--optimize", *flags], capture_output=True, text=True, cwd=ROOT)
         if not file.exists():
-            lines = [line for line in ended.stderr.splitlines() if "error" in line or "Check failed" in line]
-            return lines[-1] if lines else f"exit code {ended.returncode}"
+            return ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else f"exit code {ended.returncode}"
         return json.loads(file.read_text())
 
 

@@ -11,21 +11,18 @@ import argparse
 import json
 import os
 import pathlib
-import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
+from compiled import ROOT, TASKS, figures_of
 from measure import print_table, writable, write_results
 
 from lsgd_jax.commands.environment import set_for_compilers
 
-ROOT = pathlib.Path(__file__).parents[1]
-TASKS = "--task=benchmarks/large_tasks.py"
 CASES = {
     f"{model} {workers}": [f"{TASKS}:{task}", "--groups=1", f"--workers={workers}", *flags]
     for model, task, flags in (
@@ -56,36 +53,29 @@ def main() -> int:
     parser.add_argument("--measure", choices=CASES, help="print the figures of one as JSON")
     parser.add_argument("--target", default="h100:1x1", help="(default: %(default)s)")
     parser.add_argument("--cases", default=",".join(CASES), help="of %(default)s")
-    parser.add_argument("--output", type=writable, default=str(ROOT / "results/gpu/predictions.json"))
+    parser.add_argument("--output", type=writable, help="(default: results/gpu/predictions.json)")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measured(CASES[args.measure])))
         return 0
     if unknown := set(args.cases.split(",")) - set(CASES):
         parser.error(f"unknown case {', '.join(sorted(unknown))}: choose of {', '.join(CASES)}")
+    output = args.output or writable(str(ROOT / "results/gpu/predictions.json"))
     as_it_was = dict(os.environ)
     set_for_compilers()  # this process takes no memory of the GPU
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in args.cases.split(","):
-        rows.append({"case": name, "predicted": predicted(args.target, CASES[name])})
+        predicted = figures_of(args.target, CASES[name])
+        if isinstance(predicted, str):
+            raise SystemExit(f"{name}: {predicted}")
+        rows.append({"case": name, "predicted": predicted})
         if not args.predict:
             own = [sys.executable, str(pathlib.Path(__file__)), f"--measure={name}"]
             ended = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True, env=as_it_was)
             rows[-1]["measured"] = json.loads(ended.stdout)
-        write_results(args.output, rows)  # what there is, whenever it ends
+        write_results(output, rows)  # what there is, whenever it ends
     print_table(COLUMNS, [columns(**row) for row in rows])
     return 0
-
-
-def predicted(target: str, flags: list[str]) -> dict[str, Any]:
-    """What experiments/compile_for.py tells."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "figures.json")
-        command = [sys.executable, str(ROOT / "experiments/compile_for.py"), f"--target={target}", f"--json={file}"]
-        ended = subprocess.run([*command, "--optimize", *flags], capture_output=True, text=True, cwd=ROOT)
-        if ended.returncode:
-            raise SystemExit(f"{shlex.join(flags)}: {ended.stderr.strip()}")
-        return json.loads(file.read_text())
 
 
 def measured(flags: list[str]) -> dict[str, Any]:

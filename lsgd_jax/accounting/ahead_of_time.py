@@ -14,12 +14,13 @@ from lsgd_jax.accounting.compiled import Placed, Sent, as_compiled, cycles, plac
 from lsgd_jax.accounting.flops import flops
 from lsgd_jax.accounting.ledger import Ledger, ledger
 from lsgd_jax.accounting.network import Network, collective_seconds, communication_seconds
+from lsgd_jax.engine.communications import those_ahead
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.state import start_state, state_shardings
 from lsgd_jax.engine.topology import Topology, placed_shapes
 from lsgd_jax.engine.train_step import make_train_step
 from lsgd_jax.errors import InputError
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 
 # Levels of a method, as `make_train_step` names what it traces.
 LEVELS, WHOLE = ("gradient", "local", "global"), "whole"
@@ -91,8 +92,8 @@ def compile_for(
     state = placed_shapes(*_state(problem, method, topology))
     data = placed_shapes(problem.data, _data_shardings(problem, topology))
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=topology.replicated)
-    ahead = sum(c.ahead for c in communications_of(method, topology.groups))
-    traced = step.trace(state, data, count, begins=tuple(range(ahead)))
+    everything = tuple(range(len(those_ahead(method, topology.groups))))
+    traced = step.trace(state, data, count, begins=everything)
     lowered = traced.lower()
     begin, processor = time.perf_counter(), time.process_time()
     try:

@@ -62,7 +62,7 @@ class Placed(NamedTuple):
     Attributes:
       sent: its arrays.
       members: devices that take part together, by their place in the mesh: the first of such groups.
-      operation: what it is called in the trace: "jit(one_round)/shard_map/cond/branch_1_fun/local/psum". Where the
+      operation: what it is called in the trace: "jit(train_step)/shard_map/cond/branch_1_fun/local/psum". Where the
         compiler has dropped that, as for several slices of TPUs, what is called so in the same computation.
       asynchronous: whether something may be computed while it is under way.
       conditional: whether it stands in a branch.

@@ -55,13 +55,13 @@ class RoundReport(NamedTuple):
 
 
 def make_communications(
-    method: DistributedOptimizer, topology: Topology, *, ahead: bool = True
+    method: DistributedOptimizer, topology: Topology
 ) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
     """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due.
 
-    Those of `overlapped` begin there too, unless `ahead` is False.
+    Of those of `overlapped`, what takes effect: they begin with the next call, where `make_begin_ahead` is.
     """
-    communications = [c for c in communications_of(method, topology.groups) if ahead or not c.ahead]
+    communications = [c for c in communications_of(method, topology.groups) if not c.ahead]
 
     def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
         scores = topology.over_lanes(window_mean)(state.losses)
@@ -69,8 +69,6 @@ def make_communications(
         elections: dict[str, Election] = {}
         for communication in communications:
             state, election = _communicate_if_due(communication, method, topology, state)
-            if communication.ahead:  # who was elected is told when it takes effect
-                continue
             before = elections.get(communication.level)
             # At most one of a level is due at a time.
             elections[communication.level] = election if before is None else select(election.due, election, before)
@@ -125,7 +123,7 @@ def make_begin_ahead(method: DistributedOptimizer, topology: Topology) -> Callab
 
     They are those that are due at the step where the last call has ended.
     """
-    ahead = [c for c in communications_of(method, topology.groups) if c.ahead]
+    ahead = those_ahead(method, topology.groups)
 
     def begin_ahead(state: TrainState, begins: Begins) -> TrainState:
         for i, communication in enumerate(ahead):
@@ -153,10 +151,14 @@ def _after_what_is_small(state: TrainState) -> TrainState:
     return state._replace(params=params, opt_state=jax.tree.unflatten(structure, leaves))
 
 
+def those_ahead(method: DistributedOptimizer, groups: int) -> list[Communication]:
+    """Communications of `overlapped`, which begin before local steps, in the order of their numbers."""
+    return [c for c in communications_of(method, groups) if c.ahead]
+
+
 def begins_at(method: DistributedOptimizer, groups: int, step: int) -> tuple[int, ...]:
     """Which communications of `overlapped`, by their number, begin in a call that begins at a step."""
-    ahead = [c for c in communications_of(method, groups) if c.ahead]
-    return tuple(i for i, c in enumerate(ahead) if step > 0 and c.due(step))
+    return tuple(i for i, c in enumerate(those_ahead(method, groups)) if step > 0 and c.due(step))
 
 
 def kinds_of_call(method: DistributedOptimizer, groups: int) -> list[tuple[int, ...]]:

@@ -25,7 +25,7 @@ from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.engine.train_step import make_take_steps, round_steps
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of, is_overlapped
 
 
 class Pace(NamedTuple):
@@ -117,7 +117,7 @@ def check_rounds(method: DistributedOptimizer, groups: int) -> None:
     """Raises ValueError if a method has no rounds in which workers step independently."""
     if not keeps_gradients(method):
         raise ValueError("its workers wait for each other in every step: use a method with a period, such as lsgd")
-    if any(c.ahead for c in communications_of(method, groups)):
+    if is_overlapped(method):
         raise ValueError("its communications take effect amid local steps, which differ in time: do without --overlap")
     if not communications_of(method, groups):
         raise ValueError("its workers never meet, so none ever waits: use a method that communicates, such as lsgd")

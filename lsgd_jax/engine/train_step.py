@@ -64,7 +64,7 @@ def make_train_step(
     longest = min(period, longest_call or LONGEST_CALL)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
     begin_ahead = make_begin_ahead(method, topology)
-    communicate_when_due = make_communications(method, topology, ahead=False)
+    communicate_when_due = make_communications(method, topology)
 
     def one_round(begins: Begins, state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         state = begin_ahead(state, begins)
