@@ -17,6 +17,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     keep_gradients,
 )
 from lsgd_jax.optimizers.own import check_own_grads, check_own_params
+from lsgd_jax.optimizers.sending import with_view
 
 P = ParamSpec("P")
 
@@ -69,13 +70,11 @@ def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
         return method.restart(floating(params, params), state)
 
     def serving(communication: Communication) -> Communication:
-        def begin(params: optax.Params, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
-            return communication.begin(floating(params, params), state, score, axis_name)
-
         def finish(params: optax.Params, state: Any, heard: Any, axis_name: tuple[str, ...]) -> Outcome:
             outcome = communication.finish(floating(params, params), state, heard, axis_name)
             return outcome._replace(params=with_others(outcome.params, params))
 
+        begin = with_view(communication.begin, lambda params: floating(params, params))
         return communication._replace(begin=begin, finish=finish)
 
     communications = tuple(map(serving, method.communications))

@@ -23,7 +23,8 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     restart_of,
     update_of,
 )
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 class DilocoState(NamedTuple):
@@ -78,9 +79,9 @@ def diloco(
         center = mean(widened(params), axes.all)
         return DilocoState(base.init(params), outer.init(center), center)
 
-    def begin(params: optax.Params, state: DilocoState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
-        del score
-        return finite_mean(jax.tree.map(jnp.subtract, state.center, widened(params)), axis_name)
+    def displacement(params: optax.Params, state: DilocoState, axis_name: tuple[str, ...]) -> optax.Params:
+        del axis_name
+        return jax.tree.map(jnp.subtract, state.center, widened(params))
 
     def finish(
         params: optax.Params, state: DilocoState, displacement: optax.Params, axis_name: tuple[str, ...]
@@ -93,6 +94,7 @@ def diloco(
         begin = optax.tree.cast_like(center, params)
         return Outcome(begin, state, None, all_finite(begin) & ~all_finite(params))
 
+    begin = MeanOf(displacement, change=True)
     return DistributedOptimizer(
         init=init,
         update=update_of(base),

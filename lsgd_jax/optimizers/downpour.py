@@ -24,6 +24,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     update_of,
 )
 from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 class DownpourState(NamedTuple):
@@ -72,20 +73,19 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
         del axes
         return DownpourState(base.init(params), params)
 
-    def begin(params: optax.Params, state: DownpourState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
-        del score
+    # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
+    def pushed(params: optax.Params, state: DownpourState, axis_name: tuple[str, ...]) -> optax.Params:
         finite, workers = all_finite(params), lax.axis_size(axis_name)
         share = power_share(workers)  # without it p (what i added up) might overflow, where the sum does not
 
         def push(x: jax.Array, c: jax.Array) -> jax.Array:
             return share * c + share * workers * (x - c)
 
-        # One message: the mean of c + p (what i added up) is c + the sum of what all added up.
-        pushed = jax.tree.map(push, widened(select(finite, params, state.fetched)), widened(state.fetched))
-        return optax.tree.cast_like(jax.tree.map(lambda m: m / share, mean(pushed, axis_name)), params)
+        return jax.tree.map(push, widened(select(finite, params, state.fetched)), widened(state.fetched))
 
-    def finish(params: optax.Params, state: DownpourState, center: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
-        del axis_name
+    def finish(params: optax.Params, state: DownpourState, heard: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
+        share = power_share(lax.axis_size(axis_name))
+        center = optax.tree.cast_like(jax.tree.map(lambda m: m / share, heard), params)
         fetched = select(all_finite(center), center, state.fetched)
         restarted = all_finite(fetched) & ~all_finite(params)
         return Outcome(fetched, state._replace(fetched=fetched), None, restarted)
@@ -93,7 +93,7 @@ def downpour(base: optax.GradientTransformation, *, period: int = 1) -> Distribu
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), begin, finish, late="never"),),
+        communications=(Communication(period, (GROUP, WORKER), MeanOf(pushed), finish, late="never"),),
         center=lambda params, state, axes: mean(state.fetched, axes.all),
         restart=restart_of(base),
     )

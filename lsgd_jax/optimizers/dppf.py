@@ -21,6 +21,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_number,
 )
 from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 @for_any_pytree
@@ -60,12 +61,6 @@ def dppf(
     period = check_count("period", period)
     base = movable(base)
 
-    def begin(
-        params: optax.Params, state: optax.OptState, score: jax.Array, axis_name: tuple[str, ...]
-    ) -> optax.Params:
-        del state, score
-        return finite_mean(widened(params), axis_name)
-
     def finish(
         params: optax.Params, state: optax.OptState, average: optax.Params, axis_name: tuple[str, ...]
     ) -> Outcome:
@@ -80,7 +75,7 @@ def dppf(
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),
         update=base.update,
-        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
+        communications=(Communication(period, (GROUP, WORKER), MeanOf(lambda params, *_: widened(params)), finish),),
         center=lambda params, state, axes: finite_mean(params, axes.all),
         restart=lambda params, state: base.init(params),
     )

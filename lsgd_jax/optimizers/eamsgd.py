@@ -24,7 +24,8 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_number,
 )
 from lsgd_jax.optimizers.easgd import elastic_move
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 class EamsgdState(NamedTuple):
@@ -94,10 +95,6 @@ def eamsgd(
         ahead = jax.tree.map(lambda new, old: (1 + momentum) * new - momentum * old, velocity, state.velocity)
         return ahead, state._replace(base=base_state, velocity=velocity)
 
-    def begin(params: optax.Params, state: EamsgdState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
-        del score
-        return finite_mean(behind(params, state.velocity), axis_name)
-
     def finish(params: optax.Params, state: EamsgdState, average: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
         x = behind(params, state.velocity)
         finite = all_finite(x)
@@ -105,6 +102,7 @@ def eamsgd(
         params = leafwise(lambda y, new, old: y + (new - old), params, moved, x)
         return Outcome(select(finite, params, center), state._replace(center=center), None, ~finite)
 
+    begin = MeanOf(lambda params, state, axis_name: behind(params, state.velocity))
     return DistributedOptimizer(
         init=init,
         update=update,

@@ -23,7 +23,8 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     restart_of,
     update_of,
 )
-from lsgd_jax.optimizers.finite import all_finite, mean_of_workers, select
+from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 class EasgdState(NamedTuple):
@@ -79,7 +80,7 @@ def easgd(base: optax.GradientTransformation, *, beta: float = 0.9, period: int 
     return DistributedOptimizer(
         init=init,
         update=update_of(base),
-        communications=(Communication(period, (GROUP, WORKER), mean_of_workers, finish),),
+        communications=(Communication(period, (GROUP, WORKER), MeanOf(), finish),),
         center=lambda params, state, axes: state.center,
         restart=restart_of(base),
     )

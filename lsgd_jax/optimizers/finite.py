@@ -20,12 +20,6 @@ def finite_mean(tree: Any, axis_name: tuple[str, ...]) -> Any:
     return mean(tree, axis_name, where=all_finite(tree))
 
 
-def mean_of_workers(params: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
-    """The first half of a communication in which workers hear their mean alone."""
-    del state, score
-    return finite_mean(params, axis_name)
-
-
 def select(condition: jax.Array, yes: Any, no: Any) -> Any:
     """One tree or the other. The one that is not chosen leaves no trace, NaN included."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

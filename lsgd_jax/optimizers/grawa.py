@@ -26,6 +26,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     scalar_like,
 )
 from lsgd_jax.optimizers.finite import all_finite, moved_by_mean
+from lsgd_jax.optimizers.sending import MeanOf
 from lsgd_jax.optimizers.window import Window, emptied, empty_window, record, window_mean
 
 # A gradient this short or shorter weighs as one of this length.
@@ -86,25 +87,27 @@ def grawa(
         updates, base_state = base.update(grads, state.base, params, value=value, **extra)
         return updates, GrawaState(base_state, record(state.norms, norm(grads)))
 
-    def begin(params: optax.Params, state: GrawaState, score: jax.Array, axis_name: tuple[str, ...]) -> optax.Params:
-        del score
-        return _weighted_mean(params, state.norms, axis_name)
-
-    def finish(params: optax.Params, state: GrawaState, average: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
-        del axis_name
+    def finish(params: optax.Params, state: GrawaState, heard: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
+        average = _sum_of(heard, params, axis_name)
         return moved_by_mean(params, state, average, toward(average, params, pull))
+
+    def shared(params: optax.Params, state: GrawaState, axis_name: tuple[str, ...]) -> optax.Params:
+        return _share_of(params, state.norms, axis_name)
+
+    def center(params: optax.Params, state: GrawaState, axes: Axes) -> optax.Params:
+        return _sum_of(mean(shared(params, state, axes.all), axes.all), params, axes.all)
 
     return DistributedOptimizer(
         init=init,
         update=update,
-        communications=(Communication(period, (GROUP, WORKER), begin, finish),),
-        center=lambda params, state, axes: _weighted_mean(params, state.norms, axes.all),
+        communications=(Communication(period, (GROUP, WORKER), MeanOf(shared), finish),),
+        center=center,
         restart=lambda params, state: GrawaState(base.init(params), emptied(state.norms)),
     )
 
 
-def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
-    """m; NaN where no worker has a weight."""
+def _share_of(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -> optax.Params:
+    """What a worker adds to m; NaN where no worker has a weight."""
     length, able = window_mean(norms), all_finite(params)
     weight = jnp.where(able & jnp.isfinite(length), 1 / jnp.maximum(length, SMALLEST_NORM), 0)
     # Who has just begun again has no norm, and no weight; before the first step, when nobody has, all weigh the same.
@@ -114,6 +117,14 @@ def _weighted_mean(params: optax.Params, norms: Window, axis_name: tuple[str, ..
     weight, average = jnp.where(average > 0, weight, alike), jnp.where(average > 0, average, average_alike)
     workers = lax.axis_size(axis_name)
     share = weight / average / workers  # they sum to 1, and so nothing overflows
-    weighted = jax.tree.map(lambda x: jnp.where(weight > 0, share.astype(x.dtype) * x, 0), widened(params))
-    total = jax.tree.map(lambda m: jnp.where(average > 0, workers * m, jnp.nan), mean(weighted, axis_name))
-    return optax.tree.cast_like(total, params)
+
+    def of_leaf(x: jax.Array) -> jax.Array:
+        return jnp.where(average > 0, jnp.where(weight > 0, share.astype(x.dtype) * x, 0), jnp.nan)
+
+    return jax.tree.map(of_leaf, widened(params))
+
+
+def _sum_of(shares: optax.Params, params: optax.Params, axis_name: tuple[str, ...]) -> optax.Params:
+    """m, from the mean of what workers add to it, in the dtypes of the parameters."""
+    workers = lax.axis_size(axis_name)
+    return optax.tree.cast_like(jax.tree.map(lambda x: workers * x, shares), params)

@@ -17,7 +17,8 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
 )
-from lsgd_jax.optimizers.finite import finite_mean, mean_of_workers, moved_by_mean
+from lsgd_jax.optimizers.finite import finite_mean, moved_by_mean
+from lsgd_jax.optimizers.sending import MeanOf
 
 
 @for_any_pytree
@@ -51,11 +52,11 @@ def local_sgd(
         where the number of groups is known.
     """
     global_period = check_count("global_period", global_period)
-    everywhere = (Communication(global_period, (GROUP, WORKER), mean_of_workers, become_the_mean, late="mixed"),)
+    everywhere = (Communication(global_period, (GROUP, WORKER), MeanOf(), become_the_mean, late="mixed"),)
     inside: tuple[Communication, ...] = ()
     if local_period is not None:
         local_period = check_count("local_period", local_period)
-        inside = (Communication(local_period, (WORKER,), mean_of_workers, become_the_mean, late="mixed"),)
+        inside = (Communication(local_period, (WORKER,), MeanOf(), become_the_mean, late="mixed"),)
     base = movable(base)
     return DistributedOptimizer(
         init=lambda params, axes: base.init(params),

@@ -12,16 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from lsgd_jax.collectives import (
-    GROUP,
-    WORKER,
-    BroadcastMethod,
-    Leader,
-    broadcast_from_leader,
-    check_broadcast_method,
-    check_wire_dtype,
-    elect_leader,
-)
+from lsgd_jax.collectives import GROUP, WORKER, BroadcastMethod, Leader
 from lsgd_jax.optimizers.any_pytree import for_any_pytree
 from lsgd_jax.optimizers.arithmetic import toward
 from lsgd_jax.optimizers.base import movable
@@ -35,6 +26,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
 )
 from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
 from lsgd_jax.optimizers.leader_pull import leader_pull
+from lsgd_jax.optimizers.sending import FromLeader
 
 
 class LsgdState(NamedTuple):
@@ -112,8 +104,7 @@ def lsgd(
     local_period = check_count("local_period", local_period)
     global_period = check_count("global_period", global_period)
     window = check_count("window", window)
-    check_wire_dtype(wire_dtype)
-    check_broadcast_method("broadcast", broadcast)
+    elect = FromLeader(wire_dtype=wire_dtype, method=broadcast)  # the leader, and its parameters
 
     base = movable(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
@@ -141,14 +132,6 @@ def lsgd(
                 global_leader=_leader_or_self(state.global_leader, stepped),
             )
         return updates, state._replace(base=base_state)
-
-    def elect(
-        params: optax.Params, state: LsgdState, score: jax.Array, axis_name: tuple[str, ...]
-    ) -> tuple[Leader, optax.Params]:
-        """The leader, and its parameters."""
-        del state
-        leader = elect_leader(jnp.where(all_finite(params), score, jnp.inf), axis_name)
-        return leader, broadcast_from_leader(params, leader, axis_name, wire_dtype=wire_dtype, method=broadcast)
 
     def toward_leader(level: str, pull: float) -> Any:
         """The pull toward the leader of a level."""

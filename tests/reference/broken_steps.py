@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import pytest
 
-import lsgd_jax.optimizers.lsgd as lsgd_module
+import lsgd_jax.optimizers.sending as sending
 from lsgd_jax import broadcast_from_leader, elect_leader, leader_pull
 
 
@@ -15,12 +15,12 @@ def pull_away(monkeypatch: pytest.MonkeyPatch) -> None:
     def mirrored(params: Any, *args: Any, **kwargs: Any) -> Any:
         return jax.tree.map(lambda x, z: 2 * x - z, params, broadcast_from_leader(params, *args, **kwargs))
 
-    monkeypatch.setattr(lsgd_module, "broadcast_from_leader", mirrored)
+    monkeypatch.setattr(sending, "broadcast_from_leader", mirrored)
 
 
 def follow_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `lsgd` elect the worker with the highest score."""
-    monkeypatch.setattr(lsgd_module, "elect_leader", lambda score, axis_name: elect_leader(-score, axis_name))
+    monkeypatch.setattr(sending, "elect_leader", lambda score, axis_name: elect_leader(-score, axis_name))
 
 
 def push(*pulls: Any) -> Any:

@@ -104,7 +104,7 @@ BROKEN = {
         lambda base, pull: dppf(base, pull=pull, push=0.0, period=1),
     ),
     "the worst leads": (
-        "lsgd_jax.optimizers.lsgd.elect_leader",
+        "lsgd_jax.optimizers.sending.elect_leader",
         lambda score, axis_name: elect_leader(-score, axis_name),
     ),
 }
