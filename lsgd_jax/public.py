@@ -10,6 +10,7 @@ from lsgd_jax.collectives import (
     elect_leader as elect_leader,
 )
 from lsgd_jax.collectives.partition import gathered as gathered
+from lsgd_jax.optimizers.compressed import compressed as compressed
 from lsgd_jax.optimizers.data_parallel import data_parallel as data_parallel
 from lsgd_jax.optimizers.diloco import diloco as diloco
 from lsgd_jax.optimizers.distributed_optimizer import (
@@ -30,6 +31,7 @@ from lsgd_jax.optimizers.local_sgd import local_sgd as local_sgd
 from lsgd_jax.optimizers.lsgd import lsgd as lsgd
 from lsgd_jax.optimizers.overlapped import overlapped as overlapped
 from lsgd_jax.optimizers.periodic import periodic as periodic
+from lsgd_jax.optimizers.sending import FromLeader as FromLeader, MeanOf as MeanOf
 from lsgd_jax.accounting.ledger import Ledger as Ledger, ledger as ledger
 from lsgd_jax.engine.local_steps import Batches as Batches
 from lsgd_jax.engine.state import TrainState as TrainState, init_state as init_state

@@ -23,6 +23,7 @@ KINDS = {
     "pmax": "all-reduce",
     "all_gather": "all-gather",
     "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
     "ppermute": "collective-permute",
 }
 SENDS_NOTHING = frozenset({"axis_index"})
@@ -32,8 +33,9 @@ SENDS_NOTHING = frozenset({"axis_index"})
 class Collective:
     """One array in one collective.
 
-    All but `collective-permute` go around a ring of n workers. With operands of
-    S bytes, a worker sends, and receives as much (Patarasuk and Yuan, 2009):
+    All but `collective-permute`, and `all-to-all`, in which a worker sends to each other one
+    directly, go around a ring of n workers. With operands of S bytes, a worker sends, and
+    receives as much (Patarasuk and Yuan, 2009):
 
     ================== ================= ================
     kind               bytes of a worker messages
@@ -41,6 +43,7 @@ class Collective:
     all-reduce         2 (n - 1) / n · S 2 (n - 1)
     all-gather         (n - 1) · S       n - 1
     reduce-scatter     (n - 1) / n · S   n - 1
+    all-to-all         (n - 1) / n · S   n - 1
     collective-permute S                 1
     ================== ================= ================
 
@@ -69,6 +72,7 @@ class Collective:
             "all-reduce": 2 * (self.workers - 1),
             "all-gather": self.workers * (self.workers - 1),
             "reduce-scatter": self.workers - 1,
+            "all-to-all": self.workers - 1,
             "collective-permute": self.senders,
         }
         return self.times * operands[self.kind] * self.bytes
@@ -85,6 +89,7 @@ class Collective:
             "all-reduce": 2 * (self.workers - 1),
             "all-gather": self.workers - 1,
             "reduce-scatter": self.workers - 1,
+            "all-to-all": self.workers - 1,
             "collective-permute": min(1, self.senders),
         }
         return self.times * messages[self.kind]

@@ -62,6 +62,12 @@ def varies_over(array: jax.Array) -> frozenset[str]:
     return kind.mat.varying
 
 
+def varying(array: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The array, of a type that says that it may differ over the axes, where types say so at all."""
+    missing = tuple(name for name in names_of(axis_name) if name in tracked_axes() - varies_over(array))
+    return lax.pcast(array, missing, to="varying") if missing else array
+
+
 def tracked_axes() -> frozenset[str]:
     """The axes of which types say what varies over them: in `jax.shard_map`, unless it is told check_vma=False."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -91,13 +91,13 @@ def broadcast_from_leader(
         # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
         messages = lax.optimization_barrier(messages)
         sent, parts = jax.tree.flatten(messages)
-        received = jax.tree.unflatten(parts, _of_all(sent, rank, names, method))
+        received = jax.tree.unflatten(parts, from_one_device(sent, rank, names, method))
         return [decode(message, leaf, wire_dtype) for leaf, message in zip(leaves, received, strict=True)]
 
     # To put what is split over a worker's devices into blocks, or chunks, would gather it.
     in_blocks = method == "ring" or (wire_dtype is not None and jnp.dtype(wire_dtype) == jnp.int8)
     send = on_shards(send) if in_blocks and compiler_axes() else send
-    received = send([_of_device(leaf, leader, names) for leaf in own], leader.rank)
+    received = send([leaders_of_device(leaf, leader, names) for leaf in own], leader.rank)
     keeps = leader.is_leader | ~leader.valid
     heard = [jnp.where(keeps, leaf, of_leader) for leaf, of_leader in zip(own, received, strict=True)]
     return jax.tree.unflatten(structure, map(from_reals, heard, arrays))
@@ -127,7 +127,7 @@ def check_broadcast_method(name: str, method: str) -> None:
         raise ValueError(f'{name} must be "psum" or "ring", got {method!r}')
 
 
-def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.Array:
+def leaders_of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.Array:
     """The leader's leaf on all lanes of its device, zeros on other devices."""
     bits = as_bits(leaf)
     bits = jnp.where(leader.is_leader, bits, jnp.zeros_like(bits))
@@ -135,7 +135,7 @@ def _of_device(leaf: jax.Array, leader: Leader, names: tuple[str, ...]) -> jax.A
     return from_bits(lax.psum(bits, lanes) if lanes else bits, leaf.dtype)
 
 
-def _of_all(
+def from_one_device(
     arrays: list[jax.Array], rank: jax.Array, names: tuple[str, ...], method: BroadcastMethod
 ) -> list[jax.Array]:
     """The arrays of the one device where they are not zeros, everywhere."""

@@ -94,10 +94,11 @@ def split_samples(tree: Any) -> Any:
     return jax.tree.map(split, tree) if own else tree
 
 
-def on_shards(function: Callable[..., list[jax.Array]]) -> Callable[..., list[jax.Array]]:
+def on_shards(function: Callable[..., list[jax.Array]], outputs: int = 1) -> Callable[..., list[jax.Array]]:
     """A function `(arrays, *scalars) -> arrays` of the same shapes, called by each of a worker's devices with its part.
 
-    The parts are those of `split_by_size`, over all axes that are left to the compiler.
+    The parts are those of `split_by_size`, over all axes that are left to the compiler. It may return so many arrays
+    for each, all first ones before all second ones.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = {name: mesh.shape[name] for name in compiler_axes()}
@@ -108,7 +109,7 @@ def on_shards(function: Callable[..., list[jax.Array]]) -> Callable[..., list[ja
         return jax.shard_map(
             function,
             in_specs=(parts, *whole),
-            out_specs=parts,
+            out_specs=parts * outputs,
             axis_names=set(axes),
             check_vma=bool(tracked_axes()),
         )(arrays, *scalars)

@@ -113,7 +113,7 @@ def make_trial(
     if method in METHODS:
         changes["method_args"] = None  # likewise
         if method not in users_of("global_period"):
-            changes |= {"fragments": 1, "overlap": None}
+            changes |= {"compress": None, "compress_top_k": None, "fragments": 1, "overlap": None}
     shown = file_name(",".join(f"{flag}={value}" for flag, value in setting) or "as_given")
     changes["workdir"] = f"{base.workdir}/runs/{file_name(method.replace('/', '_'))}/{shown}/seed={seed}"
     return Trial(method, setting, seed, phase, dataclasses.replace(varied, **changes))

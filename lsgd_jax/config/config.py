@@ -86,6 +86,8 @@ class Config(MethodSettings):
     steps: int = _steps(640, "local steps of each worker")
     remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
+    compress: int | None = _communication(None, "bits of a number on its way, 8 or 4 (default: as many as it has)")
+    compress_top_k: float | None = _communication(None, "share of the numbers that is sent, in (0, 1) (default: all)")
     fragments: int = _communication(1, "parts of the parameters, which communicate one after the other")
     overlap: int | None = _communication(None, "steps after which a communication takes effect (default: at once)")
     overlap_keep: float = _communication(0.5, "then of means: a worker's share of itself in what it becomes, in [0, 1]")
@@ -187,6 +189,10 @@ def check_config(config: Config) -> None:
     for name in ("momentum", "outer_momentum"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: must lie in [0, 1)")
+    if config.compress not in (None, 4, 8):
+        raise InputError(f"--compress={config.compress}: must be 8 or 4")
+    if config.compress_top_k is not None and not 0 < config.compress_top_k < 1:
+        raise InputError(f"--compress_top_k={config.compress_top_k}: must lie between 0 and 1")
     if config.clip_norm is not None and not 0 < config.clip_norm < math.inf:
         raise InputError(f"--clip_norm={config.clip_norm}: must be more than 0")
     if config.dropout is not None and not 0 <= config.dropout < 1:

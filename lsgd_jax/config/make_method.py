@@ -13,6 +13,7 @@ from lsgd_jax.config.own_code import arguments_of, is_own, load_function
 from lsgd_jax.engine.schedules import follow_factor
 from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.any_pytree import floating
+from lsgd_jax.optimizers.compressed import compressed
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.fragments import fragments, parts_of
 from lsgd_jax.optimizers.overlapped import overlapped
@@ -95,8 +96,12 @@ def _wrapped(method: DistributedOptimizer, config: Config) -> DistributedOptimiz
     Raises:
       InputError: if it cannot.
     """
-    flag = f"--fragments={config.fragments}"
+    few = {"compress": config.compress, "compress_top_k": config.compress_top_k}
+    flag = " ".join(f"--{name}={value}" for name, value in few.items() if value is not None)
     try:
+        if flag:
+            method = compressed(method, bits=config.compress, top_k=config.compress_top_k)
+        flag = f"--fragments={config.fragments}"
         if config.fragments > 1:
             method = fragments(method, config.fragments)
         flag = f"--overlap={config.overlap}"

@@ -99,7 +99,8 @@ def overlapped(method: DistributedOptimizer, *, delay: int | None = None, keep: 
 
         def unheard(communication: Communication) -> Heard:
             names = axes.names(communication.axes)
-            news = jax.eval_shape(lambda p, s, score: communication.begin(p, s, score, names), params, inner, zero)
+            score = zero.astype(jnp.result_type(float))  # as that of a window of losses
+            news = jax.eval_shape(lambda p, s, score: communication.begin(p, s, score, names), params, inner, score)
             return Heard(jax.tree.map(nothing, news), nothing(jax.ShapeDtypeStruct((), jnp.bool_)))
 
         return OverlappedState(inner, tuple(map(unheard, method.communications)))

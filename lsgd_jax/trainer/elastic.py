@@ -16,6 +16,7 @@ from lsgd_jax.engine.local_steps import keeps_gradients
 from lsgd_jax.engine.numerics import wrap_keys
 from lsgd_jax.engine.state import SHARED, TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
+from lsgd_jax.optimizers.compressed import known_to_all
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import window_mean
@@ -59,6 +60,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
       shape: its (groups, workers).
     """
     old = checkpoints.restore_on_host(step, run.state_shapes(shape))
+    old = old._replace(opt_state=known_to_all(old.opt_state))
     scores = np.asarray(jax.vmap(jax.vmap(window_mean))(old.losses))
     places = place(scores, _healthy(old.params), run.topology.shape)
     for line in changes(places, shape):

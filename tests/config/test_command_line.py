@@ -393,6 +393,8 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_learning_rate": "(default: 0.7)",
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
+        "compress": "(default: as many as it has)",
+        "compress_top_k": "(default: all)",
         "fragments": "(default: 1)",
         "overlap": "(default: at once)",
         "overlap_keep": "(default: 0.5)",

@@ -149,3 +149,35 @@ def test_any_method_but_downpour_lets_its_communications_take_effect_later_also_
         both = make_method(config(algorithm=method, local_period=8, global_period=8, fragments=2, overlap=3))
         everywhere = [due for due in both.communications if due.level == "global"]
         assert [(due.offset, due.ahead) for due in everywhere] == [(3, False), (0, True), (7, False), (4, True)]
+
+
+def test_any_method_with_a_period_sends_few_bits_and_alone_the_largest_where_it_does_not_pull_toward_a_mean() -> None:
+    for method in METHODS:
+        settings = {"algorithm": method, "local_period": 8, "global_period": 16, "compress": 4}
+        if method in ("data_parallel", "sgd", "none"):
+            with pytest.raises(
+                InputError, match=r"--compress=4: .*no communication to compress: use one with a period"
+            ):
+                make_method(config(**settings))
+            continue
+        few = ledger(make_method(config(**settings)), PARAMS, groups=2, workers=4)
+        assert {each.dtype for entry in few.entries for each in entry.collectives if each.bytes > 8} <= {
+            "uint8",
+            "uint32",
+        }
+        settings["compress_top_k"] = 0.1
+        if method in ("easgd", "eamsgd", "grawa", "dppf"):
+            with pytest.raises(InputError, match=r"--compress=4 --compress_top_k=0.1: .*would hold workers back"):
+                make_method(config(**settings))
+            continue
+        make_method(config(**settings))
+    with pytest.raises(InputError, match="travel as int8 already: leave wire_dtype out"):
+        make_method(config(algorithm="lsgd", wire_dtype="int8", compress=8))
+
+
+def test_what_is_compressed_is_cut_and_overlapped() -> None:
+    settings = config(algorithm="lsgd", local_period=8, global_period=8, compress=4, fragments=2, overlap=3)
+    state = make_method(settings).init
+    assert state.__name__ == "init"
+    kinds = [(due.offset, due.ahead) for due in make_method(settings).communications if due.level == "global"]
+    assert kinds == [(3, False), (0, True), (7, False), (4, True)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 Tree = dict[str, np.ndarray]
+Codec = Callable[[np.ndarray], np.ndarray]
 LossAndGrad = Callable[[Tree, int, int, int], tuple[float, Tree]]
 """`(x, step, j, i) -> (loss, gradient)` of worker (j, i) at x; steps count from 1."""
 
@@ -141,6 +142,7 @@ def simulate(
     rounds: Sequence[Sequence[int]] | None = None,
     fragments: Sequence[Sequence[str]] | None = None,
     delay: int | None = None,
+    codec: Codec | None = None,
 ) -> Run:
     """Runs LSGD for some steps of every worker.
 
@@ -159,6 +161,8 @@ def simulate(
       fragments: the names of the leaves of each of n parts: part k of n communicates k/n of a period later, and
         all of them at once if a worker is lost that can start again.
       delay: local steps after which a communication takes effect, with the leader as it was; None for at once.
+      codec: what is left of a difference to what all have heard last, which is sent in place of the leader; NaN where
+        nothing is. Where it leaves something out the leader is sent if a worker is lost that can start again.
     """
     faults = faults or Faults()
     ranks = range(settings.groups * settings.workers)
@@ -178,47 +182,68 @@ def simulate(
         able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
         return min(able, key=lambda rank: (score(rank), rank)) if able else None
 
-    def elect(members: Sequence[int]) -> News | None:
+    def elect(at: Level, members: Sequence[int], names: Sequence[str], lost: bool) -> News | None:
         leader = best_of(members)
         if leader is None:
             return None
         exact = as_arrays(team[leader].x)
-        return News(leader, score(leader), exact, {name: wire(leaf) for name, leaf in exact.items()})
+        if codec is None or (lost and sparse):
+            return News(leader, score(leader), exact, {name: wire(leaf) for name, leaf in exact.items()})
+        known = heard_last(at, members)
+        difference = np.concatenate([(exact[name] - known[name]).ravel() for name in sorted(names)])
+        sent, received = codec(difference), dict[str, np.ndarray]()
+        for name in sorted(names):
+            received[name] = known[name] + sent[: exact[name].size].reshape(exact[name].shape)
+            sent = sent[exact[name].size :]
+        return News(leader, score(leader), received, received)
+
+    known_of: dict[Any, Tree] = {}
+
+    def heard_last(at: Level, members: Sequence[int]) -> Tree:
+        """What all of them have heard last; their mean at the start."""
+        start = {name: np.mean([np.float64(initial[rank][name]) for rank in members], axis=0) for name in initial[0]}
+        return known_of.setdefault((at.level, at.group), start)
 
     def pull_to(news: News | None, members: Sequence[int], at: Level, step: int, names: Sequence[str]) -> None:
         if news is None:
             return
         elections.append(Election(step, at.level, at.group, news.leader, news.score))
+        if codec is not None:
+            known = heard_last(at, members)
+            known |= {name: np.where(np.isnan(news.received[name]), known[name], news.received[name]) for name in names}
         for rank in members:
             worker = team[rank]
             heard = news.exact if rank == news.leader else news.received
+            heard = {name: np.where(np.isnan(heard[name]), worker.x[name], heard[name]) for name in names}
             if worker.finite and rank != news.leader:
                 worker.x |= {name: (1 - at.pull) * worker.x[name] + at.pull * heard[name] for name in names}
             elif not worker.finite and reseed:
-                worker.x, worker.losses = as_arrays(heard), []
-                worker.base_state = base.init(as_arrays(heard))
+                worker.x, worker.losses = worker.x | as_arrays(heard), []
+                worker.base_state = base.init(worker.x)
                 reseeds.append(Reseed(step, rank))
-            known = worker.last_leader[at.level] or {}
-            worker.last_leader[at.level] = known | as_arrays({name: heard[name] for name in names})
+            last = worker.last_leader[at.level] or {}
+            worker.last_leader[at.level] = last | as_arrays(heard)
 
     waiting: dict[Any, News | None] = {}
 
     def needs_all() -> bool:
         """Whether a lost worker waits for all parts."""
-        return reseed and fragments is not None and not all(worker.finite for worker in team)
+        return reseed and (fragments is not None or sparse) and not all(worker.finite for worker in team)
 
     def communicate(at: Level, members: Sequence[int], step: int, k: int, lost: bool) -> None:
         """What part k does after a step, if anything; of what has begun before, what takes effect now."""
         after = step - k * at.period // len(parts) - (delay or 0)
         if after % at.period == 0:
-            news = elect(members) if delay is None or lost else waiting.pop((at.level, at.group, k), None)
-            pull_to(news, members, at, step, everything if lost else parts[k])
+            names = everything if lost else parts[k]
+            now = delay is None or lost
+            news = elect(at, members, names, lost) if now else waiting.pop((at.level, at.group, k), None)
+            pull_to(news, members, at, step, names)
 
     def begin(at: Level, members: Sequence[int], step: int, k: int, lost: bool) -> None:
         """What begins after a step, to take effect later."""
         del lost
         if delay is not None and (step - k * at.period // len(parts)) % at.period == 0:
-            waiting[at.level, at.group, k] = elect(members)
+            waiting[at.level, at.group, k] = elect(at, members, parts[k], False)
 
     def local_step(rank: int, step: int) -> None:
         worker, (j, i) = team[rank], divmod(rank, settings.workers)
@@ -231,6 +256,7 @@ def simulate(
         worker.x = stale_pulled(worker, settings)
 
     everything = list(initial[0])
+    sparse = codec is not None and bool(np.isnan(codec(np.arange(256.0))).any())
     parts = [everything] if fragments is None else fragments
 
     period = settings.local_period if settings.groups > 1 else settings.global_period

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lsgd_jax import Topology, data_parallel, init_state
+from lsgd_jax import Topology, compressed, data_parallel, init_state, lsgd, overlapped
 from lsgd_jax.cluster import processes
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.from_config import fit_devices
@@ -24,6 +24,7 @@ from lsgd_jax.config.train import train
 from lsgd_jax.engine import topology
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
+from lsgd_jax.optimizers.compressed import known_to_all
 from lsgd_jax.optimizers.lsgd import LsgdState
 from lsgd_jax.optimizers.overlapped import Heard, OverlappedState
 from lsgd_jax.trainer import elastic
@@ -235,6 +236,32 @@ def test_a_level_that_goes_takes_nothing_else_of_the_optimizers_state_along(wrap
         inner = found.inner if wrapped else found
         assert inner.local_leader is new
         assert inner.base["momentum"].tolist() == inner.global_leader["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_workers_in_new_groups_know_what_differences_are_to(wrapped: bool) -> None:
+    method = compressed(lsgd(optax.sgd(0.1), local_period=2, global_period=4), bits=4)
+    method = overlapped(method) if wrapped else method
+    few, more = Topology(2, 2, jax.devices()[:1]), Topology(2, 3, jax.devices()[:1])
+
+    def start(topology: Topology) -> TrainState:
+        def model(key: jax.Array) -> Any:
+            return {"w": jax.random.normal(key, (5,))}, {}
+
+        return init_state(method, topology, model, jax.random.key(0), same_init=False)
+
+    begun, fresh = start(few), start(more)
+    old = jax.device_get(begun._replace(keys=jax.random.key_data(begun.keys)))
+    old = old._replace(opt_state=known_to_all(old.opt_state))
+    places = place(np.array([[0.2, 0.1], [0.4, 0.3]]), np.ones((2, 2), bool), (2, 3))
+    state = elastic.settle(old, elastic.FreshFields(fresh.keys, fresh.learning_rate, {}), places, method, more)
+    inner = state.opt_state.inner if wrapped else state.opt_state
+    before = begun.opt_state.inner if wrapped else begun.opt_state
+    assert not np.array_equal(before.memories[0].heard["w"][0], before.memories[0].heard["w"][1]), "of two groups"
+    for memory in inner.memories:
+        np.testing.assert_array_equal(memory.heard["w"], np.broadcast_to(memory.heard["w"][:1, :1], (2, 3, 5)))
+    if wrapped:
+        assert not any(each.waiting.any() for each in state.opt_state.heard)
 
 
 def test_all_workers_of_data_parallel_stay_equal() -> None:

@@ -336,10 +336,11 @@ CHANGES = {
     "stale_local_pull": 0.2, "stale_global_pull": 0.2, "local_period": 8, "global_period": 32, "leader_window": 3,
     "warmup_steps": 3, "scale_learning_rate": True, "beta": 0.5, "outer_learning_rate": 0.5, "outer_momentum": 0.5,
     "text_file": "/a.txt", "model_width": 64, "model_layers": 3, "dropout": 0.3, "clip_norm": 1.0,
-    "tokenizer": "tokenizer.json", "fragments": 2, "overlap": 4, "overlap_keep": 0.25,
-    "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16", "workdir": "elsewhere",
-    "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5", "plateau_patience": 2,
-    "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True, "task": "mine.py:task", "method_args": "a=1",
+    "tokenizer": "tokenizer.json", "compress": 8, "compress_top_k": 0.1, "fragments": 2, "overlap": 4,
+    "overlap_keep": 0.25, "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16",
+    "workdir": "elsewhere", "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5",
+    "plateau_patience": 2, "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True,
+    "task": "mine.py:task", "method_args": "a=1",
     "worker_axes": "fsdp=4", "remat": "full",
 }  # fmt: skip
 FREE = {"data_dir", "download", "loader_processes", "steps", "workdir", "eval_every", "checkpoint_every"}
