@@ -253,6 +253,8 @@ def _arrays(line: str) -> list[Sent]:
             elements = {"all-gather": elements // devices, "reduce-scatter": elements * devices}.get(kind, elements)
         name = DTYPES[dtype]
         arrays.append(Sent(kind, name, elements * jnp.dtype(name).itemsize, devices))
+    if kind == "all-to-all" and len(arrays) == devices:  # an array for each of them
+        arrays = [arrays[0]._replace(bytes=sum(array.bytes for array in arrays))]
     return arrays
 
 

@@ -32,6 +32,7 @@ FUNCTIONS = {
     "a mean inside a group": lambda x, y, z: lax.pmean(x, WORKER),
     "extremes across groups": lambda x, y, z: (lax.pmin(x, GROUP), lax.pmax(z, GROUP)),
     "an all_gather": lambda x, y, z: (lax.all_gather(x, WORKER), lax.all_gather(y, EVERYWHERE, tiled=True)),
+    "an all-to-all": lambda x, y, z: (lax.all_to_all(x, WORKER, 0, 0, tiled=True), lax.all_to_all(y, EVERYWHERE, 0, 0)),
     "a reduce-scatter": lambda x, y, z: (lax.psum_scatter(x, WORKER, tiled=True), lax.psum_scatter(x[:8], EVERYWHERE)),
     "a ring in a fori_loop": lambda x, y, z: lax.fori_loop(0, 9, step_of_a_ring, y),
     "a ring in a scan": lambda x, y, z: lax.scan(lambda y, _: (step_of_a_ring(0, y), y), y, length=9),
@@ -115,7 +116,9 @@ REFUSED = {
     "loop of unknown length: ": lambda x: lax.fori_loop(0, x.astype(int)[0], lambda _, x: lax.psum(x, WORKER), x),
     "only some branches": lambda x: lax.cond(x[0] > 0, lambda x: lax.psum(x, WORKER), lambda x: x, x),
     "axis_index_groups": lambda x: lax.psum(x, WORKER, axis_index_groups=[[0, 1], [2, 3]]),
-    "all_to_all is no collective that can be counted": lambda x: lax.all_to_all(x, WORKER, 0, 0),
+    "ragged_all_to_all is no collective that can be counted": lambda x: lax.ragged_all_to_all(
+        x, x, *[jnp.zeros(4, jnp.int32)] * 4, axis_name=WORKER
+    ),
 }
 
 

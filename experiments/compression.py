@@ -1,0 +1,258 @@
+"""Error over bytes: methods whose messages are compressed, cut into parts, and late, each beside itself in full.
+
+Settings are chosen as by compare.py, on validation data, of the methods in full, and kept for all ways of sending: so
+compression is not tuned for. Flags are those of compare.py. Each way is a comparison of its own in a folder of
+--workdir, all with the same test seeds and samples; data_parallel, in full, sends at every step, and what others send
+is told as a share of it. The same command goes on where it was stopped; what is finished is not run again.
+"""
+
+import itertools
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from absl import flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+from lsgd_jax.cluster.stopping import StopRequest
+from lsgd_jax.commands.command_line import define, describe, described, parse, program_name, stoppable
+from lsgd_jax.commands.compilation_cache import use_compilation_cache
+from lsgd_jax.commands.cpu_devices import make_cpu_devices
+from lsgd_jax.commands.settings import given_settings
+from lsgd_jax.compare.command import PLAN, PROCESS, RUNS
+from lsgd_jax.compare.palette import line_of
+from lsgd_jax.errors import ExitCode
+
+if TYPE_CHECKING:
+    from lsgd_jax.compare.evaluations import Spread
+    from lsgd_jax.compare.plan import Comparison
+    from lsgd_jax.compare.trials import Setting
+
+DEFAULTS = {"methods": "lsgd,local_sgd,diloco,data_parallel", "workdir": "runs/compression"}
+FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
+define(
+    FLAGS,
+    (f._replace(default=DEFAULTS.get(f.name, f.default)) for f in itertools.chain(PLAN, PROCESS, *RUNS.values())),
+)
+
+FULL, REFERENCE = "32 bits", "data_parallel"
+FEW_BITS: dict[str, dict[str, Any]] = {
+    FULL: {},
+    "8 bits": {"compress": 8},
+    "4 bits": {"compress": 4},
+    "10 % in 8 bits": {"compress": 8, "compress_top_k": 0.1},
+    "2 % in 4 bits": {"compress": 4, "compress_top_k": 0.02},
+}
+# These once more in two parts, each of which takes effect half a period after it has begun.
+SENT_LATE, LATE, PARTS = (FULL, "4 bits", "2 % in 4 bits"), ", in 2 parts, late", 2
+
+
+class Point(NamedTuple):
+    """A line of compression.csv: a run's end."""
+
+    method: str
+    sent_as: str
+    seed: int
+    setting: str
+    steps: int
+    samples: int
+    bytes: int
+    times_fewer: float
+    validation: float
+    test: float
+    deployed: str
+    diverged: bool
+
+
+@stoppable
+def main(argv: list[str], stop: StopRequest) -> int:
+    """Runs the command line and returns its exit code."""
+    stop.exit_code = ExitCode.STOPPED
+    done = parse(FLAGS, argv, usage())
+    if done is not None:
+        return done
+    from lsgd_jax.compare.running import StoppedError, forecast
+    from lsgd_jax.errors import InputError, on_full_disk
+    from lsgd_jax.files.lock import locked
+    from lsgd_jax.files.writable import make_writable
+
+    logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines
+    workdir, methods = pathlib.Path(str(FLAGS.workdir)), list(FLAGS.methods)
+    if REFERENCE not in methods or len(methods) < 2:
+        raise InputError(f"--methods={','.join(methods)}: name {REFERENCE}, to compare bytes with, and others")
+    given: dict[str, Any] = given_settings(FLAGS)
+    if taken := sorted(given.keys() & {"compress", "compress_top_k", "fragments", "overlap"}):
+        raise InputError(f"--{taken[0]}: the ways of sending are this experiment's own: leave it out")
+    make_cpu_devices()
+    plans = Plans(workdir, given, {name: FLAGS[name].value for name, *_ in PLAN})
+    full = plans.of(FULL)
+    use_compilation_cache(bool(FLAGS.compilation_cache))
+    if FLAGS.dry_run:
+        print(f"{len(plans.ways)} ways of sending, of which the first is\n{forecast(full)}")
+        return 0
+    make_writable(workdir)
+    command = f"python {argv[0]} {shlex.join(argv[1:])}".rstrip()
+    try:
+        with locked(workdir), on_full_disk(workdir):
+            points = run_all(plans, command, stop)
+            write(workdir, points, full, command)
+    except (StoppedError, KeyboardInterrupt) as ended:
+        print(f"{program_name(argv)}: stopped; the same command goes on from here", file=sys.stderr)
+        return ExitCode.STOPPED if isinstance(ended, StoppedError) else ExitCode.INTERRUPTED
+    print(table(points, full))
+    print(f"\nresults in {workdir}: compression.csv, compression.md, compression.png")
+    return 0
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = ["usage: compression.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
+    lines += [*describe(PLAN), *describe(PROCESS)]
+    for group, members in RUNS.items():
+        lines += ["", f"{group}, of every run unless varied:", *describe(members)]
+    return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
+
+
+class Plans:
+    """The comparison of each way of sending."""
+
+    def __init__(self, workdir: pathlib.Path, given: dict[str, Any], options: dict[str, Any]) -> None:
+        self.workdir, self.given, self.options = workdir, given, options
+        from lsgd_jax.config.config import Config
+
+        period = given.get("global_period", Config.global_period)
+        late = {"fragments": PARTS, "overlap": period // 2}
+        self.ways = FEW_BITS | {name + LATE: FEW_BITS[name] | late for name in SENT_LATE}
+
+    def of(self, way: str, chosen: "dict[str, Setting] | None" = None) -> "Comparison":
+        """That of a way, with the methods and settings that have been chosen, or to choose among.
+
+        Raises:
+          InputError: if anything is wrong with it.
+        """
+        from lsgd_jax.compare.plan import make_plan
+
+        options = dict(self.options)
+        if chosen is not None:
+            options["methods"] = list(chosen)
+            options["vary"] = [f"{m}.{flag}={value}" for m, setting in chosen.items() for flag, value in setting]
+        folder = self.workdir / way.replace(", ", "_").replace(" ", "_").replace("%", "percent")
+        return make_plan(self.given | self.ways[way] | {"workdir": str(folder)}, **options)
+
+
+def run_all(plans: Plans, command: str, stop: StopRequest) -> list[Point]:
+    """Runs what has not been run, and returns the ends of all test runs."""
+    from lsgd_jax.compare.grid import choose
+    from lsgd_jax.compare.running import compare
+    from lsgd_jax.compare.trials import finished
+
+    full = plans.of(FULL)
+    compare(full, [command], stop)
+    found = [outcome for trial in full.search() if (outcome := finished(trial, full.metric))]
+    chosen = {m: setting for m, setting in choose(full.settings, found, full.metric).items() if setting is not None}
+    points = list(_ends(FULL, full, chosen))
+    sent_by_reference = next(point.bytes for point in points if point.method == REFERENCE)
+    others = {method: setting for method, setting in chosen.items() if method != REFERENCE}
+    for way in list(plans.ways)[1:]:
+        print(f"\n# {way}", flush=True)
+        plan = plans.of(way, others)
+        compare(plan, [command], stop)
+        points += _ends(way, plan, others)
+    return [point._replace(times_fewer=sent_by_reference / point.bytes) for point in points]
+
+
+def _ends(way: str, plan: "Comparison", chosen: "dict[str, Setting]") -> Iterator[Point]:
+    from lsgd_jax.accounting.network import NETWORKS
+    from lsgd_jax.compare.evaluations import evaluate_all
+    from lsgd_jax.compare.trials import finished
+
+    outcomes = [outcome for trial in plan.test(chosen) if (outcome := finished(trial, plan.metric))]
+    for trial, evaluations, _ in evaluate_all(outcomes, NETWORKS[plan.network], plan.compute_seconds or 1.0):
+        end = evaluations[-1]
+        assert end.test is not None
+        setting = " ".join(f"{flag}={value}" for flag, value in trial.varied)
+        run = trial.method, way, trial.seed, setting, end.step, end.samples, end.bytes
+        errors = end.validation.deployed, end.test.deployed
+        yield Point(
+            *run, times_fewer=0.0, validation=errors[0], test=errors[1], deployed=end.deployed, diverged=end.diverged
+        )
+
+
+def write(workdir: pathlib.Path, points: Sequence[Point], full: "Comparison", command: str) -> None:
+    """Writes the points, the table and the figure."""
+    import jax
+
+    from lsgd_jax.files.files import write_csv, write_whole
+    from lsgd_jax.trainer.provenance import commit
+
+    write_csv(workdir / "compression.csv", Point._fields, points, digits=6)
+    seeds, device = ", ".join(map(str, full.test_seeds)), f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    about = f"`{command}`, test seeds {seeds}; commit {commit()}, jax {jax.__version__}, {device}."
+    write_whole(workdir / "compression.md", f"{about}\n\n{table(points, full)}\n")
+    draw(workdir / "compression.png", points, full)
+
+
+def table(points: Sequence[Point], full: "Comparison") -> str:
+    """Markdown: a line for each method and way, with the distance to itself in full in its standard deviations."""
+    from lsgd_jax.compare.evaluations import spread
+
+    metric = full.metric
+
+    def shown(errors: "Spread") -> str:
+        return f"{metric.shown(errors.mean)} ± {metric.shown(errors.deviation)}"
+
+    lines = [
+        f"| method | sent as | MB | times fewer than {REFERENCE} | test {metric.title} | in full | difference |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (method, way), here in _grouped(points).items():
+        errors, of_full = (spread([p.test for p in group]) for group in (here, _grouped(points)[method, FULL]))
+        first = here[0]
+        away = (errors.mean - of_full.mean) / of_full.deviation if of_full.deviation else float("nan")
+        lines.append(
+            f"| {method} | {way} | {first.bytes / 1e6:.3g} | {first.times_fewer:,.0f} | {shown(errors)} "
+            f"| {shown(of_full)} | {away:+.1f} standard deviations |"
+        )
+    return "\n".join(lines)
+
+
+def _grouped(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
+    grouped: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        grouped.setdefault((point.method, point.sent_as), []).append(point)
+    return grouped
+
+
+def draw(path: pathlib.Path, points: Sequence[Point], full: "Comparison") -> None:
+    """Draws test error over bytes: a line for each method, at once and late."""
+    from matplotlib.figure import Figure
+
+    from lsgd_jax.compare.evaluations import spread
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    grouped = _grouped(points)
+    for method in dict.fromkeys(point.method for point in points):
+        for number, ending in enumerate(("", LATE)):
+            ways = [w for (m, w) in grouped if m == method and w.endswith(LATE) == bool(ending)]
+            spreads = [spread([point.test for point in grouped[method, way]]) for way in ways]
+            sent = [grouped[method, way][0].bytes / 1e6 for way in ways]
+            if ways:
+                style = line_of(method, number) | {"label": method + ending}
+                scale = full.metric.scale
+                axes.errorbar(
+                    sent, [scale * s.mean for s in spreads], [scale * s.deviation for s in spreads], capsize=2, **style
+                )
+    axes.set_xscale("log")
+    axes.set_xlabel("sent by all workers together [MB]")
+    axes.set_ylabel(f"test {full.metric.title}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
