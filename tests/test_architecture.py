@@ -135,3 +135,11 @@ def test_flags_and_methods_are_known_without_jax() -> None:
     program = "import sys, lsgd_jax.config.config, lsgd_jax.config.methods; print({'jax', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_no_script_has_the_name_of_a_module_that_python_has() -> None:
+    """Their folder comes first where they run: jax would import one of ours in its place."""
+    scripts = [path for folder in ("experiments", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    assert scripts
+    known = sys.stdlib_module_names | {"compression"}  # of Python 3.14
+    assert not [path.name for path in scripts if path.stem in known]

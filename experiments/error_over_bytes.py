@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lsgd_jax.compare.plan import Comparison
     from lsgd_jax.compare.trials import Setting
 
-DEFAULTS = {"methods": "lsgd,local_sgd,diloco,data_parallel", "workdir": "runs/compression"}
+DEFAULTS = {"methods": "lsgd,local_sgd,diloco,data_parallel", "workdir": "runs/error_over_bytes"}
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 define(
     FLAGS,
@@ -51,7 +51,7 @@ SENT_LATE, LATE, PARTS = (FULL, "4 bits", "2 % in 4 bits"), ", in 2 parts, late"
 
 
 class Point(NamedTuple):
-    """A line of compression.csv: a run's end."""
+    """A line of error_over_bytes.csv: a run's end."""
 
     method: str
     sent_as: str
@@ -103,13 +103,13 @@ def main(argv: list[str], stop: StopRequest) -> int:
         print(f"{program_name(argv)}: stopped; the same command goes on from here", file=sys.stderr)
         return ExitCode.STOPPED if isinstance(ended, StoppedError) else ExitCode.INTERRUPTED
     print(table(points, full))
-    print(f"\nresults in {workdir}: compression.csv, compression.md, compression.png")
+    print(f"\nresults in {workdir}: error_over_bytes.csv, error_over_bytes.md, error_over_bytes.png")
     return 0
 
 
 def usage() -> str:
     """The text of --help."""
-    lines = ["usage: compression.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
+    lines = ["usage: error_over_bytes.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
     lines += [*describe(PLAN), *describe(PROCESS)]
     for group, members in RUNS.items():
         lines += ["", f"{group}, of every run unless varied:", *describe(members)]
@@ -188,11 +188,11 @@ def write(workdir: pathlib.Path, points: Sequence[Point], full: "Comparison", co
     from lsgd_jax.files.files import write_csv, write_whole
     from lsgd_jax.trainer.provenance import commit
 
-    write_csv(workdir / "compression.csv", Point._fields, points, digits=6)
+    write_csv(workdir / "error_over_bytes.csv", Point._fields, points, digits=6)
     seeds, device = ", ".join(map(str, full.test_seeds)), f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     about = f"`{command}`, test seeds {seeds}; commit {commit()}, jax {jax.__version__}, {device}."
-    write_whole(workdir / "compression.md", f"{about}\n\n{table(points, full)}\n")
-    draw(workdir / "compression.png", points, full)
+    write_whole(workdir / "error_over_bytes.md", f"{about}\n\n{table(points, full)}\n")
+    draw(workdir / "error_over_bytes.png", points, full)
 
 
 def table(points: Sequence[Point], full: "Comparison") -> str:
