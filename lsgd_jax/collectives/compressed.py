@@ -90,14 +90,16 @@ def compressed_mean(tree: Any, axis_name: AxisName, codec: Codec, *, where: jax.
         mine = (jnp.arange(workers) == rank)[:, None, None]
         message = lax.optimization_barrier(codec.encode(parts))
         sent = jnp.where(mine, parts, codec.decode(message, parts.dtype))
-        heard = codec.decode(to_each(message, names), parts.dtype)  # [workers, blocks of my part, 256], from each
+        # In rows of bytes: of narrow ones the last dimension would be padded, on TPUs to 128 of them.
+        received = to_each(message.reshape(workers, -1), names).reshape(message.shape)
+        heard = codec.decode(received, parts.dtype)  # [workers, blocks of my part, 256], from each
         own = parts[rank]
         total = jnp.sum(share * jnp.where(mine, own, heard), axis=0) / share
         average = total / jnp.maximum(count, 1)
         message = lax.optimization_barrier(codec.encode(average))
         lost = total - jnp.maximum(count, 1) * codec.decode(message, parts.dtype)
         sent = jnp.where(mine, parts - lost, sent)
-        means = codec.decode(from_each(message, names), parts.dtype)
+        means = codec.decode(from_each(message.ravel(), names).reshape(received.shape), parts.dtype)
         return [
             *_out_of_blocks(means.reshape(-1, CODED), arrays),
             *_out_of_blocks(sent.reshape(-1, CODED), arrays),

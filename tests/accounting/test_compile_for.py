@@ -41,8 +41,12 @@ def bytes_of(found: dict[str, Any]) -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["tpu:v5e:2x4", "tpu:v4:2x2x2", "tpu:v5p:2x2x1"])
 @pytest.mark.parametrize(
-    "how", [{}, {"wire_dtype": "int8"}, {"algorithm": "diloco"}, {"algorithm": "data_parallel"}], ids=str
-)
+    "how",
+    [{}, {"wire_dtype": "int8"}, {"algorithm": "diloco"}, {"algorithm": "data_parallel"},
+     {"compress": 4}, {"compress": 4, "compress_top_k": 0.02}, {"algorithm": "diloco", "compress": 8},
+     {"algorithm": "local_sgd", "compress": 4, "compress_top_k": 0.02}],
+    ids=str,
+)  # fmt: skip
 def test_bytes_are_those_of_the_ledger_none_outside_conditionals_and_the_state_is_updated_in_place(
     target: str, how: dict[str, Any]
 ) -> None:
