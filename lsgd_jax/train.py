@@ -81,6 +81,7 @@ def run(program: str, stop: StopRequest) -> int:
         FLAGS.process_id,
         FLAGS.connect_timeout,
         FLAGS.heartbeat_timeout,
+        before_devices=lambda: make_cpu_devices(2 if _overlapped() else 1),  # the second carries what is under way
     )
     if processes.alone():
         make_cpu_devices()
@@ -111,6 +112,22 @@ def run(program: str, stop: StopRequest) -> int:
         return ExitCode.INTERRUPTED
     processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
     return ExitCode.STOPPED if summary is None and again else ExitCode.DONE
+
+
+def _overlapped() -> bool:
+    """Whether communications are overlapped, as the flags say, or the run that goes on; the same in all processes."""
+    from lsgd_jax.cluster import processes
+    from lsgd_jax.config.checks import load_config
+    from lsgd_jax.trainer.workdir import is_started
+
+    def found() -> bool:
+        given = given_settings(FLAGS)
+        if not (FLAGS.resume and FLAGS.workdir and is_started(pathlib.Path(str(FLAGS.workdir)))):
+            return given.get("overlap") is not None
+        workdir = str(FLAGS.workdir)
+        return load_config(workdir, given | {"workdir": workdir}, resume=True).overlap is not None
+
+    return processes.from_main(found)
 
 
 def table(summary: dict[str, Any], workdir: str) -> str:

@@ -33,6 +33,7 @@ def connect(
     number: int | None,
     timeout: float,
     heartbeat_timeout: int = HEARTBEAT_SECONDS,
+    before_devices: Callable[[], None] = lambda: None,
 ) -> None:
     """Makes this process one of several, if it is to be; before anything is computed.
 
@@ -43,6 +44,7 @@ def connect(
       number: which of them this is. None for what JAX detects.
       timeout: seconds in which all have to come; after them this process ends, as at a NotYetError.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
+      before_devices: called where several have joined, and may speak to each other, before JAX finds devices.
 
     Raises:
       InputError: if that cannot be, or more processes of a machine see the same GPUs than there are of them.
@@ -76,6 +78,7 @@ def connect(
             _keep_gloo_on_loopback()
         processes.introduce()
         _choose_gpus()
+        before_devices()
         processes.devices()  # now: it waits for all processes
     except ReportedError:
         raise

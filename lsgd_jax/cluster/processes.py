@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -87,6 +88,24 @@ def devices() -> list[jax.Device]:
     return sorted(found, key=lambda d: (_slice_of(d), names.index(names[d.process_index]), d.process_index, d.id))
 
 
+def devices_for(*, overlapped: bool) -> list[jax.Device]:
+    """Those on which workers live: of CPU processes whose communications are overlapped the first half of each.
+
+    The others carry what is under way (`lsgd_jax.engine.carried`).
+    """
+    found = devices()
+    if not overlapped or alone() or found[0].platform != "cpu":
+        return found
+    halves = {number: -(-of // 2) for number, of in Counter(device.process_index for device in found).items()}
+    seen = Counter[int]()
+    kept = []
+    for device in found:
+        seen[device.process_index] += 1
+        if seen[device.process_index] <= halves[device.process_index]:
+            kept.append(device)
+    return kept
+
+
 def machines() -> int:
     """How many groups of devices talk cheaply among themselves: slices of TPUs, whatever their hosts; else machines."""
     found = devices()
@@ -106,10 +125,10 @@ def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict
     """
     if alone():
         return {}
-    groups = given.get("groups") or machines()
+    groups, places = given.get("groups") or machines(), devices_for(overlapped=given.get("overlap") is not None)
     return {
         "groups": groups,
-        "workers": given.get("workers") or max(1, jax.device_count() // devices_per_worker // groups),
+        "workers": given.get("workers") or max(1, len(places) // devices_per_worker // groups),
     }
 
 

@@ -62,7 +62,7 @@ def topology_of(config: Config) -> Topology:
     Raises:
       InputError: if there are fewer devices than one of them takes.
     """
-    devices, axes = processes.devices(), config.own_axes
+    devices, axes = processes.devices_for(overlapped=config.overlap is not None), config.own_axes
     if (needed := math.prod(axes.values())) > len(devices):
         raise InputError(
             f"--worker_axes={config.worker_axes}: a worker of {needed} devices does not fit on {len(devices)}: use "
@@ -95,7 +95,8 @@ def fit_devices(config: Config) -> Config:
     topology = topology_of(config)
     if not processes.idle(topology):
         return config
-    places = len(processes.devices()) // topology.devices_per_worker
+    assert topology.devices is not None
+    places = len(topology.devices) // topology.devices_per_worker
     size = max(1, topology.size // places) * places
     groups = max(n for n in range(1, config.groups + 1) if size % n == 0)
     processes.say(

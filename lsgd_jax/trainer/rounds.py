@@ -1,5 +1,6 @@
 """How a run goes from one call of its train step to the next."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,13 +11,14 @@ import numpy as np
 from lsgd_jax.cluster.asynchronous import AsynchronousRounds, compile_programs, make_programs
 from lsgd_jax.cluster.processes import alone, put
 from lsgd_jax.cluster.tickets import CoordinatedRound
+from lsgd_jax.engine.carried import carriers_of, empty_like, make_carried_step, moved
 from lsgd_jax.engine.communications import RoundReport, begins_at, kinds_of_call
 from lsgd_jax.engine.compiler import compiler_options
 from lsgd_jax.engine.schedules import make_factor
 from lsgd_jax.engine.simulated_speeds import Pace, make_asynchronous_step, simulate_round
 from lsgd_jax.engine.state import TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.engine.train_step import end_of_call, make_train_step, round_steps
+from lsgd_jax.engine.train_step import LONGEST_CALL, end_of_call, make_train_step, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, is_overlapped
 from lsgd_jax.tasks.task import OpenTask
 from lsgd_jax.trainer.plan import Plan
@@ -46,6 +48,8 @@ def make_rounds(plan: Plan, method: DistributedOptimizer, topology: Topology, ta
         return _simulated(plan, plan.speeds, method, topology, task)
     if plan.asynchronous and not alone():  # a process that is left alone has a pace of its own anyway
         return _asynchronous(plan, method, topology, task)
+    if is_overlapped(method) and (carriers := carriers_of(topology)) is not None:
+        return _carried(plan, method, topology, carriers, task)
     return _in_step(plan, method, topology, task)
 
 
@@ -60,11 +64,6 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
         longest_call=task.longest_call,
         compiler_options=compiler_options(plan.compute_dtype, topology, overlapped=is_overlapped(method)),
     )
-    periods = (plan.evaluation_period, plan.checkpoint_period)
-
-    def end(step: int) -> int:
-        stops = [(step // period + 1) * period for period in periods]
-        return min(plan.steps, end_of_call(method, topology.groups, step, task.longest_call), *stops)
 
     def compile(state: TrainState, step: int) -> Advance:
         args = (state, task.data_for(step, 0), jnp.int32(1))
@@ -77,7 +76,55 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
 
         return advance
 
-    return Rounds(end, compile, metrics=lambda step: {})
+    return Rounds(_ends(plan, method, topology, task), compile, metrics=lambda step: {})
+
+
+def _ends(plan: Plan, method: DistributedOptimizer, topology: Topology, task: OpenTask) -> Callable[[int], int]:
+    """`step -> step`, where a call that begins there ends."""
+    periods = (plan.evaluation_period, plan.checkpoint_period)
+
+    def end(step: int) -> int:
+        stops = [(step // period + 1) * period for period in periods]
+        return min(plan.steps, end_of_call(method, topology.groups, step, task.longest_call), *stops)
+
+    return end
+
+
+def _carried(
+    plan: Plan, method: DistributedOptimizer, topology: Topology, carriers: Topology, task: OpenTask
+) -> Rounds:
+    """The same, with what is under way on devices of its own."""
+    step = make_carried_step(
+        method,
+        topology,
+        carriers,
+        task.loss,
+        task.batches,
+        rate_factor=make_factor(plan.schedule, plan.steps),
+        longest_call=task.longest_call or LONGEST_CALL,
+        compiler_options=compiler_options(plan.compute_dtype, topology),
+    )
+
+    def compile(state: TrainState, at: int) -> Advance:
+        take_steps = step.steps.lower(state, task.data_for(at, 0), jnp.int32(1)).compile()
+        sends = empty_like((state.params, state.opt_state, state.losses), carriers)
+        begin, end = {}, {}
+        for begins in kinds_of_call(method, topology.groups):
+            begin[begins] = step.begin.lower(*sends, begins=begins).compile() if begins else None
+            news = jax.eval_shape(functools.partial(step.begin, begins=begins), *sends) if begins else ()
+            end[begins] = step.end.lower(state, empty_like(news, topology), begins=begins).compile()
+
+        def advance(state: TrainState, first: int, last: int) -> tuple[TrainState, RoundReport, None]:
+            begins = begins_at(method, topology.groups, first)
+            send, news = begin[begins], ()
+            if send is not None:
+                news = send(*moved((state.params, state.opt_state, state.losses), carriers))
+            state = take_steps(state, task.data_for(first, last - first), jnp.int32(last - first))
+            return *end[begins](state, moved(news, topology)), None
+
+        return advance
+
+    return Rounds(_ends(plan, method, topology, task), compile, metrics=lambda step: {})
 
 
 def _simulated(

@@ -20,6 +20,7 @@ from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, downpour, fragments, ledger, make_train_step, overlapped, periodic
+from lsgd_jax.engine.carried import carriers_of, make_carried_step, moved
 from lsgd_jax.engine.communications import begins_at, kinds_of_call
 from lsgd_jax.engine.train_step import round_steps
 from lsgd_jax.optimizers.distributed_optimizer import communications_of
@@ -127,6 +128,34 @@ def test_programs_that_the_host_chooses_do_the_same(cut: bool) -> None:
         np.testing.assert_allclose(values, whole[STEPS][name], rtol=0, atol=1e-6)
     assert sorted(kinds) == kinds_of_call(optimizer, 2)
     assert len(kinds) == (4 if cut else 3), "none, those of groups, and all; of two parts each"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [False, True])
+def test_devices_of_their_own_may_carry_what_is_under_way(cut: bool) -> None:
+    optimizer, topology, step = compiled("lsgd", 2, 2, cut)
+    faults = FAULTS["workers are lost"]
+    whole, told_there, _ = run(with_faults(PROBLEM, faults), (optimizer, topology, step), cuts=2)
+    carriers = Topology(2, 3, jax.devices()[4:6])
+    carried = make_carried_step(
+        optimizer, topology, carriers, faulty_loss, REGRESSION, longest_call=64, compiler_options=QUICK
+    )
+
+    def in_three(state: Any, data: Any, steps: Any) -> Any:
+        begins = begins_at(optimizer, 2, int(state.step))
+        sends = moved((state.params, state.opt_state, state.losses), carriers)
+        news = carried.begin(*sends, begins=begins) if begins else ()
+        assert {device for x in jax.tree.leaves(news) for device in x.devices()} <= set(carriers.devices or ())
+        return carried.end(carried.steps(state, data, steps), moved(news, topology), begins=begins)
+
+    cuts = round_steps(optimizer, 2)
+    trajectory, reports, _ = run(with_faults(PROBLEM, faults), (optimizer, topology, in_three), cuts=min(cuts, 2))
+    assert told(reports) == told(told_there)
+    assert trajectory.keys() == whole.keys()
+    for at, params in trajectory.items():
+        for name, values in params.items():
+            np.testing.assert_allclose(values, whole[at][name], rtol=0, atol=1e-6)
+    assert carriers_of(topology) is None, "in one process nothing has a wire"
 
 
 @pytest.mark.slow

@@ -1,0 +1,111 @@
+"""What overlapped communication hides on a slow link: wall-clock of the same run, sent at once, late, and not at all.
+
+    python benchmarks/hiding.py --rate=100mbit
+
+Processes of this machine train a transformer on text, one worker each, in a network namespace of their own whose
+loopback carries --rate in all (tc and unshare of Linux; no rights are needed). Runs take turns; seconds are those of
+training, without compiling.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import measure
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+ROOT = pathlib.Path(__file__).parents[1]
+PERIOD = 16
+NOTHING = "nothing is sent"
+ALTERNATIVES = {
+    NOTHING: ["--algorithm=none"],
+    "lsgd": [],
+    "lsgd, late": [f"--overlap={PERIOD}"],
+    "lsgd, 4 bits": ["--compress=4"],
+    "lsgd, 4 bits, late": ["--compress=4", f"--overlap={PERIOD}"],
+    "local_sgd": ["--algorithm=local_sgd"],
+    "local_sgd, late": ["--algorithm=local_sgd", f"--overlap={PERIOD}"],
+}
+
+
+def main() -> int:
+    """Runs the command line and returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", default="100mbit", help="of the link, as tc has it (%(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="at most as many as there are cores (%(default)s)")
+    parser.add_argument("--width", type=int, default=256, help="of the transformer (%(default)s)")
+    parser.add_argument("--steps", type=int, default=10 * PERIOD, help="local steps of a run (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; their median counts (%(default)s)")
+    parser.add_argument("--output", type=measure.writable, default=str(ROOT / "results/hiding/hiding.json"))
+    args = parser.parse_args()
+    if args.repeats < 1 or args.processes < 2 or args.steps < PERIOD:
+        parser.error(f"--repeats must be at least 1, --processes 2, and --steps {PERIOD}")
+    seconds: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
+    with tempfile.TemporaryDirectory() as folder:
+        text = pathlib.Path(folder) / "text"
+        rng = random.Random(0)
+        text.write_text("".join(rng.choices("abcdefgh \n", k=400_000)))
+        for turn in range(args.repeats + 1):  # the first compiles
+            for name in random.Random(turn).sample(list(ALTERNATIVES), len(ALTERNATIVES)):
+                workdir = pathlib.Path(folder) / f"{turn}" / name.replace(" ", "_")
+                try:
+                    found = train(args, ALTERNATIVES[name], text, workdir)
+                except subprocess.CalledProcessError as error:
+                    print(f"hiding.py: {name}: {error.output[-400:].strip()}", file=sys.stderr)
+                    return 1
+                if turn:
+                    seconds[name].append(found["seconds"])
+                print(f"{'' if turn else 'untimed: '}{name}: {found['seconds']:.1f} s", flush=True)
+    rows = rows_of(seconds)
+    measure.print_table(
+        ("run", "median s", "min", "max", f"of that in which {NOTHING}"),
+        [(r["run"], *(f"{r[key]:.1f}" for key in ("median", "low", "high")), f"{r['ratio']:.2f}") for r in rows],
+    )
+    measure.write_results(args.output, {"rate": args.rate, "processes": args.processes, "runs": rows})
+    print(f"results in {args.output}")
+    return 0
+
+
+def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The median of each alternative, its range, and its ratio to that of a run that sends nothing."""
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return [
+        {"run": name, "median": medians[name], "low": min(times), "high": max(times),
+         "ratio": medians[name] / medians[NOTHING]}
+        for name, times in seconds.items()
+    ]  # fmt: skip
+
+
+def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+    """The summary of a run.
+
+    Raises:
+      subprocess.CalledProcessError: if it fails, or there is no such link.
+    """
+    flags = [
+        *(f"--workdir={workdir}", f"--text_file={text}", f"--model_width={args.width}", "--model_layers=4"),
+        *("--batch_size=8", "--sequence_length=64", "--optimizer=adamw", "--learning_rate=0.001", "--sampling=iid"),
+        *("--groups=1", f"--workers={args.processes}", f"--global_period={PERIOD}", f"--steps={args.steps}"),
+        *(f"--eval_every={args.steps}", f"--checkpoint_every={args.steps}", *how),
+    ]
+    command = [sys.executable, "-m", "lsgd_jax.launch", f"--processes={args.processes}", "-m", "lsgd_jax.train", *flags]
+    link = f"ip link set lo up && tc qdisc add dev lo root tbf rate {args.rate} burst 1mb latency 2s"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        ["unshare", "-rn", "sh", "-c", f"{link} && {shlex.join(command)}"],
+        env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return json.loads((workdir / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
