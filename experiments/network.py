@@ -66,9 +66,9 @@ FLAGS = flags.FlagValues()  # its own: those of other scripts have the same name
 define(FLAGS, TABLE)
 
 
-# These once more with communications that take effect a period later.
-OVERLAPPED = ("lsgd", "local_sgd", "diloco")
-LATER = ", overlapped"
+# Some once more, with communications that take effect a period later, and in 4 bits besides.
+LATER, FEWER = ", overlapped", ", overlapped, 4 bits"
+AGAIN = {LATER: ("lsgd", "local_sgd", "diloco"), FEWER: ("lsgd", "diloco")}
 # Communication counts as vanished where a step takes so many times as long as its computation, or less.
 VANISHED = 1.05
 
@@ -132,14 +132,15 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
     rows = []
     for name, model in MODELS.items():
         params = jax.ShapeDtypeStruct((model.parameters,), jnp.float32)
-        for method, title in [*((m, m) for m in METHODS), *((m, m + LATER) for m in OVERLAPPED)]:
+        again = [(method, how) for how, methods in AGAIN.items() for method in methods]
+        for method, how in [*((method, "") for method in METHODS), *again]:
             for size in WORKERS:
                 nodes = max(1, size // workers_per_node)
                 config = Config(workdir="", algorithm=method, groups=nodes, workers=size // nodes)
-                if title != method:
+                if how:
                     two_levels = nodes > 1 and method in users_of("local_period")
                     period = config.local_period if two_levels else config.global_period
-                    config = dataclasses.replace(config, overlap=period)
+                    config = dataclasses.replace(config, overlap=period, compress=4 if how == FEWER else None)
                 sends = ledger(make_method(config), params, groups=nodes, workers=size // nodes)
                 if not sends.entries:  # workers that are alone, or never communicate
                     continue
@@ -149,7 +150,7 @@ def predict(compute_seconds: dict[str, float], workers_per_node: int) -> list[Ro
                 for link, network in NETWORKS.items():
                     seconds = run_seconds(sends, network, compute_seconds=compute, steps=steps)
                     hours = seconds / 3600, steps * compute / 3600
-                    rows.append(Row(name, link, title, size, nodes, *hours, messages, sent))
+                    rows.append(Row(name, link, method + how, size, nodes, *hours, messages, sent))
     return rows
 
 
@@ -177,8 +178,9 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
                        linewidth=1.2, label="computation alone")  # fmt: skip
             for method in methods:
                 line = [row for row in here if row.method == method]
-                base = method.removesuffix(LATER)
-                how = line_of(base, int(base != method), among=methods) | {"label": method}
+                base, _, again = method.partition(",")
+                number = ["", *AGAIN].index(f",{again}" if again else "")
+                how = line_of(base, number, among=methods) | {"label": method}
                 panel.plot([row.workers for row in line], [row.hours for row in line], **how)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
@@ -201,13 +203,13 @@ def table(rows: list[Row], compute_seconds: dict[str, float]) -> str:
     for name, model in MODELS.items():
         batch = f"{compute_seconds[name]:g} s a step of {model.batch_size} a worker"
         lines += ["", f"{model.title}: {model.parameters:,} parameters, {model.samples:,.0f} samples, {batch}"]
-        lines += [f"  {model.source}", f"{'workers':<45}" + "".join(f"{size:>9,}" for size in WORKERS)]
+        lines += [f"  {model.source}", f"{'workers':<49}" + "".join(f"{size:>9,}" for size in WORKERS)]
         by_line: dict[tuple[str, str], list[float]] = {}
         for row in rows:
             if row.model == name:
                 by_line.setdefault((row.network, row.method), []).append(row.hours)
         lines += [
-            f"{network:<21}{method:<24}" + "".join(f"{hours:>9.3g}" for hours in line)
+            f"{network:<21}{method:<28}" + "".join(f"{hours:>9.3g}" for hours in line)
             for (network, method), line in sorted(by_line.items(), key=lambda item: networks.index(item[0][0]))
         ]
     return "\n".join([*lines, "", *reach(rows)])
@@ -217,14 +219,14 @@ def reach(rows: list[Row]) -> list[str]:
     """Up to how many workers communication has vanished: a column for each network."""
     networks = list(dict.fromkeys(row.network for row in rows))
     lines = [f"workers up to which a step takes at most {VANISHED} of its computation"]
-    lines.append(f"{'':<36}" + "".join(f"{network:>21}" for network in networks))
+    lines.append(f"{'':<40}" + "".join(f"{network:>21}" for network in networks))
     for model, method in dict.fromkeys((row.model, row.method) for row in rows):
         columns = []
         for network in networks:
             here = [row for row in rows if (row.model, row.method, row.network) == (model, method, network)]
             fine = [row.workers for row in here if row.hours <= VANISHED * row.compute_hours]
             columns.append(f"{max(fine, default=0) or '–':>21}")
-        lines.append(f"{model:<12}{method:<24}" + "".join(columns))
+        lines.append(f"{model:<12}{method:<28}" + "".join(columns))
     return lines
 
 
