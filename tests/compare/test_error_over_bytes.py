@@ -1,0 +1,62 @@
+"""The experiment on errors over bytes: each way of sending beside the methods in full."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import error_over_bytes as script
+import pytest
+from absl.testing import flagsaver
+
+FLAGS = [
+    "--dataset=digits", "--model=mlp", "--sampling=iid", "--batch_size=16", "--steps=8", "--eval_every=8",
+    "--groups=1", "--workers=2", "--global_period=4", "--nocompilation_cache",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """The script has flags of its own."""
+    saved = flagsaver.save_flag_values(script.FLAGS)
+    yield
+    flagsaver.restore_flag_values(saved, script.FLAGS)
+
+
+@pytest.mark.slow
+def test_each_way_of_sending_stands_beside_the_method_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "FEW_BITS", {script.FULL: {}, "4 bits": {"compress": 4}})
+    monkeypatch.setattr(script, "SENT_LATE", ("4 bits",))
+    arguments = ["error_over_bytes.py", *FLAGS, "--methods=lsgd,data_parallel", "--vary=learning_rate=0.02,0.1",
+                 f"--workdir={tmp_path}"]  # fmt: skip
+    assert script.main(arguments) == 0
+    with (tmp_path / "error_over_bytes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["method"], row["sent_as"], int(row["seed"])) for row in rows]
+    full = [(method, script.FULL) for method in ("lsgd", "data_parallel")]
+    few = [("lsgd", "4 bits"), ("lsgd", "4 bits" + script.LATE)]
+    assert sorted(found) == sorted((*pair, seed) for pair in (*full, *few) for seed in (1, 2, 3))
+    settings = {row["setting"] for row in rows if row["method"] == "lsgd"}
+    assert len(settings) == 1, "what has been chosen in full is kept"
+    sent = {row["sent_as"]: int(row["bytes"]) for row in rows if row["method"] == "lsgd"}
+    assert sent["4 bits"] < sent[script.FULL] / 5
+    shares = {row["sent_as"]: float(row["times_fewer"]) for row in rows if row["method"] == "lsgd"}
+    reference = next(int(row["bytes"]) for row in rows if row["method"] == "data_parallel")
+    assert shares["4 bits"] == pytest.approx(reference / sent["4 bits"], rel=1e-4)
+    assert "| lsgd | 4 bits |" in (tmp_path / "error_over_bytes.md").read_text()
+    assert (tmp_path / "error_over_bytes.png").stat().st_size > 1000
+    capsys.readouterr()
+
+    script.FLAGS.vary = []
+    assert script.main(arguments) == 0
+    assert "compiling" not in capsys.readouterr().out, "nothing is run again"
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("--methods=lsgd", "--methods=lsgd: name data_parallel"), ("--compress=4", "--compress: the ways of sending are")],
+)
+def test_what_makes_no_sense_is_told(flag: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["error_over_bytes.py", *FLAGS, flag, f"--workdir={tmp_path}"]) == 2
+    assert told in capsys.readouterr().err
