@@ -193,7 +193,7 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
     for panel in panels[-1]:
         panel.set_xlabel(f"workers, {workers_per_node} a node")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=7, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
 
 

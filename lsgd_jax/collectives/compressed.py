@@ -75,31 +75,30 @@ def compressed_mean(tree: Any, axis_name: AxisName, codec: Codec, *, where: jax.
       where: bool[], whether this worker takes part. What the others hold, NaN included, does not enter.
 
     Returns:
-      (mean, sent), in float32 or wider: the mean is that of what has been sent by those that take part; NaN where
-      nobody does. What has been sent by this one may be more or less than what it has.
+      (mean, sent), in float32 or wider: the mean is that of what has been sent by those that take part; not finite
+      where nobody does. What has been sent by this one may be more or less than what it has.
     """
     check_bound(axis_name)
     names, (leaves, structure) = names_of(axis_name), jax.tree.flatten(tree)
     workers, rank = lax.axis_size(names), lax.axis_index(names)
-    count = lax.psum(where.astype(jnp.float32), names)
     share = power_share(workers)
 
-    def exchange(arrays: list[jax.Array], rank: jax.Array, count: jax.Array) -> list[jax.Array]:
+    def exchange(arrays: list[jax.Array], rank: jax.Array, where: jax.Array) -> list[jax.Array]:
         parts = _in_blocks(arrays, workers)
         parts = parts.reshape(workers, -1, CODED)
         mine = (jnp.arange(workers) == rank)[:, None, None]
         message = lax.optimization_barrier(codec.encode(parts))
-        sent = jnp.where(mine, parts, codec.decode(message, parts.dtype))
-        # In rows of bytes: of narrow ones the last dimension would be padded, on TPUs to 128 of them.
-        received = to_each(message.reshape(workers, -1), names).reshape(message.shape)
-        heard = codec.decode(received, parts.dtype)  # [workers, blocks of my part, 256], from each
-        own = parts[rank]
-        total = jnp.sum(share * jnp.where(mine, own, heard), axis=0) / share
-        average = total / jnp.maximum(count, 1)
-        message = lax.optimization_barrier(codec.encode(average))
-        lost = total - jnp.maximum(count, 1) * codec.decode(message, parts.dtype)
-        sent = jnp.where(mine, parts - lost, sent)
-        means = codec.decode(from_each(message.ravel(), names).reshape(received.shape), parts.dtype)
+        # In rows of bytes, the first of which tells who takes part: narrower ones would be padded, on TPUs to 128.
+        flag = jnp.broadcast_to(where.astype(jnp.uint8), (workers, 1))
+        received = to_each(jnp.concatenate([flag, message.reshape(workers, -1)], axis=1), names)
+        count = jnp.sum(received[:, 0].astype(parts.dtype))
+        heard = codec.decode(received[:, 1:].reshape(message.shape), parts.dtype)  # of my part, from each
+        total = jnp.sum(share * jnp.where(mine, parts[rank], heard), axis=0) / share
+        # NaN where nobody takes part, which is sent.
+        mean_message = lax.optimization_barrier(codec.encode(total / count))
+        lost = total - count * codec.decode(mean_message, parts.dtype)
+        sent = jnp.where(mine, parts - lost, codec.decode(message, parts.dtype))
+        means = codec.decode(from_each(mean_message.ravel(), names).reshape(message.shape), parts.dtype)
         return [
             *_out_of_blocks(means.reshape(-1, CODED), arrays),
             *_out_of_blocks(sent.reshape(-1, CODED), arrays),
@@ -107,10 +106,10 @@ def compressed_mean(tree: Any, axis_name: AxisName, codec: Codec, *, where: jax.
 
     exchange = on_shards(exchange, outputs=2) if compiler_axes() else exchange
     own = [jnp.where(where, _to_compute_with(leaf), 0) for leaf in leaves]
-    found = exchange(own, rank, count)
+    found = exchange(own, rank, where)
     found = [from_reals(x, leaf) for x, leaf in zip(found, [*leaves, *leaves], strict=True)]
     means, sent = (jax.tree.unflatten(structure, half) for half in (found[: len(leaves)], found[len(leaves) :]))
-    return jax.tree.map(lambda m: jnp.where(count > 0, m, jnp.nan), means), sent
+    return means, sent
 
 
 def _to_compute_with(leaf: jax.Array) -> jax.Array:
