@@ -19,9 +19,9 @@ import sys
 import tempfile
 from typing import Any
 
-import measure
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+import measure
 
 ROOT = pathlib.Path(__file__).parents[1]
 PERIOD = 16
@@ -61,6 +61,9 @@ def main() -> int:
                     found = train(args, ALTERNATIVES[name], text, workdir)
                 except subprocess.CalledProcessError as error:
                     print(f"hiding.py: {name}: {error.output[-400:].strip()}", file=sys.stderr)
+                    return 1
+                except FileNotFoundError as error:
+                    print(f"hiding.py: {error.filename} is not installed: it is part of Linux", file=sys.stderr)
                     return 1
                 if turn:
                     seconds[name].append(found["seconds"])

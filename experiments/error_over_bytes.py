@@ -7,6 +7,7 @@ is told as a share of it. The same command goes on where it was stopped; what is
 """
 
 import itertools
+import math
 import pathlib
 import shlex
 import sys
@@ -18,7 +19,7 @@ from absl import flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from lsgd_jax.cluster.stopping import StopRequest
-from lsgd_jax.commands.command_line import define, describe, described, parse, program_name, stoppable
+from lsgd_jax.commands.command_line import Flag, define, describe, described, parse, program_name, stoppable
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
 from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.commands.settings import given_settings
@@ -31,11 +32,17 @@ if TYPE_CHECKING:
     from lsgd_jax.compare.plan import Comparison
     from lsgd_jax.compare.trials import Setting
 
+WAYS = Flag(
+    "ways", "multi_string", [], "of sending, beside that in full, as the table names them (repeat it; default: all)"
+)
 DEFAULTS = {"methods": "lsgd,local_sgd,diloco,data_parallel", "workdir": "runs/error_over_bytes"}
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 define(
     FLAGS,
-    (f._replace(default=DEFAULTS.get(f.name, f.default)) for f in itertools.chain(PLAN, PROCESS, *RUNS.values())),
+    (
+        f._replace(default=DEFAULTS.get(f.name, f.default))
+        for f in itertools.chain([WAYS], PLAN, PROCESS, *RUNS.values())
+    ),
 )
 
 FULL, REFERENCE = "32 bits", "data_parallel"
@@ -88,7 +95,13 @@ def main(argv: list[str], stop: StopRequest) -> int:
         raise InputError(f"--{taken[0]}: the ways of sending are this experiment's own: leave it out")
     make_cpu_devices()
     plans = Plans(workdir, given, {name: FLAGS[name].value for name, *_ in PLAN})
-    full = plans.of(FULL)
+    if unknown := [way for way in FLAGS.ways if way not in plans.ways]:
+        raise InputError(f"--ways={unknown[0]}: choose from {'; '.join(plans.ways)}")
+    if FLAGS.ways:
+        plans.ways = {way: how for way, how in plans.ways.items() if way == FULL or way in FLAGS.ways}
+    full = plans.full
+    for way in plans.ways:  # what one of them refuses is told before anything is run
+        plans.of(way, {method: full.settings[method][0] for method in methods if method != REFERENCE})
     use_compilation_cache(bool(FLAGS.compilation_cache))
     if FLAGS.dry_run:
         print(f"{len(plans.ways)} ways of sending, of which the first is\n{forecast(full)}")
@@ -110,7 +123,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
 def usage() -> str:
     """The text of --help."""
     lines = ["usage: error_over_bytes.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
-    lines += [*describe(PLAN), *describe(PROCESS)]
+    lines += [*describe([WAYS]), *describe(PLAN), *describe(PROCESS)]
     for group, members in RUNS.items():
         lines += ["", f"{group}, of every run unless varied:", *describe(members)]
     return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
@@ -120,11 +133,11 @@ class Plans:
     """The comparison of each way of sending."""
 
     def __init__(self, workdir: pathlib.Path, given: dict[str, Any], options: dict[str, Any]) -> None:
-        self.workdir, self.given, self.options = workdir, given, options
-        from lsgd_jax.config.config import Config
-
-        period = given.get("global_period", Config.global_period)
-        late = {"fragments": PARTS, "overlap": period // 2}
+        self.workdir, self.given, self.options, self.ways = workdir, given, options, FEW_BITS
+        self.full = self.of(FULL)
+        base = self.full.base
+        period = base.local_period if base.groups > 1 else base.global_period
+        late = {"fragments": PARTS, "overlap": max(1, period // 2)}
         self.ways = FEW_BITS | {name + LATE: FEW_BITS[name] | late for name in SENT_LATE}
 
     def of(self, way: str, chosen: "dict[str, Setting] | None" = None) -> "Comparison":
@@ -138,7 +151,9 @@ class Plans:
         options = dict(self.options)
         if chosen is not None:
             options["methods"] = list(chosen)
-            options["vary"] = [f"{m}.{flag}={value}" for m, setting in chosen.items() for flag, value in setting]
+            varied = [(m, flag, value) for m, setting in chosen.items() for flag, value in setting]
+            shown = {True: "true", False: "false"}
+            options["vary"] = [f"{m}.{flag}={shown.get(v, v) if isinstance(v, bool) else v}" for m, flag, v in varied]
         folder = self.workdir / way.replace(", ", "_").replace(" ", "_").replace("%", "percent")
         return make_plan(self.given | self.ways[way] | {"workdir": str(folder)}, **options)
 
@@ -148,12 +163,15 @@ def run_all(plans: Plans, command: str, stop: StopRequest) -> list[Point]:
     from lsgd_jax.compare.grid import choose
     from lsgd_jax.compare.running import compare
     from lsgd_jax.compare.trials import finished
+    from lsgd_jax.errors import InputError
 
-    full = plans.of(FULL)
+    full = plans.full
     compare(full, [command], stop)
     found = [outcome for trial in full.search() if (outcome := finished(trial, full.metric))]
     chosen = {m: setting for m, setting in choose(full.settings, found, full.metric).items() if setting is not None}
     points = list(_ends(FULL, full, chosen))
+    if any(method not in chosen for method in full.settings):
+        raise InputError(f"every setting of {next(m for m in full.settings if m not in chosen)} diverged: vary others")
     sent_by_reference = next(point.bytes for point in points if point.method == REFERENCE)
     others = {method: setting for method, setting in chosen.items() if method != REFERENCE}
     for way in list(plans.ways)[1:]:
@@ -161,7 +179,9 @@ def run_all(plans: Plans, command: str, stop: StopRequest) -> list[Point]:
         plan = plans.of(way, others)
         compare(plan, [command], stop)
         points += _ends(way, plan, others)
-    return [point._replace(times_fewer=sent_by_reference / point.bytes) for point in points]
+    return [
+        point._replace(times_fewer=sent_by_reference / point.bytes if point.bytes else math.inf) for point in points
+    ]
 
 
 def _ends(way: str, plan: "Comparison", chosen: "dict[str, Setting]") -> Iterator[Point]:

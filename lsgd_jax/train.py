@@ -117,15 +117,14 @@ def run(program: str, stop: StopRequest) -> int:
 def _overlapped() -> bool:
     """Whether communications are overlapped, as the flags say, or the run that goes on; the same in all processes."""
     from lsgd_jax.cluster import processes
-    from lsgd_jax.config.checks import load_config
+    from lsgd_jax.config.saved import read_config
     from lsgd_jax.trainer.workdir import is_started
 
     def found() -> bool:
-        given = given_settings(FLAGS)
-        if not (FLAGS.resume and FLAGS.workdir and is_started(pathlib.Path(str(FLAGS.workdir)))):
-            return given.get("overlap") is not None
-        workdir = str(FLAGS.workdir)
-        return load_config(workdir, given | {"workdir": workdir}, resume=True).overlap is not None
+        workdir = pathlib.Path(str(FLAGS.workdir or ""))
+        goes_on = FLAGS.resume and FLAGS.workdir and is_started(workdir)
+        saved = read_config(workdir) if goes_on else {}
+        return given_settings(FLAGS).get("overlap", saved.get("overlap")) is not None
 
     return processes.from_main(found)
 

@@ -91,12 +91,13 @@ def devices() -> list[jax.Device]:
 def devices_for(*, overlapped: bool) -> list[jax.Device]:
     """Those on which workers live: of CPU processes whose communications are overlapped the first half of each.
 
-    The others carry what is under way (`lsgd_jax.engine.carried`).
+    The others carry what is under way (`lsgd_jax.engine.carried`). Workers of several devices, of which that knows
+    nothing, take all: to be called with False.
     """
     found = devices()
     if not overlapped or alone() or found[0].platform != "cpu":
         return found
-    halves = {number: -(-of // 2) for number, of in Counter(device.process_index for device in found).items()}
+    halves = {number: max(1, of // 2) for number, of in Counter(device.process_index for device in found).items()}
     seen = Counter[int]()
     kept = []
     for device in found:
@@ -125,7 +126,8 @@ def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict
     """
     if alone():
         return {}
-    groups, places = given.get("groups") or machines(), devices_for(overlapped=given.get("overlap") is not None)
+    late = given.get("overlap") is not None and devices_per_worker == 1
+    groups, places = given.get("groups") or machines(), devices_for(overlapped=late)
     return {
         "groups": groups,
         "workers": given.get("workers") or max(1, len(places) // devices_per_worker // groups),
@@ -147,7 +149,7 @@ def check_all_work(topology: Topology) -> None:
     if without:
         raise InputError(
             f"--groups={topology.groups} --workers={topology.workers} leave process {min(without)} without workers: "
-            f"choose numbers that {jax.device_count()} devices divide, or leave both out"
+            f"choose numbers that {len(topology.devices or ())} devices divide, or leave both out"
         )
 
 

@@ -62,7 +62,8 @@ def topology_of(config: Config) -> Topology:
     Raises:
       InputError: if there are fewer devices than one of them takes.
     """
-    devices, axes = processes.devices_for(overlapped=config.overlap is not None), config.own_axes
+    axes = config.own_axes
+    devices = processes.devices_for(overlapped=config.overlap is not None and not axes)
     if (needed := math.prod(axes.values())) > len(devices):
         raise InputError(
             f"--worker_axes={config.worker_axes}: a worker of {needed} devices does not fit on {len(devices)}: use "

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lsgd_jax.collectives import Codec, Leader, compressed_from_leader, compressed_mean, mean, varying
 from lsgd_jax.collectives.codec import CODED
 from lsgd_jax.optimizers.arithmetic import widened
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, Outcome, check_number
-from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.finite import all_finite, select, where_heard
 from lsgd_jax.optimizers.overlapped import OverlappedState
 from lsgd_jax.optimizers.sending import FromLeader, MeanOf
 
@@ -54,17 +53,18 @@ def compressed(
 
     Numbers are sent in blocks of 256, by C: in 8 or 4 bits with a scale for each block, or of each block the entries of
     the largest magnitude alone, in 32, 8 or 4 bits, each with its place in a byte. Bits of each parameter, in place of
-    32: 8.06 and 4.06 with ``bits`` of 8 and 4; 1.69 with ``bits=8, top_k=0.1``, 0.30 with ``bits=4, top_k=0.02``.
+    32: 8.06 and 4.06 with ``bits`` of 8 and 4; 1.69 with ``bits=8, top_k=0.1``, 0.31 with ``bits=4, top_k=0.02``.
 
     A leader sends what differs from r, which all have heard last, whoever it came from::
 
       r <- r + C(x~ - r)      and r is heard in place of x~
 
-    so that no error outlives the next message. Where `top_k` leaves entries out, a worker hears its own in place of
-    them, and is not pulled there. If a worker is lost the leader's parameters are sent as they are, in the train step.
+    so that no error outlives the next message. Entries that `top_k` leaves out are not heard, NaN: nothing pulls there.
+    If a worker is lost the leader's parameters are sent as they are, in the train step.
 
-    Means are taken in two messages, to the worker that adds up a part and back from it, in which what is added up is
-    decoded, in float32; e_i is what worker i has not sent yet, and that part's mean what was rounded in sending it::
+    A mean takes two messages: each worker sends every part of the parameters to its owner, a worker, who decodes them,
+    adds them up in float32, and sends the mean back. e_i holds what worker i has not sent yet; that of an owner also
+    holds the rounding error of its mean::
 
       e_i <- e_i + x_i - r
       s_i = what is sent of e_i,   e_i <- e_i - s_i,   r <- r + mean(s_i)      and r is heard in place of mean(x_i)
@@ -142,7 +142,7 @@ def _of_leader(whole: Communication, sends: FromLeader, i: int, codec: Codec) ->
         own, last = widened(sends.of(params, state.inner, axis_name)), state.memories[i].heard
         leader = sends.elect(own, score, axis_name)
         difference = jax.tree.map(jnp.subtract, own, last)
-        difference = compressed_from_leader(difference, leader, axis_name, codec, method=sends.method)
+        difference = compressed_from_leader(difference, leader, axis_name, codec, method=sends.broadcast)
         news = jax.tree.map(lambda r, d: jnp.where(leader.valid, (r + d).astype(r.dtype), jnp.nan), last, difference)
         return leader, news
 
@@ -150,10 +150,9 @@ def _of_leader(whole: Communication, sends: FromLeader, i: int, codec: Codec) ->
         params: optax.Params, state: CompressedState, heard: tuple[Leader, Any], axis_name: tuple[str, ...]
     ) -> Outcome:
         leader, news = heard
-        own = sends.of(params, state.inner, axis_name)
-        told = optax.tree.cast_like(_where_told(news, widened(own)), own)
-        outcome = whole.finish(params, state.inner, (leader, told), axis_name)
-        return _remembered(outcome, state, i, Memory(_where_told(news, state.memories[i].heard), None))
+        like: Any = jax.eval_shape(lambda params, inner: sends.of(params, inner, axis_name), params, state.inner)
+        outcome = whole.finish(params, state.inner, (leader, optax.tree.cast_like(news, like)), axis_name)
+        return _remembered(outcome, state, i, Memory(where_heard(news, state.memories[i].heard), None))
 
     def begin_whole(params: optax.Params, state: CompressedState, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
         return sends(params, state.inner, score, axis_name)
@@ -176,26 +175,26 @@ def _of_mean(whole: Communication, sends: MeanOf, i: int, codec: Codec) -> Commu
     def begin(
         params: optax.Params, state: CompressedState, score: jax.Array, axis_name: tuple[str, ...]
     ) -> tuple[Any, Any]:
-        """The mean of what is sent, and what this worker has not sent then."""
+        """What is heard, and what this worker has not sent then."""
         del score
         own, memory = widened(sends.of(params, state.inner, axis_name)), state.memories[i]
         change = own if sends.change else jax.tree.map(jnp.subtract, own, memory.heard)
         due = jax.tree.map(jnp.add, memory.unsent, change)
         takes_part = all_finite(own)
         average, sent = compressed_mean(due, axis_name, codec, where=takes_part)
+        told = jax.tree.map(lambda d, m: m.astype(d.dtype), due, average)
+        told = told if sends.change else jax.tree.map(jnp.add, memory.heard, told)
         left = jax.tree.map(lambda d, s: (d - s).astype(d.dtype), due, sent)
-        return average, select(takes_part, left, memory.unsent)
+        return told, select(takes_part, left, memory.unsent)
 
     def finish(
         params: optax.Params, state: CompressedState, heard: tuple[Any, Any], axis_name: tuple[str, ...]
     ) -> Outcome:
-        average, unsent = heard
+        told, unsent = heard
         # Shapes alone: this half sends nothing.
         like: Any = jax.eval_shape(lambda params, inner: sends.of(params, inner, axis_name), params, state.inner)
-        last = state.memories[i].heard
-        told = average if sends.change else jax.tree.map(lambda r, m: (r + m).astype(r.dtype), last, average)
         outcome = whole.finish(params, state.inner, optax.tree.cast_like(told, like), axis_name)
-        known = None if sends.change else select(all_finite(told), told, last)
+        known = None if sends.change else select(all_finite(told), told, state.memories[i].heard)
         return _remembered(outcome, state, i, Memory(known, unsent))
 
     return whole._replace(begin=begin, finish=finish)
@@ -204,10 +203,6 @@ def _of_mean(whole: Communication, sends: MeanOf, i: int, codec: Codec) -> Commu
 def _remembered(outcome: Outcome, state: CompressedState, i: int, memory: Memory) -> Outcome:
     memories = (*state.memories[:i], memory, *state.memories[i + 1 :])
     return outcome._replace(state=CompressedState(outcome.state, memories))
-
-
-def _where_told(news: Any, otherwise: Any) -> Any:
-    return jax.tree.map(lambda new, old: jnp.where(jnp.isnan(new), old, new), news, otherwise)
 
 
 def _of_changes(begin: FromLeader | MeanOf) -> bool:
@@ -242,26 +237,19 @@ def _check_compressible(communication: Communication, top_k: float | None) -> No
         )
 
 
-def known_to_all(opt_state: Any) -> Any:
-    """The state of workers that have been put into new groups, in which they need not have heard the same.
-
-    What the first worker has heard last is taken for all: it is what differences are to, no more. Of what is under way
-    nothing takes effect, and it counts as not sent.
+def with_common_references(state: Any, fresh: Any) -> Any:
+    """The state of a worker in a new group, whose workers need not have heard the same.
 
     Args:
-      opt_state: that of a method, or of wrappers around it; arrays [groups, workers, ...].
+      state: that of a method, or of wrappers around it.
+      fresh: what `init` gives where all the new workers are. What differences are to, and what is under way or has not
+        been sent, are taken from it, if the method is compressed.
     """
+    if isinstance(state, OverlappedState) and isinstance(state.inner, CompressedState):
+        return OverlappedState(with_common_references(state.inner, fresh.inner), fresh.heard)
+    return state._replace(memories=fresh.memories) if isinstance(state, CompressedState) else state
 
-    def of_method(state: Any) -> Any:
-        if isinstance(state, OverlappedState) and isinstance(state.inner, CompressedState):
-            heard = tuple(each._replace(waiting=each.waiting & False) for each in state.heard)
-            return OverlappedState(of_method(state.inner), heard)
-        if not isinstance(state, CompressedState):
-            return state
-        memories = (memory._replace(heard=jax.tree.map(of_first, memory.heard)) for memory in state.memories)
-        return state._replace(memories=tuple(memories))
 
-    def of_first(leaf: Any) -> Any:
-        return np.broadcast_to(leaf[:1, :1], leaf.shape)
-
-    return jax.tree.map(of_method, opt_state, is_leaf=lambda x: isinstance(x, OverlappedState | CompressedState))
+def is_compressed(state: Any) -> bool:
+    """Whether a state is that of a method that is compressed."""
+    return isinstance(state, CompressedState) or (isinstance(state, OverlappedState) and is_compressed(state.inner))

@@ -25,6 +25,11 @@ def select(condition: jax.Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def where_heard(heard: Any, otherwise: Any) -> Any:
+    """What has been heard; where it is NaN, nothing has, and another tree stands there."""
+    return jax.tree.map(lambda new, old: jnp.where(jnp.isnan(new), old, new), heard, otherwise)
+
+
 def moved_by_mean(params: Any, state: Any, average: Any, moved: Any) -> Outcome:
     """The outcome of a move from `params` to `moved`, in which a mean was heard.
 

@@ -24,7 +24,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_count,
     check_fraction,
 )
-from lsgd_jax.optimizers.finite import all_finite, finite_mean, select
+from lsgd_jax.optimizers.finite import all_finite, finite_mean, select, where_heard
 from lsgd_jax.optimizers.leader_pull import leader_pull
 from lsgd_jax.optimizers.sending import FromLeader
 
@@ -104,7 +104,7 @@ def lsgd(
     local_period = check_count("local_period", local_period)
     global_period = check_count("global_period", global_period)
     window = check_count("window", window)
-    elect = FromLeader(wire_dtype=wire_dtype, method=broadcast)  # the leader, and its parameters
+    elect = FromLeader(wire_dtype=wire_dtype, broadcast=broadcast)  # the leader, and its parameters
 
     base = movable(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
@@ -142,7 +142,7 @@ def lsgd(
         ) -> Outcome:
             del axis_name
             leader, leader_params = heard
-            pulled = toward(leader_params, params, pull)
+            pulled = toward(where_heard(leader_params, params), params, pull)  # a compressed leader is heard in part
             restarted = leader.valid & ~all_finite(params)
             moved = leader.valid & ~leader.is_leader
             params = select(moved | restarted, select(restarted, leader_params, pulled), params)
@@ -170,8 +170,8 @@ def lsgd(
 
 
 def _leader_or_self(last: optax.Params | None, params: optax.Params) -> optax.Params | None:
-    """The last leader; before there was one, the worker itself, toward which nothing pulls."""
-    return None if last is None else jax.tree.map(lambda heard, x: jnp.where(jnp.isnan(heard), x, heard), last, params)
+    """The last leader; where it was not heard, the worker itself, toward which nothing pulls."""
+    return None if last is None else where_heard(last, params)
 
 
 def _remember(last: optax.Params | None, params: optax.Params, valid: jax.Array) -> optax.Params | None:

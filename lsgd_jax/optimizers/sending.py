@@ -39,25 +39,25 @@ class FromLeader:
     Attributes:
       of: `(params, state, axis_name) -> tree`; the parameters by default.
       wire_dtype: as of `broadcast_from_leader`, for uncompressed trees.
-      method: "psum" or "ring", as there.
+      broadcast: "psum" or "ring", its `method`.
 
     Raises:
       ValueError: if `wire_dtype` is neither int8 nor a floating-point dtype of 16 bits or more, or
-        `method` is unknown.
+        `broadcast` is unknown.
     """
 
     of: Callable[[Any, Any, tuple[str, ...]], Any] = _params
     wire_dtype: DTypeLike | None = None
-    method: BroadcastMethod = "psum"
+    broadcast: BroadcastMethod = "psum"
 
     def __post_init__(self) -> None:
         check_wire_dtype(self.wire_dtype)
-        check_broadcast_method("broadcast", self.method)
+        check_broadcast_method("broadcast", self.broadcast)
 
     def __call__(self, params: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> tuple[Leader, Any]:
         tree = self.of(params, state, axis_name)
         leader = self.elect(tree, score, axis_name)
-        return leader, broadcast_from_leader(tree, leader, axis_name, wire_dtype=self.wire_dtype, method=self.method)
+        return leader, broadcast_from_leader(tree, leader, axis_name, wire_dtype=self.wire_dtype, method=self.broadcast)
 
     @staticmethod
     def elect(tree: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Leader:
@@ -73,8 +73,7 @@ class MeanOf:
 
     Attributes:
       of: `(params, state, axis_name) -> tree`; the parameters by default.
-      change: whether that is what a worker has added up since the last communication, which begins again at zero
-        with it; else where the worker is.
+      change: True if the tree is a change since the last communication, False if it is a position.
     """
 
     of: Callable[[Any, Any, tuple[str, ...]], Any] = _params

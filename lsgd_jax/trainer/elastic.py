@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from lsgd_jax.cluster import processes
+from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.communication import WorkerState, begin_again
 from lsgd_jax.engine.local_steps import keeps_gradients
 from lsgd_jax.engine.numerics import wrap_keys
 from lsgd_jax.engine.state import SHARED, TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.optimizers.compressed import known_to_all
-from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.optimizers.compressed import is_compressed, with_common_references
+from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite, select
 from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.trainer.checkpoints import Checkpoints
@@ -60,7 +61,6 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
       shape: its (groups, workers).
     """
     old = checkpoints.restore_on_host(step, run.state_shapes(shape))
-    old = old._replace(opt_state=known_to_all(old.opt_state))
     scores = np.asarray(jax.vmap(jax.vmap(window_mean))(old.losses))
     places = place(scores, _healthy(old.params), run.topology.shape)
     for line in changes(places, shape):
@@ -174,11 +174,16 @@ def _begin_new(method: DistributedOptimizer) -> Any:
             if keeps_gradients(method):
                 changed["opt_state"] = again.opt_state
             old = {name: getattr(worker, name) for name in changed}
-            return worker._replace(**select(new, changed, old))
+            worker = worker._replace(**select(new, changed, old))
+            if is_compressed(worker.opt_state):
+                fresh = method.init(worker.params, Axes())
+                worker = worker._replace(opt_state=with_common_references(worker.opt_state, fresh))
+            return worker
 
         fields: Any = dict.fromkeys(TrainState._fields, 0) | dict.fromkeys(SHARED)
         axes = TrainState(**fields)
-        over_workers = jax.vmap(jax.vmap(of_worker, (axes, 0, 0), axes), (axes, 0, 0), axes)
+        of_group = jax.vmap(of_worker, (axes, 0, 0), axes, axis_name=WORKER)
+        over_workers = jax.vmap(of_group, (axes, 0, 0), axes, axis_name=GROUP)
         return over_workers(state, keys, new)
 
     return begin

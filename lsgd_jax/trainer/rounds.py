@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import AsynchronousRounds, compile_programs, make_programs
 from lsgd_jax.cluster.processes import alone, put
 from lsgd_jax.cluster.tickets import CoordinatedRound
@@ -94,6 +95,7 @@ def _carried(
     plan: Plan, method: DistributedOptimizer, topology: Topology, carriers: Topology, task: OpenTask
 ) -> Rounds:
     """The same, with what is under way on devices of its own."""
+    processes.warm_up(carriers)
     step = make_carried_step(
         method,
         topology,

@@ -214,7 +214,8 @@ def simulate(
         for rank in members:
             worker = team[rank]
             heard = news.exact if rank == news.leader else news.received
-            heard = {name: np.where(np.isnan(heard[name]), worker.x[name], heard[name]) for name in names}
+            told = as_arrays({name: heard[name] for name in names})
+            heard = {name: np.where(np.isnan(told[name]), worker.x[name], told[name]) for name in names}
             if worker.finite and rank != news.leader:
                 worker.x |= {name: (1 - at.pull) * worker.x[name] + at.pull * heard[name] for name in names}
             elif not worker.finite and reseed:
@@ -222,7 +223,7 @@ def simulate(
                 worker.base_state = base.init(worker.x)
                 reseeds.append(Reseed(step, rank))
             last = worker.last_leader[at.level] or {}
-            worker.last_leader[at.level] = last | as_arrays(heard)
+            worker.last_leader[at.level] = last | told
 
     waiting: dict[Any, News | None] = {}
 
@@ -289,7 +290,8 @@ def stale_pulled(worker: Worker, settings: Settings) -> Tree:
     for level, pull in (("local", settings.stale_local_pull), ("global", settings.stale_global_pull)):
         leader = worker.last_leader[level]
         if leader is not None:
-            pulled |= {name: pulled[name] - pull * (worker.x[name] - heard) for name, heard in leader.items()}
+            away = {name: np.nan_to_num(worker.x[name] - heard) for name, heard in leader.items()}
+            pulled |= {name: pulled[name] - pull * away[name] for name in leader}
     return pulled
 
 
