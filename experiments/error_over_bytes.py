@@ -23,7 +23,7 @@ from lsgd_jax.commands.command_line import Flag, define, describe, described, pa
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
 from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.commands.settings import given_settings
-from lsgd_jax.compare.command import PLAN, PROCESS, RUNS
+from lsgd_jax.compare.command import PLAN, PROCESS, RUNS, help_of_runs
 from lsgd_jax.compare.palette import line_of
 from lsgd_jax.errors import ExitCode
 
@@ -124,9 +124,7 @@ def usage() -> str:
     """The text of --help."""
     lines = ["usage: error_over_bytes.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
     lines += [*describe([WAYS]), *describe(PLAN), *describe(PROCESS)]
-    for group, members in RUNS.items():
-        lines += ["", f"{group}, of every run unless varied:", *describe(members)]
-    return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
+    return "\n".join([*lines, *help_of_runs()])
 
 
 class Plans:
@@ -228,8 +226,9 @@ def table(points: Sequence[Point], full: "Comparison") -> str:
         f"| method | sent as | MB | times fewer than {REFERENCE} | test {metric.title} | in full | difference |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (method, way), here in _grouped(points).items():
-        errors, of_full = (spread([p.test for p in group]) for group in (here, _grouped(points)[method, FULL]))
+    grouped = _grouped(points)
+    for (method, way), here in grouped.items():
+        errors, of_full = (spread([p.test for p in group]) for group in (here, grouped[method, FULL]))
         first = here[0]
         away = (errors.mean - of_full.mean) / of_full.deviation if of_full.deviation else float("nan")
         lines.append(

@@ -14,7 +14,7 @@ SCALE_BYTES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """How a block of 256 floats travels: as uint8[width].
+    """How a block of 256 floats travels: as uint8[bytes].
 
     With `bits`, a value is a whole number of -7 … 7 or -127 … 127, times a scale of the block in bfloat16, which is its
     largest magnitude over 7 or 127. With `kept`, that many entries travel, those of the largest magnitude, each with
@@ -28,15 +28,8 @@ class Codec:
     bits: int | None
     kept: int | None
 
-    @property
-    def width(self) -> int:
-        """Bytes of a block."""
-        count = CODED if self.kept is None else self.kept
-        values = 4 * count if self.bits is None else SCALE_BYTES + -(-self.bits * count // 8)
-        return values + (self.kept or 0)
-
     def encode(self, blocks: jax.Array) -> jax.Array:
-        """uint8[..., width] from floats[..., 256]."""
+        """uint8[..., bytes] from floats[..., 256]."""
         values, parts = blocks, []
         if self.kept is not None:
             _, places = lax.top_k(jnp.abs(blocks), self.kept)
@@ -53,7 +46,7 @@ class Codec:
         return jnp.concatenate(parts, axis=-1)
 
     def decode(self, message: jax.Array, dtype: DTypeLike, unsent: float = 0.0) -> jax.Array:
-        """Floats[..., 256] of a dtype from uint8[..., width]; of entries that were not sent, `unsent`."""
+        """Floats[..., 256] of a dtype from uint8[..., bytes]; of entries that were not sent, `unsent`."""
         places, message = jnp.split(message, [self.kept or 0], axis=-1)
         if self.bits is None:
             values = _floats_of(message, jnp.float32).astype(dtype)

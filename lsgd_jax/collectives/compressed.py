@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, lane_axes, names_of
+from lsgd_jax.collectives.axes import AxisName, check_bound, compiler_axes, names_of
 from lsgd_jax.collectives.broadcast import BroadcastMethod, from_one_device, leaders_of_device
 from lsgd_jax.collectives.codec import CODED, Codec
 from lsgd_jax.collectives.election import Leader
@@ -40,14 +40,13 @@ def compressed_from_leader(
     check_bound(axis_name)
     names, (leaves, structure) = names_of(axis_name), jax.tree.flatten(tree)
     own = [_to_compute_with(leaf) for leaf in leaves]
-    lanes = lane_axes(names)
-    here = lax.psum(leader.is_leader.astype(jnp.int32), lanes) if lanes else leader.is_leader
+    here = leaders_of_device(leader.is_leader, leader, names)
 
     def send(arrays: list[jax.Array], rank: jax.Array, here: jax.Array) -> list[jax.Array]:
         blocks = _in_blocks(arrays, 1)
         message = codec.encode(blocks)
         # What has been rounded stays so, even where it goes nowhere and a compiler could undo it.
-        message = lax.optimization_barrier(jnp.where(here > 0, message, 0))
+        message = lax.optimization_barrier(jnp.where(here, message, 0))
         (message,) = from_one_device([message], rank, names, method)
         return _out_of_blocks(codec.decode(message, blocks.dtype, unsent=jnp.nan), arrays)
 

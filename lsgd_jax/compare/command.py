@@ -49,10 +49,13 @@ def usage() -> str:
     """The text of --help."""
     lines = ["usage: python -m lsgd_jax.compare [--flag=value ...]", "", described(__doc__), ""]
     lines += ["comparison:", *describe(PLAN), *describe(PROCESS)]
-    lines += ["", *usual_help()]
-    for group, members in RUNS.items():
-        lines += ["", f"{group}, of every run unless varied:", *describe(members)]
-    return "\n".join([*lines, "", "  --flagfile=FILE            read flags from a file, one a line"])
+    return "\n".join([*lines, "", *usual_help(), *help_of_runs()])
+
+
+def help_of_runs() -> list[str]:
+    """The lines of --help on what all runs have in common, and its last."""
+    groups = [["", f"{group}, of every run unless varied:", *describe(members)] for group, members in RUNS.items()]
+    return [*itertools.chain(*groups), "", "  --flagfile=FILE            read flags from a file, one a line"]
 
 
 @stoppable

@@ -150,8 +150,9 @@ def _of_leader(whole: Communication, sends: FromLeader, i: int, codec: Codec) ->
         params: optax.Params, state: CompressedState, heard: tuple[Leader, Any], axis_name: tuple[str, ...]
     ) -> Outcome:
         leader, news = heard
-        like: Any = jax.eval_shape(lambda params, inner: sends.of(params, inner, axis_name), params, state.inner)
-        outcome = whole.finish(params, state.inner, (leader, optax.tree.cast_like(news, like)), axis_name)
+        outcome = whole.finish(
+            params, state.inner, (leader, _in_its_dtypes(news, sends, params, state, axis_name)), axis_name
+        )
         return _remembered(outcome, state, i, Memory(where_heard(news, state.memories[i].heard), None))
 
     def begin_whole(params: optax.Params, state: CompressedState, score: jax.Array, axis_name: tuple[str, ...]) -> Any:
@@ -191,13 +192,19 @@ def _of_mean(whole: Communication, sends: MeanOf, i: int, codec: Codec) -> Commu
         params: optax.Params, state: CompressedState, heard: tuple[Any, Any], axis_name: tuple[str, ...]
     ) -> Outcome:
         told, unsent = heard
-        # Shapes alone: this half sends nothing.
-        like: Any = jax.eval_shape(lambda params, inner: sends.of(params, inner, axis_name), params, state.inner)
-        outcome = whole.finish(params, state.inner, optax.tree.cast_like(told, like), axis_name)
+        outcome = whole.finish(params, state.inner, _in_its_dtypes(told, sends, params, state, axis_name), axis_name)
         known = None if sends.change else select(all_finite(told), told, state.memories[i].heard)
         return _remembered(outcome, state, i, Memory(known, unsent))
 
     return whole._replace(begin=begin, finish=finish)
+
+
+def _in_its_dtypes(
+    tree: Any, sends: FromLeader | MeanOf, params: optax.Params, state: CompressedState, axis_name: tuple[str, ...]
+) -> Any:
+    """What is heard, as the method sends it; from shapes alone, since a second half sends nothing."""
+    like = jax.eval_shape(lambda params, inner: sends.of(params, inner, axis_name), params, state.inner)
+    return optax.tree.cast_like(tree, like)
 
 
 def _remembered(outcome: Outcome, state: CompressedState, i: int, memory: Memory) -> Outcome:

@@ -17,8 +17,8 @@ from numpy_lsgd import Faults, Reseed, Settings
 from numpy_lsgd import Sgd as NumpySgd
 from numpy_lsgd import simulate as simulate_lsgd
 from numpy_methods import simulate
-from regression import QUICK, in_lanes, laid_out, local_step, make_problem, numpy_loss_and_grad, on_mesh, with_faults
-from train_steps import REGRESSION, STEPS, faulty_loss, run, started
+from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and_grad, on_mesh, with_faults
+from train_steps import REGRESSION, STEPS, assert_sends_what_the_ledger_says, faulty_loss, run, started
 
 from lsgd_jax import (
     Communication,
@@ -33,8 +33,6 @@ from lsgd_jax import (
     overlapped,
     periodic,
 )
-from lsgd_jax.accounting.ahead_of_time import Problem, compile_for, traffic
-from lsgd_jax.accounting.targets import read_target
 from lsgd_jax.collectives import partition
 
 PROBLEM = jax.tree.map(np.float64, make_problem(count=6, steps=STEPS))
@@ -204,18 +202,7 @@ def test_workers_of_several_devices_send_blocks_of_their_parts(
     ("name", "few", "wrapped"), [("lsgd", "the largest in 4 bits", "in parts"), ("local_sgd", "4 bits", "alone")]
 )
 def test_compiled_programs_send_what_the_ledger_says(name: str, few: str, wrapped: str) -> None:
-    optimizer = compiled(name, few, 8, wrapped)[0]
-    topology = Topology(2, 3, jax.devices()[:6])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), laid_out(PROBLEM.batches, 2))
-    zeros = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-    problem = Problem(lambda key: (zeros, {}), faulty_loss, REGRESSION, shapes)
-    found = compile_for(problem, optimizer, topology, QUICK)
-    levels = traffic(found, problem, optimizer, topology, read_target("h100:1x8").network(6))["levels"]
-    assert [level["level"] for level in levels] == ["local", "global"]
-    for level in levels:
-        assert sum(level["kinds"].values()) == level["ledger"] > 0
-        assert level["conditional"]
-    assert not found.inside
+    assert_sends_what_the_ledger_says(compiled(name, few, 8, wrapped)[0], PROBLEM)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,10 @@ from numpy_lsgd import Faults, Reseed, Settings
 from numpy_lsgd import Sgd as NumpySgd
 from numpy_lsgd import simulate as simulate_lsgd
 from numpy_methods import simulate
-from regression import QUICK, in_lanes, laid_out, local_step, make_problem, numpy_loss_and_grad, with_faults
-from train_steps import REGRESSION, STEPS, faulty_loss, run
+from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and_grad, with_faults
+from train_steps import REGRESSION, STEPS, assert_sends_what_the_ledger_says, faulty_loss, run
 
 from lsgd_jax import Axes, Topology, data_parallel, fragments, ledger, lsgd, make_train_step, periodic
-from lsgd_jax.accounting.ahead_of_time import Problem, compile_for, traffic
-from lsgd_jax.accounting.targets import read_target
 from lsgd_jax.optimizers.fragments import parts_of
 
 PROBLEM = make_problem(count=6, steps=STEPS)
@@ -177,18 +175,7 @@ def test_as_many_bytes_are_sent_in_as_many_steps_and_an_nth_at_a_time() -> None:
 def test_compiled_programs_send_what_the_ledger_says_and_whole_parameters_only_where_a_worker_is_lost(
     name: str,
 ) -> None:
-    cut = compiled(name, 8)[0]
-    topology = Topology(2, 3, jax.devices()[:6])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), laid_out(PROBLEM.batches, 2))
-    zeros = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-    problem = Problem(lambda key: (zeros, {}), faulty_loss, REGRESSION, shapes)
-    found = compile_for(problem, cut, topology, QUICK)
-    levels = traffic(found, problem, cut, topology, read_target("h100:1x8").network(6))["levels"]
-    assert [level["level"] for level in levels] == ["local", "global"]
-    for level in levels:
-        assert sum(level["kinds"].values()) == level["ledger"] > 0
-        assert level["conditional"]
-    assert not found.inside
+    assert_sends_what_the_ledger_says(compiled(name, 8)[0], PROBLEM)
 
 
 def test_what_cannot_be_cut_is_told() -> None:

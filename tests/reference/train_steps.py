@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec
 from regression import QUICK, Problem, laid_out, loss_of
 
 from lsgd_jax import GROUP, WORKER, Batches, DistributedOptimizer, Topology, TrainState
+from lsgd_jax.accounting.ahead_of_time import Problem as ToCompile
+from lsgd_jax.accounting.ahead_of_time import compile_for, traffic
+from lsgd_jax.accounting.targets import read_target
 from lsgd_jax.engine.state import start_state, state_shardings
 
 STEPS = 66
@@ -81,3 +84,18 @@ def run(problem: Problem, parts: Any, cuts: int = 1, steps: int = STEPS) -> tupl
         trajectory[int(state.step)] = jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), state.params)
         reports.append((int(state.step), jax.device_get(report)))
     return trajectory, reports, state
+
+
+def assert_sends_what_the_ledger_says(optimizer: DistributedOptimizer, problem: Problem) -> None:
+    """In the program that is compiled for 2 × 3 devices: by level, inside of conditionals alone."""
+    topology = Topology(2, 3, jax.devices()[:6])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), laid_out(problem.batches, 2))
+    zeros = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    to_compile = ToCompile(lambda key: (zeros, {}), faulty_loss, REGRESSION, shapes)
+    found = compile_for(to_compile, optimizer, topology, QUICK)
+    levels = traffic(found, to_compile, optimizer, topology, read_target("h100:1x8").network(6))["levels"]
+    assert [level["level"] for level in levels] == ["local", "global"]
+    for level in levels:
+        assert sum(level["kinds"].values()) == level["ledger"] > 0
+        assert level["conditional"]
+    assert not found.inside
