@@ -4,7 +4,7 @@
 
 Processes of this machine train a transformer on text, one worker each, in a network namespace of their own whose
 loopback carries --rate in all (tc and unshare of Linux; no rights are needed). Runs take turns; seconds are those of
-training, without compiling.
+training in the second half of a run: in the first, evaluations are compiled beside it.
 """
 
 import argparse
@@ -40,12 +40,12 @@ def main() -> int:
     parser.add_argument("--rate", default="100mbit", help="of the link, as tc has it (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="at most as many as there are cores (%(default)s)")
     parser.add_argument("--width", type=int, default=256, help="of the transformer (%(default)s)")
-    parser.add_argument("--steps", type=int, default=10 * PERIOD, help="local steps of a run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=16 * PERIOD, help="local steps of a run (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; their median counts (%(default)s)")
     parser.add_argument("--output", type=measure.writable, default=str(ROOT / "results/hiding/hiding.json"))
     args = parser.parse_args()
-    if args.repeats < 1 or args.processes < 2 or args.steps < PERIOD:
-        parser.error(f"--repeats must be at least 1, --processes 2, and --steps {PERIOD}")
+    if args.repeats < 1 or args.processes < 2 or args.steps < 1 or args.steps % (2 * PERIOD):
+        parser.error(f"--repeats must be at least 1, --processes 2, and --steps a multiple of {2 * PERIOD}")
     seconds: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
     with tempfile.TemporaryDirectory() as folder:
         text = pathlib.Path(folder) / "text"
@@ -62,8 +62,8 @@ def main() -> int:
                 except FileNotFoundError as error:
                     print(f"hiding.py: {error.filename} is not installed: it is part of Linux", file=sys.stderr)
                     return 1
-                seconds[name].append(found["seconds"])
-                print(f"{name}: {found['seconds']:.1f} s", flush=True)
+                seconds[name].append(found)
+                print(f"{name}: {found:.1f} s", flush=True)
     rows = rows_of(seconds)
     measure.print_table(
         ("run", "median s", "min", "max", f"of that in which {NOTHING}"),
@@ -84,8 +84,8 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
-    """The summary of a run.
+def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir: pathlib.Path) -> float:
+    """Seconds of training in the second half of a run.
 
     Raises:
       subprocess.CalledProcessError: if it fails, or there is no such link.
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir:
         *(f"--workdir={workdir}", f"--text_file={text}", f"--model_width={args.width}", "--model_layers=4"),
         *("--batch_size=8", "--sequence_length=64", "--optimizer=adamw", "--learning_rate=0.001", "--sampling=iid"),
         *("--groups=1", f"--workers={args.processes}", f"--global_period={PERIOD}", f"--steps={args.steps}"),
-        *(f"--eval_every={args.steps}", f"--checkpoint_every={args.steps}", *how),
+        *(f"--eval_every={args.steps // 2}", f"--checkpoint_every={args.steps}", *how),
     ]
     command = [sys.executable, "-m", "lsgd_jax.launch", f"--processes={args.processes}", "-m", "lsgd_jax.train", *flags]
     link = f"ip link set lo up && tc qdisc add dev lo root tbf rate {args.rate} burst 1mb latency 2s"
@@ -103,7 +103,8 @@ def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir:
         ["unshare", "-rn", "sh", "-c", f"{link} && {shlex.join(command)}"],
         env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    return json.loads((workdir / "summary.json").read_text())
+    half, whole = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return whole["seconds"] - half["seconds"]
 
 
 if __name__ == "__main__":
