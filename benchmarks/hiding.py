@@ -70,7 +70,9 @@ def main() -> int:
         [(r["run"], *(f"{r[key]:.1f}" for key in ("median", "low", "high")), f"{r['ratio']:.2f}") for r in rows],
     )
     measure.write_results(args.output, {"rate": args.rate, "processes": args.processes, "runs": rows})
-    print(f"results in {args.output}")
+    figure = args.output.with_suffix(".png")
+    draw(figure, rows, args)
+    print(f"results in {args.output} and {figure}")
     return 0
 
 
@@ -82,6 +84,21 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
          "ratio": medians[name] / medians[NOTHING]}
         for name, times in seconds.items()
     ]  # fmt: skip
+
+
+def draw(path: pathlib.Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Draws the medians, with their ranges."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    names, medians = [row["run"] for row in rows], [row["median"] for row in rows]
+    ranges = [[row["median"] - row["low"] for row in rows], [row["high"] - row["median"] for row in rows]]
+    bars = axes.barh(names, medians, xerr=ranges, capsize=3, color=["0.7", "tab:red", "tab:blue", "tab:cyan"])
+    axes.bar_label(bars, [f"{row['ratio']:.2f}" for row in rows], label_type="center", color="white")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"seconds of {args.steps // 2} local steps, {args.processes} processes, link of {args.rate}")
+    figure.savefig(path, dpi=150)
 
 
 def train(args: argparse.Namespace, how: list[str], text: pathlib.Path, workdir: pathlib.Path) -> float:

@@ -1,9 +1,10 @@
 """Error over bytes: methods whose messages are compressed, cut into parts, and late, each beside itself in full.
 
 Settings are chosen as by compare.py, on validation data, of the methods in full, and kept for all ways of sending: so
-compression is not tuned for. Flags are those of compare.py. Each way is a comparison of its own in a folder of
---workdir, all with the same test seeds and samples; data_parallel, in full, sends at every step, and what others send
-is told as a share of it. The same command goes on where it was stopped; what is finished is not run again.
+compression is not tuned for, unless --choose_for_each is given. Flags are those of compare.py. Each way is a comparison
+of its own in a folder of --workdir, all with the same test seeds and samples; data_parallel, in full, sends at every
+step, and what others send is told as a share of it. The same command goes on where it was stopped; what is finished is
+not run again.
 """
 
 import itertools
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 WAYS = Flag(
     "ways", "multi_string", [], "of sending, beside that in full, as the table names them (repeat it; default: all)"
 )
+EACH = Flag("choose_for_each", "boolean", False, "choose settings for each way by itself, among the same")
 DEFAULTS = {"methods": "lsgd,local_sgd,diloco,data_parallel", "workdir": "runs/error_over_bytes"}
 FLAGS = flags.FlagValues()  # its own: those of other scripts have the same names
 define(
     FLAGS,
     (
         f._replace(default=DEFAULTS.get(f.name, f.default))
-        for f in itertools.chain([WAYS], PLAN, PROCESS, *RUNS.values())
+        for f in itertools.chain([WAYS, EACH], PLAN, PROCESS, *RUNS.values())
     ),
 )
 
@@ -101,7 +103,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
         plans.ways = {way: how for way, how in plans.ways.items() if way == FULL or way in FLAGS.ways}
     full = plans.full
     for way in plans.ways:  # what one of them refuses is told before anything is run
-        plans.of(way, {method: full.settings[method][0] for method in methods if method != REFERENCE})
+        plans.of(way, None if FLAGS.choose_for_each else {m: full.settings[m][0] for m in methods if m != REFERENCE})
     use_compilation_cache(bool(FLAGS.compilation_cache))
     if FLAGS.dry_run:
         print(f"{len(plans.ways)} ways of sending, of which the first is\n{forecast(full)}")
@@ -110,7 +112,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
     command = f"python {argv[0]} {shlex.join(argv[1:])}".rstrip()
     try:
         with locked(workdir), on_full_disk(workdir):
-            points = run_all(plans, command, stop)
+            points = run_all(plans, command, stop, for_each=bool(FLAGS.choose_for_each))
             write(workdir, points, full, command)
     except (StoppedError, KeyboardInterrupt) as ended:
         print(f"{program_name(argv)}: stopped; the same command goes on from here", file=sys.stderr)
@@ -123,7 +125,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
 def usage() -> str:
     """The text of --help."""
     lines = ["usage: error_over_bytes.py [--flag=value ...]", "", described(__doc__), "", "comparison:"]
-    lines += [*describe([WAYS]), *describe(PLAN), *describe(PROCESS)]
+    lines += [*describe([WAYS, EACH]), *describe(PLAN), *describe(PROCESS)]
     return "\n".join([*lines, *help_of_runs()])
 
 
@@ -152,34 +154,39 @@ class Plans:
             varied = [(m, flag, value) for m, setting in chosen.items() for flag, value in setting]
             shown = {True: "true", False: "false"}
             options["vary"] = [f"{m}.{flag}={shown.get(v, v) if isinstance(v, bool) else v}" for m, flag, v in varied]
+        elif way != FULL:
+            options["methods"] = [method for method in options["methods"] if method != REFERENCE]
+            options["vary"] = [text for text in options["vary"] if not text.startswith(f"{REFERENCE}.")]
         folder = self.workdir / way.replace(", ", "_").replace(" ", "_").replace("%", "percent")
         return make_plan(self.given | self.ways[way] | {"workdir": str(folder)}, **options)
 
 
-def run_all(plans: Plans, command: str, stop: StopRequest) -> list[Point]:
+def run_all(plans: Plans, command: str, stop: StopRequest, *, for_each: bool) -> list[Point]:
     """Runs what has not been run, and returns the ends of all test runs."""
-    from lsgd_jax.compare.grid import choose
     from lsgd_jax.compare.running import compare
-    from lsgd_jax.compare.trials import finished
     from lsgd_jax.errors import InputError
 
-    full = plans.full
-    compare(full, [command], stop)
-    found = [outcome for trial in full.search() if (outcome := finished(trial, full.metric))]
-    chosen = {m: setting for m, setting in choose(full.settings, found, full.metric).items() if setting is not None}
-    points = list(_ends(FULL, full, chosen))
-    if any(method not in chosen for method in full.settings):
-        raise InputError(f"every setting of {next(m for m in full.settings if m not in chosen)} diverged: vary others")
+    compare(plans.full, [command], stop)
+    chosen = _chosen(plans.full)
+    if diverged := [method for method in plans.full.settings if method not in chosen]:
+        raise InputError(f"every setting of {diverged[0]} diverged: vary others")
+    points = list(_ends(FULL, plans.full, chosen))
     sent_by_reference = next(point.bytes for point in points if point.method == REFERENCE)
     others = {method: setting for method, setting in chosen.items() if method != REFERENCE}
     for way in list(plans.ways)[1:]:
         print(f"\n# {way}", flush=True)
-        plan = plans.of(way, others)
+        plan = plans.of(way, None if for_each else others)
         compare(plan, [command], stop)
-        points += _ends(way, plan, others)
+        points += _ends(way, plan, _chosen(plan))  # of a method that diverges with every setting none
     return [
         point._replace(times_fewer=sent_by_reference / point.bytes if point.bytes else math.inf) for point in points
     ]
+
+
+def _chosen(plan: "Comparison") -> "dict[str, Setting]":
+    from lsgd_jax.compare.running import chosen_so_far
+
+    return {method: setting for method, setting in chosen_so_far(plan).items() if setting is not None}
 
 
 def _ends(way: str, plan: "Comparison", chosen: "dict[str, Setting]") -> Iterator[Point]:

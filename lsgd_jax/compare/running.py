@@ -61,6 +61,12 @@ def compare(plan: Comparison, commands: Sequence[str], stop: StopRequest) -> lis
     return files
 
 
+def chosen_so_far(plan: Comparison) -> dict[str, Setting | None]:
+    """The best setting of each method whose search is over; of others as `choose` has it."""
+    found = [outcome for trial in plan.search() if (outcome := finished(trial, plan.metric))]
+    return choose(plan.settings, found, plan.metric)
+
+
 def run(trial: Trial, source: AnySource, title: str, stop: StopRequest) -> TrialOutcome:
     """Runs a trial, goes on with it, or reads what came of it.
 
@@ -125,10 +131,7 @@ class MeasuredPace(NamedTuple):
 
 def forecast(plan: Comparison) -> str:
     """What would run, and for how long, after timing a few steps and an evaluation of the first method."""
-    search = plan.search()
-    chosen = choose(
-        plan.settings, [outcome for trial in search if (outcome := finished(trial, plan.metric))], plan.metric
-    )
+    search, chosen = plan.search(), chosen_so_far(plan)
     # Where the search is not over yet, any setting takes as long.
     tests = plan.test({method: chosen.get(method, choices[0]) for method, choices in plan.settings.items()})
     pace = measure_pace((search or tests)[0].config, plan.source)

@@ -53,6 +53,20 @@ def test_each_way_of_sending_stands_beside_the_method_in_full(
     assert "compiling" not in capsys.readouterr().out, "nothing is run again"
 
 
+@pytest.mark.slow
+def test_settings_can_be_chosen_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "FEW_BITS", {script.FULL: {}, "4 bits": {"compress": 4}})
+    monkeypatch.setattr(script, "SENT_LATE", ())
+    arguments = ["error_over_bytes.py", *FLAGS, "--methods=lsgd,data_parallel", "--vary=lsgd.global_pull=0.1,0.5",
+                 "--vary=data_parallel.learning_rate=0.02,0.1", "--choose_for_each",
+                 f"--workdir={tmp_path}"]  # fmt: skip
+    assert script.main(arguments) == 0
+    for way in ("32_bits", "4_bits"):
+        tried = {path.name for path in (tmp_path / way / "runs/lsgd").glob("*") if (path / "seed=0").exists()}
+        assert tried == {"global_pull=0.1", "global_pull=0.5"}, "each way has a search of its own"
+    assert not (tmp_path / "4_bits/runs/data_parallel").exists()
+
+
 @pytest.mark.parametrize(
     ("flag", "told"),
     [("--methods=lsgd", "--methods=lsgd: name data_parallel"), ("--compress=4", "--compress: the ways of sending are")],
