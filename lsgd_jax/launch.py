@@ -19,7 +19,8 @@ from typing import NoReturn
 from absl import flags as absl_flags
 
 from lsgd_jax.cluster import gpus
-from lsgd_jax.cluster.members import Members, forwarding_signals, launch
+from lsgd_jax.cluster.coordinator import HEARTBEAT_SECONDS
+from lsgd_jax.cluster.members import Live, Members, forwarding_signals, launch
 from lsgd_jax.cluster.stopping import SIGNALS
 from lsgd_jax.errors import ExitCode, InputError
 from lsgd_jax.files.output import lasting_output
@@ -68,6 +69,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="start again without the processes that were killed; the script then gets --elastic after --resume",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="when a process dies the others go on, and it is started again alone; the script gets --live",
+    )
     parser.add_argument("-m", action="store_true", dest="module", help="the script is a module, as of python -m")
     parser.add_argument("script", help="what to start, and its flags")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -88,6 +94,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--max_restarts has to know where the run is: give the script a --workdir")
     if options.elastic and not options.max_restarts:
         parser.error("--elastic is about starting again: add --max_restarts")
+    if options.live and options.elastic:
+        parser.error("--live and --elastic are two ways to go on when a process has died: choose one")
+    options.live = _live(options, script_flags) if options.live else None
     options.automatic = _value_in(script_flags, "resume") == "auto"
     return options
 
@@ -98,17 +107,19 @@ def _start(options: argparse.Namespace, members: Members) -> int:
     elastic = ["--elastic"] if options.elastic else []
     if options.automatic:  # one command for all starts
         command += elastic
+    if options.live is not None:
+        command.append("--live")
     environments, restarts = options.environments, 0
     again: list[str] = []
     while True:
-        failure = launch([*command, *again], len(environments), environments, members=members)
+        failure = launch([*command, *again], len(environments), environments, members=members, live=options.live)
         if failure is None:
             return 0
         if members.heard.count(signal.SIGINT) > 1:  # it has killed them itself
             return ExitCode.INTERRUPTED
         if failure.code not in TOLD_CODES and not (members.heard and failure.code in SIGNAL_CODES):
             _say(failure.line)
-        if failure.code in FINAL_CODES or members.heard or restarts == options.max_restarts:
+        if failure.code in FINAL_CODES or members.heard or options.live or restarts == options.max_restarts:
             return failure.code
         restarts += 1
         line = f"restart {restarts} of {options.max_restarts}"
@@ -119,6 +130,15 @@ def _start(options: argparse.Namespace, members: Members) -> int:
                 environments = survivors or environments
                 line += f", with {len(environments)} of {options.processes} processes"
         _say(line)
+
+
+def _live(options: argparse.Namespace, script_flags: Sequence[str]) -> Live:
+    """How the launcher treats a run that outlives its processes; a wrong flag the script will tell."""
+    try:
+        heartbeat_timeout = max(1, int(_value_in(script_flags, "heartbeat_timeout") or HEARTBEAT_SECONDS))
+    except ValueError:
+        heartbeat_timeout = HEARTBEAT_SECONDS
+    return Live(options.max_restarts, heartbeat_timeout)
 
 
 def _is_module(name: str) -> bool:

@@ -9,7 +9,7 @@ import math
 import pathlib
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -18,7 +18,10 @@ from lsgd_jax.commands.command_line import define, describe, described, parse, p
 from lsgd_jax.commands.compilation_cache import use_compilation_cache
 from lsgd_jax.commands.cpu_devices import make_cpu_devices
 from lsgd_jax.commands.settings import GROUPS, given_settings, methods_help, usual_help
-from lsgd_jax.errors import ExitCode
+from lsgd_jax.errors import ExitCode, InputError
+
+if TYPE_CHECKING:
+    from lsgd_jax.trainer.live import LiveRun
 
 FLAGS = flags.FLAGS
 LONGEST_WAIT = 10**6  # seconds
@@ -68,7 +71,8 @@ def main(argv: list[str], stop: StopRequest) -> int:
     from lsgd_jax.cluster import joining
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
-    return joining.guard(lambda: run(argv[0], stop), FLAGS.heartbeat_timeout)
+    body = live_run if FLAGS.live else run
+    return joining.guard(lambda: body(argv[0], stop), FLAGS.heartbeat_timeout)
 
 
 def run(program: str, stop: StopRequest) -> int:
@@ -85,6 +89,34 @@ def run(program: str, stop: StopRequest) -> int:
     )
     if processes.alone():
         make_cpu_devices()
+    return train_here(program, stop)
+
+
+def live_run(program: str, stop: StopRequest) -> int:
+    """What each process of a run does that outlives its processes: from one generation to the next."""
+    from lsgd_jax.cluster.generations import RunFinishedError, membership
+    from lsgd_jax.trainer.live import LiveRun
+
+    make_cpu_devices(2 if _is_overlapped() else 1)
+    place = FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+    with membership(*place, FLAGS.connect_timeout, FLAGS.heartbeat_timeout) as member:
+        live = LiveRun(member, FLAGS.num_processes)
+        while True:
+            try:
+                live.join()
+                return train_here(program, stop, live)
+            except RunFinishedError:
+                return ExitCode.DONE
+            except Exception as error:
+                if not member.is_over(error):
+                    raise
+            member.part()  # not before the error is forgotten, and what it has seen
+
+
+def train_here(program: str, stop: StopRequest, live: "LiveRun | None" = None) -> int:
+    """Trains, now that the processes know each other; returns the exit code."""
+    from lsgd_jax.cluster import processes
+
     stop.awaited = not processes.alone()  # others wait for this process: they end together, or go on
 
     from lsgd_jax.config.checks import load_config
@@ -94,39 +126,46 @@ def run(program: str, stop: StopRequest) -> int:
     from lsgd_jax.trainer.workdir import is_started
 
     given = given_settings(FLAGS)
-    workdir: str = str(FLAGS.workdir or processes.from_main(_default_workdir))
-    again = FLAGS.resume == "auto"  # the same command, until the run is finished
+    known = live.workdir if live is not None else None
+    workdir: str = str(FLAGS.workdir or processes.from_main(lambda: known or _default_workdir()))
+    goes_on = live is not None and live.generation.number > 1
+    again = FLAGS.resume == "auto" or goes_on  # the same command, until the run is finished
     resume = processes.from_main(lambda: is_started(pathlib.Path(workdir))) if again else FLAGS.resume
     axes = processes.together(lambda: read_worker_axes(given.get("worker_axes")))
-    shape = {} if resume else processes.default_shape(given, math.prod(axes.values()))
+    if live is not None and axes:
+        raise InputError("--live does not go with --worker_axes: a worker lives in one process")
+    in_all = None if live is None else live.count
+    shape = {} if resume else processes.default_shape(given, math.prod(axes.values()), in_all)
     config = processes.together(lambda: load_config(workdir, shape | given | {"workdir": workdir}, resume=resume))
     use_compilation_cache(FLAGS.compilation_cache)
     if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow(processes.devices()[0].platform)):
         processes.say(f"note: --compute_dtype=bfloat16 is no faster than float32 here: {reason}")
-    elastic = FLAGS.elastic and resume
+    how: Any = {"profile_dir": FLAGS.profile_dir, "stop": stop, "live": live}
     try:
-        summary = train(config, resume=resume, elastic=elastic, profile_dir=FLAGS.profile_dir, stop=stop)
+        summary = train(config, resume=resume, elastic=(FLAGS.elastic or goes_on) and resume, **how)
     except KeyboardInterrupt:
         hint = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
         print(f"{program_name([program])}: interrupted\n{hint}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
-    return ExitCode.STOPPED if summary is None and again else ExitCode.DONE
+    return ExitCode.STOPPED if summary is None and FLAGS.resume == "auto" else ExitCode.DONE
 
 
 def _overlapped() -> bool:
     """Whether communications are overlapped, as the flags say, or the run that goes on; the same in all processes."""
     from lsgd_jax.cluster import processes
+
+    return processes.from_main(_is_overlapped)
+
+
+def _is_overlapped() -> bool:
     from lsgd_jax.config.saved import read_config
     from lsgd_jax.trainer.workdir import is_started
 
-    def found() -> bool:
-        workdir = pathlib.Path(str(FLAGS.workdir or ""))
-        goes_on = FLAGS.resume and FLAGS.workdir and is_started(workdir)
-        saved = read_config(workdir) if goes_on else {}
-        return given_settings(FLAGS).get("overlap", saved.get("overlap")) is not None
-
-    return processes.from_main(found)
+    workdir = pathlib.Path(str(FLAGS.workdir or ""))
+    goes_on = (FLAGS.resume or FLAGS.live) and FLAGS.workdir and is_started(workdir)
+    saved = read_config(workdir) if goes_on else {}
+    return given_settings(FLAGS).get("overlap", saved.get("overlap")) is not None
 
 
 def table(summary: dict[str, Any], workdir: str) -> str:

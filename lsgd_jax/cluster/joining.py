@@ -17,11 +17,10 @@ from typing import Any, NoReturn
 import jax
 
 from lsgd_jax.cluster import gpus, processes, proxies
+from lsgd_jax.cluster.coordinator import HEARTBEAT_SECONDS
 from lsgd_jax.cluster.stopping import stop_with_launcher
 from lsgd_jax.errors import ExitCode, InputError, NotYetError, ReportedError, agreed_error, first_line
 
-# After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
-HEARTBEAT_SECONDS = 15
 # How long the main process waits for the others, at most, before it ends a run that has failed.
 LEAVING_SECONDS = 2.0
 LEFT = f"{processes.KEYS}/left"
@@ -53,9 +52,9 @@ def connect(
     stop_with_launcher()
     if count == 1 or (address is count is number is None and _detected() == 1):
         return
-    local = address is not None and _is_loopback(_host_and_port(address)[0])
+    local = address is not None and is_loopback(address)
     if address is not None and number == 0:
-        _check_port(address)
+        check_port(address)
     if local:
         os.environ.update(proxies.past_loopback(os.environ))
     jax.config.update("jax_check_proxy_envs", False)  # a time-out names them
@@ -75,7 +74,7 @@ def connect(
             coordinator_bind_address=address if local else None,
         )
         if local:
-            _keep_gloo_on_loopback()
+            keep_gloo_on_loopback()
         processes.introduce()
         _choose_gpus()
         before_devices()
@@ -122,7 +121,7 @@ def guard(body: Callable[[], int], heartbeat_timeout: int = HEARTBEAT_SECONDS) -
         if processes.alone():
             raise
         code = 1
-        if _is_of_another(error):
+        if is_of_another(error):
             _say(f"a collective failed; if a process has died, JAX tells which within {heartbeat_timeout} s ({error})")
             time.sleep(heartbeat_timeout + 5)  # meanwhile it ends this process too
         else:
@@ -179,25 +178,32 @@ def _choose_gpus() -> None:
             jax.config.update(f"jax_{kind}_visible_devices", "all")
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of host:port.
+
+    Raises:
+      InputError: if it has another form.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"--coordinator_address={address}: must be host:port")
     return host, int(port)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether host:port is reached from this machine alone."""
+    host = host_and_port(address)[0]
     return host in ("localhost", "[::1]") or host.startswith("127.")
 
 
-def _check_port(address: str) -> None:
+def check_port(address: str) -> None:
     """Refuses a port that something else listens on: gRPC would share it."""
-    host, port = _host_and_port(address)
+    host, port = host_and_port(address)
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host.strip("[]") if _is_loopback(host) else "", port))
+            probe.bind((host.strip("[]") if is_loopback(address) else "", port))
     except OverflowError as error:
         raise InputError(f"--coordinator_address={address}: there is no such port") from error
     except OSError as error:
@@ -210,7 +216,7 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
     missing = "not all processes have come"
     if address is not None and processes.number() != 0:
         try:
-            host, port = _host_and_port(address)
+            host, port = host_and_port(address)
             socket.create_connection((host.strip("[]"), port), timeout=1).close()
         except OSError as error:
             missing = f"no coordinator answers at {address} ({error.strerror or error})"
@@ -223,7 +229,7 @@ def _miss(address: str | None, timeout: float) -> NoReturn:
 
 def _about_proxy(address: str | None) -> str:
     """What to do about a proxy that may stand between the processes."""
-    host = None if address is None else _host_and_port(address)[0].strip("[]")
+    host = None if address is None else host_and_port(address)[0].strip("[]")
     name = proxies.proxy_to(host, os.environ)
     return f"; {name} is set: unset it, or list {host or 'the machines'} in no_proxy" if name else ""
 
@@ -232,7 +238,7 @@ def _say(line: str) -> None:
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
 
 
-def _is_of_another(error: Exception) -> bool:
+def is_of_another(error: Exception) -> bool:
     """Whether an error says that a collective, or the coordinator, has failed."""
     return any(name in str(error) for name in ("Gloo", "NCCL", "UNAVAILABLE", "coordination service"))
 
@@ -255,14 +261,17 @@ def _detected() -> int:
     return 1
 
 
-def _keep_gloo_on_loopback() -> None:
+def keep_gloo_on_loopback() -> None:
     """Gloo listens where the machine's name leads; JAX has no option for it, but its factory has an argument."""
     from jax._src import xla_bridge
     from jax._src.lib import _jax
 
     def make_client() -> Any:
+        client = processes.client()
+        if client is None:  # this process is alone by now
+            return xla_bridge.make_cpu_client()
         return xla_bridge.make_cpu_client(
-            _jax.make_gloo_tcp_collectives(distributed_client=processes.client(), hostname="127.0.0.1")
+            _jax.make_gloo_tcp_collectives(distributed_client=client, hostname="127.0.0.1")
         )
 
     xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)

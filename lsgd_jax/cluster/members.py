@@ -1,6 +1,7 @@
 """Processes of this machine that run the same command together, and what ends them."""
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -10,16 +11,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from lsgd_jax.cluster import proxies
+from lsgd_jax.cluster.coordinator import COORDINATED, Coordinator
 from lsgd_jax.cluster.stopping import LAUNCHER, heard_signals
 from lsgd_jax.errors import ExitCode
 
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
 POLL_SECONDS = 0.05
+# When one has come to the end of a run that outlives its processes, who hangs has so long to come there too.
+LAST_SECONDS = 30.0
 # What Gloo prints about processes that talk to each other.
 NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 
@@ -50,12 +54,25 @@ class Members(NamedTuple):
     heard: list[int]
 
 
+class Live(NamedTuple):
+    """Of a run that outlives its processes.
+
+    Attributes:
+      restarts: how many processes to start again, of those that die.
+      heartbeat_timeout: seconds without a sign of life after which one counts as lost.
+    """
+
+    restarts: int
+    heartbeat_timeout: float
+
+
 def launch(
     command: Sequence[str],
     processes: int,
     environments: Sequence[Mapping[str, str]] | None = None,
     timeout: float | None = None,
     members: Members | None = None,
+    live: Live | None = None,
 ) -> Failure | None:
     """Starts a command as processes that find each other over loopback, and waits until all have ended.
 
@@ -70,11 +87,11 @@ def launch(
       environments: what each has in its environment besides what this process has.
       timeout: seconds that they may take; any number by default.
       members: gets the processes, where signals are heard already.
+      live: of a run that outlives its processes; its coordinator is in this process.
 
     Returns:
-      The first failure, or None.
+      The first failure, or None. Of a run that outlives its processes that of the last one.
     """
-    address = f"127.0.0.1:{free_port()}"
     copies: list[threading.Thread] = []
     said: deque[tuple[int, str]] = deque(maxlen=100)
     common = {"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **proxies.past_loopback(os.environ)}
@@ -83,11 +100,22 @@ def launch(
         started.clear()
         pipe = os.pipe()  # nothing is written: they see its end when this process is gone
         held.callback(_end, started, copies, pipe)
-        for number in range(processes):
-            flags = (f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}")
+        if live is None:
+            port = free_port()
+        else:
+            coordinator = Coordinator(("127.0.0.1", 0), processes, live.heartbeat_timeout)
+            held.callback(coordinator.close)
+            port, common[COORDINATED] = coordinator.port, "1"
+
+        def start(number: int) -> subprocess.Popen:
+            place = (
+                f"--coordinator_address=127.0.0.1:{port}",
+                f"--num_processes={processes}",
+                f"--process_id={number}",
+            )
             own = environments[number] if environments else {}
             process = subprocess.Popen(
-                [*command, *flags],
+                [*command, *place],
                 env=common | {LAUNCHER: str(pipe[0])} | dict(own),
                 pass_fds=pipe[:1],
                 stdin=subprocess.DEVNULL,
@@ -98,13 +126,18 @@ def launch(
                 errors="replace",
                 start_new_session=True,  # they hear Ctrl-C from here, once
             )
-            started.append(process)
-            if heard:  # perhaps before it could be passed on to this one
-                process.terminate()
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 if source is not None:
                     copies.append(threading.Thread(target=_copy, args=(number, source, target, said)))
                     copies[-1].start()
+            return process
+
+        for number in range(processes):
+            started.append(start(number))
+            if heard:  # perhaps before it could be passed on to this one
+                started[-1].terminate()
+        if live is not None:
+            return _outlive(started, start, live.restarts, heard)
         return _wait(started, timeout)
 
 
@@ -151,6 +184,41 @@ def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure
     if any(process.returncode == ExitCode.STOPPED for process in started):  # the others have missed it
         code = ExitCode.STOPPED
     return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}", killed)
+
+
+def _outlive(
+    started: list[subprocess.Popen], start: Callable[[int], subprocess.Popen], restarts: int, heard: Sequence[int]
+) -> Failure | None:
+    """Returns when nobody is left, or some time after one has come to the end of the run.
+
+    One that dies is started again while restarts are left, and left out then; the others go on meanwhile. One that has
+    told what is wrong would do so again: all end.
+    """
+    given_up: set[int] = set()
+    failure, end = None, math.inf
+    while time.monotonic() < end and any(process.poll() is None for process in started):
+        for number, process in enumerate(started):
+            code = process.poll()
+            if code in (None, ExitCode.DONE) or number in given_up:
+                continue
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            told = code in (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.NOT_YET, ExitCode.STOPPED)
+            if told or heard or not restarts:
+                given_up.add(number)
+                failure = Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} {how}")
+                how += "" if told or heard else ": the others go on without it"
+            else:
+                restarts -= 1
+                started[number] = start(number)
+                how += ": it is started again, and the others go on meanwhile"
+            if not (told or heard):
+                print(
+                    f"launch: process {number} of {len(started)} (pid {process.pid}) {how}", file=sys.stderr, flush=True
+                )
+        if end == math.inf and any(process.returncode == ExitCode.DONE for process in started):
+            end = time.monotonic() + LAST_SECONDS
+        time.sleep(POLL_SECONDS)
+    return None if any(process.returncode == ExitCode.DONE for process in started) else failure
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +18,6 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError, ReportedError, agreed_error, disk_full, first_line, is_disk_full
@@ -37,12 +36,12 @@ def alone() -> bool:
 
 def number() -> int:
     """Which process this is, from 0 on."""
-    return _distributed().process_id
+    return distributed().process_id
 
 
 def count() -> int:
     """How many processes there are."""
-    return _distributed().num_processes
+    return distributed().num_processes
 
 
 def is_main() -> bool:
@@ -52,7 +51,20 @@ def is_main() -> bool:
 
 def client() -> Any:
     """What speaks to the coordination service; None in a single process."""
-    return _distributed().client
+    return distributed().client
+
+
+def distributed() -> Any:
+    """What JAX knows of the processes; it has no public name, but Orbax relies on it too."""
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def forget() -> None:
+    """Forgets the devices that there have been; JAX is about to, too."""
+    _replicate.cache_clear()
+    _any.cache_clear()
 
 
 def introduce() -> None:
@@ -117,20 +129,23 @@ def _slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
-def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1) -> dict[str, int]:
+def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1, in_all: int | None = None) -> dict[str, int]:
     """Groups and workers of a run of several processes, where they are not given: a group for each of `machines`.
 
     Args:
       given: settings, of which `groups` and `workers` count.
       devices_per_worker: over how many devices each is split.
+      in_all: how many processes there will be, if some may be missing.
     """
-    if alone():
+    in_all = in_all or count()
+    if in_all == 1:
         return {}
     late = given.get("overlap") is not None and devices_per_worker == 1
-    groups, places = given.get("groups") or machines(), devices_for(overlapped=late)
+    groups = given.get("groups") or machines()
+    places = len(devices_for(overlapped=late)) * in_all // count()
     return {
         "groups": groups,
-        "workers": given.get("workers") or max(1, len(places) // devices_per_worker // groups),
+        "workers": given.get("workers") or max(1, places // devices_per_worker // groups),
     }
 
 
@@ -181,21 +196,22 @@ def whole(tree: Any, topology: Topology) -> Any:
     return tree if alone() else _replicate(topology.replicated)(tree)
 
 
-def agreed(stop: StopRequest, topology: Topology) -> Callable[[], bool]:
-    """Makes the function that tells, once a round, whether any process has been asked to stop.
+def agreed(requests: Sequence[Any], topology: Topology, *, at_once: bool = False) -> Callable[[], list[bool]]:
+    """Makes the function that tells, once a round, which requests are made in any process: those that are true.
 
     It gives the same answer in all processes, of which each has to call it. Among several the
-    answer is that of the call before, so that no device waits for the host.
+    answer is that of the call before, so that no device waits for the host; or at once, after waiting for all.
     """
     if alone():
-        return lambda: bool(stop)
-    answers: list[Any] = [False]
+        return lambda: list(map(bool, requests))
+    answers: list[Any] = [] if at_once else [np.zeros(len(requests), bool)]
 
-    def ask() -> bool:
-        asked = put(np.full(topology.shape, bool(stop)), topology.per_worker)
-        answers.append(_any(topology.replicated)(asked))
-        return bool(answers.pop(0))
+    def ask() -> list[bool]:
+        made = np.array(list(map(bool, requests)))
+        answers.append(_any(topology.replicated)(put(np.broadcast_to(made, (*topology.shape, made.size)), spread)))
+        return np.asarray(answers.pop(0)).tolist()
 
+    spread = topology.per_worker
     return ask
 
 
@@ -306,11 +322,4 @@ def _replicate(sharding: NamedSharding) -> Callable[[Any], Any]:
 
 @functools.cache
 def _any(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda asked: asked.any(), out_shardings=sharding)
-
-
-def _distributed() -> Any:
-    """What JAX knows of the processes; it has no public name, but Orbax relies on it too."""
-    from jax._src import distributed
-
-    return distributed.global_state
+    return jax.jit(lambda asked: asked.any((0, 1)), out_shardings=sharding)

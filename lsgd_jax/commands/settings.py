@@ -24,6 +24,7 @@ PROCESS: dict[str, tuple[Flag, ...]] = {
         Flag("process_id", "integer", None, "which of them this is, from 0 on (default: what JAX detects)"),
         Flag("connect_timeout", "float", 120.0, "seconds in which all have to come"),
         Flag("heartbeat_timeout", "integer", 15, "seconds without a sign of life after which one counts as dead"),
+        Flag("live", "boolean", False, "when a process dies the others go on, and one that comes is taken in; on CPU"),
     ),
     "run": (
         Flag(

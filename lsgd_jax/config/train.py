@@ -16,6 +16,7 @@ from lsgd_jax.config.summary import finished
 from lsgd_jax.engine.numerics import fixed_numerics
 from lsgd_jax.files.output import lasting_output
 from lsgd_jax.trainer.conditions import agreed_conditions
+from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.loop import own_folder
 from lsgd_jax.trainer.trainer import CONFIG, run_trainer
 
@@ -31,6 +32,7 @@ def train(
     source: AnySource | None = None,
     stop: StopRequest | None = None,
     figures: bool = True,
+    live: LiveRun | None = None,
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -43,6 +45,7 @@ def train(
       source: the data set of the settings, where the caller has found it already.
       stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
       figures: whether to draw them, at the end.
+      live: what this process carries along in a run that outlives its processes; the settings are those of all of them.
 
     Returns:
       The summary that is also in summary.json; None if the run was stopped before its end,
@@ -56,7 +59,11 @@ def train(
     """
     workdir = pathlib.Path(config.workdir)
     processes.check_same({**dataclasses.asdict(config), "resume": resume, "elastic": elastic})
-    if elastic:
+    if live is not None:
+        live.workdir, live.shape = config.workdir, (config.groups, config.workers)
+        groups, workers = processes.together(live.shape_now)
+        config = dataclasses.replace(config, groups=groups, workers=workers)
+    elif elastic:
         config = processes.together(lambda: fit_devices(config))
     source = processes.together(
         lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
@@ -72,8 +79,11 @@ def train(
         )
         return summary
 
-    files = {CONFIG: dataclasses.asdict(config)} | ({CODE: code} if code else {})
+    settings = dataclasses.asdict(config)
+    if live is not None and live.shape is not None:  # of the run when all are there
+        settings["groups"], settings["workers"] = live.shape
+    files = {CONFIG: settings} | ({CODE: code} if code else {})
     labels = {"algorithm": config.algorithm, "dataset": config.data_name}
-    how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures}
+    how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "live": live}
     with own_folder(workdir):
         return run_trainer(trainer_of(config, source), config.steps, conditions, files, labels, **how).summary

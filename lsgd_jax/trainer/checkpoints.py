@@ -119,7 +119,7 @@ class Checkpoints:
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_with_raw_keys(state)), info=ocp.args.JsonSave(info._asdict())
+                state=ocp.args.StandardSave(with_raw_keys(state)), info=ocp.args.JsonSave(info._asdict())
             ),
         )
         if processes.is_main():
@@ -151,7 +151,7 @@ class Checkpoints:
         Raises:
           InputError: if it is a checkpoint of another program: the arrays are others.
         """
-        target = placed_shapes(jax.eval_shape(_with_raw_keys, shapes), shardings)
+        target = placed_shapes(jax.eval_shape(with_raw_keys, shapes), shardings)
         raw = self._restore(step, target)
         return raw._replace(keys=wrap_keys(raw.keys))
 
@@ -166,7 +166,7 @@ class Checkpoints:
         Raises:
           InputError: as `restore`.
         """
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(_with_raw_keys, shapes))
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(with_raw_keys, shapes))
         raw = self._restore(step, target)
         if jax.tree.map(np.shape, raw) != jax.tree.map(np.shape, target):  # of NumPy arrays Orbax does not look at it
             raise _of_another_program(step)
@@ -194,7 +194,8 @@ class Checkpoints:
             self._manager.close()
 
 
-def _with_raw_keys(state: TrainState) -> TrainState:
+def with_raw_keys(state: TrainState) -> TrainState:
+    """A state whose keys are integers, which can be written down."""
     return state._replace(keys=jax.random.key_data(state.keys))
 
 

@@ -66,7 +66,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int, shape: tuple[int, int
     for line in changes(places, shape):
         processes.say(line)
     fresh = run.init_state()
-    fresh_fields = FreshFields(fresh.keys, fresh.learning_rate, _unknown_fields(old.opt_state, fresh.opt_state))
+    fresh_fields = FreshFields(fresh.keys, fresh.learning_rate, unknown_fields(old.opt_state, fresh.opt_state))
     del fresh  # its parameters would take memory
     return settle(old, fresh_fields, places, run.method, run.topology)
 
@@ -151,7 +151,7 @@ def settle(
     kept = TrainState(**jax.tree.map(taken, own, topology.of_workers(own)), **shared)
     kept = kept._replace(
         keys=wrap_keys(kept.keys),
-        opt_state=_with_fields(kept.opt_state, fresh.opt_state) if fresh.opt_state else kept.opt_state,
+        opt_state=with_fields(kept.opt_state, fresh.opt_state) if fresh.opt_state else kept.opt_state,
         learning_rate=fresh.learning_rate,
     )
     new = processes.put(places.new, topology.per_worker)
@@ -189,7 +189,7 @@ def _begin_new(method: DistributedOptimizer) -> Any:
     return begin
 
 
-def _unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
+def unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
     """The fields of a fresh optimizer state that an old one has in no such form; of a state in it, likewise."""
     structure: Any = jax.tree.structure
     found = {}
@@ -197,15 +197,15 @@ def _unknown_fields(old: Any, fresh: Any) -> dict[str, Any]:
         before, new = getattr(old, name), getattr(fresh, name)
         if structure(before) != structure(new):
             inner = type(before) is type(new) and hasattr(new, "_fields")
-            found[name] = _unknown_fields(before, new) if inner else new
+            found[name] = unknown_fields(before, new) if inner else new
     return found
 
 
-def _with_fields(state: Any, fields: dict[str, Any]) -> Any:
+def with_fields(state: Any, fields: dict[str, Any]) -> Any:
     """An optimizer state with those that were unknown."""
     pairs = {name: (getattr(state, name), new) for name, new in fields.items()}
     return state._replace(
-        **{name: _with_fields(old, new) if hasattr(old, "_fields") else new for name, (old, new) in pairs.items()}
+        **{name: with_fields(old, new) if hasattr(old, "_fields") else new for name, (old, new) in pairs.items()}
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 
 from lsgd_jax.cluster import processes
+from lsgd_jax.cluster.generations import GenerationOverError
 from lsgd_jax.cluster.stopping import StopRequest, stop_on_signals
 from lsgd_jax.engine.schedules import update_plateau
 from lsgd_jax.engine.state import TrainState, state_shardings
+from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError, on_full_disk
 from lsgd_jax.files.files import write_json
 from lsgd_jax.files.lock import locked
@@ -23,6 +25,7 @@ from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.trainer import elastic
 from lsgd_jax.trainer.candidates import Candidates
 from lsgd_jax.trainer.checkpoints import CheckpointInfo, Checkpoints, NoCheckpoints
+from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.plan import Plan, what_changes
 from lsgd_jax.trainer.profile import Profile
 from lsgd_jax.trainer.progress import Progress
@@ -66,6 +69,7 @@ class Way(NamedTuple):
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
       figures: whether to draw them, at the end.
+      live: what this process carries from one generation of the run to the next, of a run that outlives its processes.
     """
 
     workdir: pathlib.Path | None
@@ -76,6 +80,7 @@ class Way(NamedTuple):
     profile_dir: str | None = None
     stop: StopRequest | None = None
     figures: bool = True
+    live: LiveRun | None = None
 
 
 class Ended(NamedTuple):
@@ -134,13 +139,20 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
         processes.from_main(way.keep_settings)
     kept = NoCheckpoints() if workdir is None else Checkpoints(workdir)
     with contextlib.closing(run.task), contextlib.closing(kept) as checkpoints:
-        start = _start(plan, run, checkpoints)
+        start = _start(plan, run, checkpoints, way.live)
         if workdir is not None:
             changes = processes.from_main(lambda: what_changes(way.plan_before(), plan, start.step))
             if start.step == 0:
                 processes.from_main(lambda: set_aside(workdir))
             processes.from_main(way.keep_settings)
-            if way.resume:
+            if way.live is not None:
+                live, shape = way.live, run.topology.shape
+                processes.from_main(lambda: live.record(workdir, start.step, shape))
+            if way.live is not None and way.live.begun is not None:
+                groups, workers = run.topology.shape
+                for line in way.live.news():
+                    processes.say(f"{line}: going on at step {start.step} with {groups} × {workers} workers")
+            elif way.resume:
                 processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
                 if changes:
                     processes.say(f"note: {changes}")
@@ -160,20 +172,27 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
     return Ended(_finish(plan, run, end, candidates(), metrics, computed_with, way), metrics, candidates, best)
 
 
-def _start(plan: Plan, run: Run, checkpoints: Checkpoints) -> Position:
-    """Where the newest checkpoint is, or the beginning."""
+def _start(plan: Plan, run: Run, checkpoints: Checkpoints, live: LiveRun | None) -> Position:
+    """Where its processes are, or the newest checkpoint is, or the beginning."""
+    if live is not None and (restored := live.restored(run)) is not None:
+        return _position(run, *restored)
     step = processes.from_main(checkpoints.latest_step)
     if step is None:
         return Position(run.init_state(), 0, 0.0, math.nan)
     if step > plan.steps:
         raise InputError(f"--steps={plan.steps}: the run has a checkpoint at step {step} already, so use at least that")
     saved = checkpoints.info(step)
-    resized = saved.shape != run.topology.shape
-    if resized:
+    if saved.shape != run.topology.shape:
         state = elastic.restore(run, checkpoints, step, saved.shape)
     else:
         shapes = run.state_shapes(run.topology.shape)
         state = checkpoints.restore(step, shapes, state_shardings(run.topology, shapes))
+    return _position(run, state, saved)
+
+
+def _position(run: Run, state: TrainState, saved: CheckpointInfo) -> Position:
+    """Where a run goes on with a state, of which more is known."""
+    step, resized = int(state.step), saved.shape != run.topology.shape
     sent_otherwise = saved.bytes_communicated - run.ledger.bytes_sent(step)
     return Position(state, step, saved.seconds, saved.train_loss, sent_otherwise, resized)
 
@@ -203,9 +222,12 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
         beside = closed.enter_context(ThreadPoolExecutor(1, "compiling"))
         evaluation: Future[None] | None = None
         log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
-        asked_to_stop = processes.agreed(stop, run.topology)
+        agreed = _agreed(stop, run.topology, way.live)
         started, stopping = time.monotonic(), False
         while step < plan.steps and not stopping:
+            if way.live is not None:
+                at = at._replace(state=state, step=step, seconds=seconds + time.monotonic() - started)
+                way.live.keep(state, step, _checkpoint_info(run, at))
             begin, step = step, run.rounds.end(step)
             state, report, pace = advance(state, begin, step)
             log.add(step, report, pace)
@@ -213,10 +235,10 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
             evaluation = evaluation or beside.submit(_compile, run.lower_evaluation(state))
             profile.called(state)
 
-            stopping = asked_to_stop()
+            stopping, regrouping = agreed()
             evaluating = _passed(plan.evaluation_period, begin, step) or step == plan.steps
             saving = _passed(plan.checkpoint_period, begin, step) or step == plan.steps or stopping
-            if not (evaluating or saving):
+            if not (evaluating or saving or regrouping):
                 continue
             log.catch_up()
             jax.block_until_ready(state)
@@ -235,8 +257,19 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
                 if saving and not log.all_lost:  # else the run might end, and have no good one to go back to
                     records.flush()  # first: no checkpoint is newer than the records
                     checkpoints.save(step, state, _checkpoint_info(run, at))
+                if way.live is not None and regrouping and step < plan.steps:
+                    way.live.keep(state, step, _checkpoint_info(run, at))
+                    raise GenerationOverError
             started = time.monotonic()
     return at
+
+
+def _agreed(stop: StopRequest, topology: Topology, live: LiveRun | None) -> Callable[[], tuple[bool, bool]]:
+    """Makes the function that tells, after each call, whether to stop, and whether to take in who waits."""
+    if live is not None:
+        return live.agreed(stop, topology)
+    asked = processes.agreed((stop,), topology)
+    return lambda: (asked()[0], False)
 
 
 def _compile(programs: Iterable[jax.stages.Lowered]) -> None:

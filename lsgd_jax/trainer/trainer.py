@@ -25,6 +25,7 @@ from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.tasks.evaluation import Candidate
 from lsgd_jax.tasks.task import Task, check_model, laid_out, open_task
 from lsgd_jax.trainer.conditions import Conditions, agreed_conditions, write_conditions
+from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.loop import Ended, Way, go, own_folder
 from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_period
 from lsgd_jax.trainer.plan import Plan
@@ -289,6 +290,7 @@ def run_trainer(
     profile_dir: str | None = None,
     stop: StopRequest | None = None,
     figures: bool = True,
+    live: LiveRun | None = None,
 ) -> Ended:
     """What `Trainer.fit` does once its settings are checked, and the folder is this run's own.
 
@@ -299,6 +301,7 @@ def run_trainer(
       files: what the workdir keeps of the settings, as JSON has it, by the file's name.
       labels: what the summary says besides: the algorithm, the data set.
       resume, profile_dir, stop, figures: as in `Trainer.fit`.
+      live: as `Way` has it.
     """
     workdir, plan = trainer.folder, trainer.plan(steps)
 
@@ -315,7 +318,7 @@ def run_trainer(
         period = saved.get("eval_every") or usual_evaluation_period(before)
         return dataclasses.replace(plan, steps=before, evaluation_period=period)
 
-    way = Way(workdir, labels, keep_settings, plan_before, resume, profile_dir, stop, figures)
+    way = Way(workdir, labels, keep_settings, plan_before, resume, profile_dir, stop, figures, live)
     return go(lambda: trainer.build(steps), plan, way)
 
 

@@ -236,10 +236,10 @@ def body():
     assert not spread.is_fully_addressable
     np.testing.assert_array_equal(jax.device_get(processes.whole(spread, topology)), numbers)
     with stop_on_signals() as stop:
-        asked = processes.agreed(stop, topology)
+        asked = processes.agreed((stop, []), topology)
         rounds = 0
         print("ready", flush=True)
-        while not asked():
+        while asked() == [False, False]:
             rounds += 1
             time.sleep(0.02 * me)
     print("stopped after", rounds, flush=True)

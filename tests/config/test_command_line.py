@@ -405,6 +405,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "process_id": "(default: what JAX detects)",
         "connect_timeout": "(default: 120.0)",
         "heartbeat_timeout": "(default: 15)",
+        "[no]live": "",
     },
     "run:": {
         "loader_processes": "(default: ",

@@ -230,7 +230,7 @@ def test_a_level_that_goes_takes_nothing_else_of_the_optimizers_state_along(wrap
 
     for leader, new in ((None, {"w": np.ones(2)}), ({"w": np.ones(2)}, None)):
         old, fresh = state(leader, 1.0), state(new, 2.0)
-        found = elastic._with_fields(old, elastic._unknown_fields(old, fresh))
+        found = elastic.with_fields(old, elastic.unknown_fields(old, fresh))
         assert jax.tree.structure(found) == jax.tree.structure(fresh)
         inner = found.inner if wrapped else found
         assert inner.local_leader is new

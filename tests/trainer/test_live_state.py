@@ -1,0 +1,130 @@
+"""What a process carries from one generation of a run to the next."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsgd_jax import Topology, compressed, data_parallel, init_state, lsgd
+from lsgd_jax.cluster import processes
+from lsgd_jax.cluster.generations import Generation
+from lsgd_jax.engine.state import TrainState
+from lsgd_jax.errors import InputError
+from lsgd_jax.trainer.live import LiveRun, make_admit, own_rows, placed
+
+PULLS: dict[str, Any] = {"local_pull": 0.1, "global_pull": 0.1, "local_period": 4, "global_period": 8}
+BASE = optax.sgd(0.1, momentum=0.9)
+
+
+def model(key: jax.Array) -> tuple[Any, Any]:
+    return {"w": jax.random.normal(key, (3, 2))}, {"mean": jax.random.normal(key, (2,))}
+
+
+def begun(method: Any, topology: Topology, scores: Any) -> TrainState:
+    """A state of workers that differ, with those scores; NaN of one that has none."""
+    state = init_state(method, topology, model, jax.random.key(0), same_init=False)
+    values = jnp.broadcast_to(jnp.asarray(scores, jnp.float32)[..., None], state.losses.values.shape)
+    counts = jnp.where(jnp.isnan(jnp.asarray(scores)), 0, values.shape[-1]).astype(jnp.int32)
+    losses = state.losses._replace(values=jnp.nan_to_num(values), filled=counts)
+    opt_state = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, state.opt_state)
+    state = state._replace(losses=losses, opt_state=opt_state, step=state.step + 40)
+    return jax.device_put(
+        state, jax.tree.map(lambda x: x.sharding, init_state(method, topology, model, jax.random.key(0)))
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_workers_are_found_again_where_they_were(devices: int) -> None:
+    topology = Topology(2, 4, jax.devices()[:devices])
+    state = init_state(lsgd(BASE, **PULLS), topology, model, jax.random.key(3), same_init=False)
+    rows = own_rows(state)
+    assert jax.tree.leaves(rows.params)[0].shape == (8, 3, 2)
+    again = placed(rows, topology)
+    for one, other in zip(jax.tree.leaves(again.params), jax.tree.leaves(state.params), strict=True):
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    raw = state._replace(keys=jax.random.key_data(state.keys))
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, raw))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("new", "sources"),
+    [
+        ([[0, 0, 1], [0, 0, 0]], [[0, 1, 1], [3, 4, 5]]),
+        ([[1, 0, 0], [1, 1, 0]], [[1, 1, 2], [5, 5, 5]]),
+        ([[1, 1, 1], [0, 0, 0]], [[5, 5, 5], [3, 4, 5]]),  # of a group of which nobody is left
+    ],
+)
+def test_who_comes_begins_from_the_best_of_its_group_or_of_all(devices: int, new: Any, sources: Any) -> None:
+    method, topology = lsgd(BASE, **PULLS), Topology(2, 3, jax.devices()[:devices])
+    state = begun(method, topology, [[3.0, 1.0, np.nan], [2.5, np.nan, 2.0]])
+    old = own_rows(state)._replace(params=jax.device_get(state.params), model_state=jax.device_get(state.model_state))
+    momentum = jax.device_get(jax.tree.leaves(state.opt_state))
+    fresh = jax.random.split(jax.random.key(9), (2, 3))
+    is_new, order = np.array(new, bool), np.array(sources)
+    admitted = make_admit(method, topology)(state, fresh, jnp.asarray(is_new))
+    for name in ("params", "model_state"):
+        for leaf, before in zip(*(jax.tree.leaves(getattr(each, name)) for each in (admitted, old)), strict=True):
+            np.testing.assert_array_equal(leaf, before.reshape(6, *before.shape[2:])[order])
+    np.testing.assert_array_equal(admitted.losses.filled > 0, ~is_new & [[True, True, False], [True, False, True]])
+    np.testing.assert_array_equal(admitted.own_steps, np.where(is_new, 40, 0))
+    for leaf, before in zip(jax.tree.leaves(admitted.opt_state), momentum, strict=True):
+        np.testing.assert_array_equal(np.asarray(leaf)[~is_new], before[~is_new])
+    traces = [leaf for leaf in jax.tree.leaves(admitted.opt_state) if leaf.shape == (2, 3, 3, 2)]
+    assert any((np.asarray(leaf)[is_new] == 0).all() for leaf in traces), "momentum begins anew"
+    drawn = jax.random.key_data(admitted.keys)
+    expected = jax.random.key_data(jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 40)))(fresh))
+    np.testing.assert_array_equal(drawn[is_new], expected[is_new])
+
+
+def test_where_gradients_are_shared_who_comes_takes_the_optimizers_state_too() -> None:
+    method, topology = data_parallel(BASE), Topology(1, 2, jax.devices()[:2])
+    state = begun(method, topology, [[1.0, 2.0]])
+    admitted = make_admit(method, topology)(
+        state, jax.random.split(jax.random.key(9), (1, 2)), jnp.array([[False, True]])
+    )
+    for leaf in jax.tree.leaves((admitted.params, admitted.opt_state)):
+        np.testing.assert_array_equal(leaf[:, 0], leaf[:, 1])
+
+
+def test_compressed_messages_begin_from_what_all_know() -> None:
+    method, topology = compressed(lsgd(BASE, **PULLS), bits=8), Topology(2, 2, jax.devices()[:4])
+    state = begun(method, topology, [[3.0, 1.0], [2.5, 2.0]])
+    fresh = jax.random.split(jax.random.key(9), (2, 2))
+    admitted = make_admit(method, topology)(state, fresh, jnp.array([[False, True], [False, False]]))
+    known = [leaf for leaf in jax.tree.leaves(admitted.opt_state) if leaf.shape == (2, 2, 3, 2)]
+    assert any((np.asarray(leaf) == np.asarray(leaf)[:1, :1]).all() for leaf in known)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "members", "now"),
+    [
+        ((2, 2), 4, (0, 1, 2, 3), (2, 2)),
+        ((2, 2), 4, (0, 2, 3), (1, 3)),  # three cannot be dealt to two groups
+        ((2, 2), 4, (0, 1), (1, 2)),  # a group is gone
+        ((2, 2), 4, (1, 2), (2, 1)),
+        ((2, 2), 4, (3,), (1, 1)),
+        ((2, 4), 4, (0, 1, 3), (2, 3)),
+        ((4, 2), 4, (0, 1, 2), (3, 2)),
+        ((1, 6), 3, (0, 2), (1, 4)),
+        ((2, 2), 2, (1,), (1, 2)),
+    ],
+)
+def test_all_workers_that_are_left_go_on_in_as_many_groups_as_there_are_left(
+    shape: Any, count: int, members: Any, now: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "devices", lambda: jax.devices()[: len(members)])
+    run = LiveRun(SimpleNamespace(number=0), count)  # type: ignore[arg-type]
+    run.shape, run.generation = shape, Generation(2, members, (), 8, None)
+    assert run.shape_now() == now
+
+
+def test_workers_that_processes_cannot_share_are_refused() -> None:
+    run = LiveRun(SimpleNamespace(number=0), 4)  # type: ignore[arg-type]
+    run.shape, run.generation = (2, 3), Generation(1, (0, 1, 2, 3), (), None, None)
+    with pytest.raises(InputError, match="2 × 3 workers cannot be dealt equally to 4 processes"):
+        run.shape_now()
