@@ -12,6 +12,7 @@ import gpu_predictions
 import instruction_set
 import jax
 import jax.numpy as jnp
+import live_faults
 import peer_ratios
 import peer_torch
 import peer_workload
@@ -177,3 +178,20 @@ def test_a_prediction_stands_beside_what_was_measured_if_anything_was() -> None:
     measured = {"step_seconds": 2e-3, "peak": 3 * 2**29, "compile_seconds": 4.0}
     assert gpu_predictions.columns("some", predicted, measured)[3:] == ("2.00", "0.25", "1.00", "1.50", "3.0", "4.0")
     assert len(alone) == len(gpu_predictions.COLUMNS)
+
+
+def test_recoveries_are_counted_from_a_kill_to_the_next_steps_of_those_who_are_left_and_of_all() -> None:
+    said = [
+        *((1.0, "step 4/90, fast\n"), (10.2, "launch: process 1 was killed\n"), (11.0, "lost: process 1: going on\n")),
+        *((13.0, "step 8/90, slow\n"), (15.0, "[1] taken in: process 1: going on\n"), (18.0, "step 12/90, fast\n")),
+        *((21.0, "resuming run at step 12\n"), (24.0, "step 16/90, fast\n")),
+    ]
+    assert live_faults.recoveries([10.0, 20.0], said) == ([3.0, 4.0], [8.0, 4.0])
+    assert live_faults.recoveries([], said) == ([], [])
+
+
+def test_steps_count_of_as_many_workers_as_there_were(tmp_path: Path) -> None:
+    assert live_faults.useful(tmp_path, 100) == 400
+    lines = ["generation,step,groups,workers,processes,lost,taken_in", "1,0,2,2,0 1 2 3,,", "2,40,1,3,0 1 2,3,"]
+    (tmp_path / "generations.csv").write_text("\n".join([*lines, "3,60,2,2,0 1 2 3,,3"]))
+    assert live_faults.useful(tmp_path, 100) == 4 * 40 + 3 * 20 + 4 * 40

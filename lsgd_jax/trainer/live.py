@@ -146,9 +146,10 @@ class LiveRun:
         for count in range(len(left), 0, -1):
             if size % count == 0:
                 topology = Topology(count, size // count, processes.devices())
-                if topology.mesh.size == len(processes.devices()) or count == 1:
+                own = collections.Counter(device.process_index for device in topology.mesh.devices.flat)
+                if len(own) == processes.count() and len(set(own.values())) == 1:
                     return topology.shape
-        raise AssertionError("one group holds any number of workers")
+        raise InputError(f"--live: {size} workers cannot be dealt equally to the devices of {len(members)} processes")
 
     def keep(self, state: TrainState, step: int, info: CheckpointInfo) -> None:
         """Keeps this process's workers, in copies: the next call consumes the state."""

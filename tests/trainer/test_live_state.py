@@ -1,5 +1,6 @@
 """What a process carries from one generation of a run to the next."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 
 from lsgd_jax import Topology, compressed, data_parallel, init_state, lsgd
 from lsgd_jax.cluster import processes
-from lsgd_jax.cluster.generations import Generation
+from lsgd_jax.cluster.generations import Generation, GenerationOverError
+from lsgd_jax.config.config import Config
+from lsgd_jax.config.reload import reload_run
+from lsgd_jax.config.train import train
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
 from lsgd_jax.trainer.live import LiveRun, make_admit, own_rows, placed
+from lsgd_jax.trainer.records import read_leaders, read_metrics
 
 PULLS: dict[str, Any] = {"local_pull": 0.1, "global_pull": 0.1, "local_period": 4, "global_period": 8}
 BASE = optax.sgd(0.1, momentum=0.9)
@@ -128,3 +133,51 @@ def test_workers_that_processes_cannot_share_are_refused() -> None:
     run.shape, run.generation = (2, 3), Generation(1, (0, 1, 2, 3), (), None, None)
     with pytest.raises(InputError, match="2 × 3 workers cannot be dealt equally to 4 processes"):
         run.shape_now()
+
+
+class Alone:
+    """A membership of one process, that nobody leaves; somebody waits from a step on, once."""
+
+    def __init__(self) -> None:
+        self.number, self.wanted, self.generations = 0, False, 0
+
+    def join(self, steps: list[int]) -> Generation:
+        self.generations += 1
+        self.wanted = False
+        return Generation(self.generations, (0,), () if steps else (0,), max(steps, default=None), None)
+
+
+RUN: dict[str, Any] = {
+    **{"model": "mlp", "batch_size": 8, "groups": 2, "workers": 2, "learning_rate": 0.02, "steps": 24, "eval_every": 8},
+    **{"stale_global_pull": 0.01, "local_period": 4, "global_period": 8, "checkpoint_every": 12},
+}
+
+
+def ended(workdir: Path) -> tuple[list[np.ndarray], list[dict[str, Any]], Any]:
+    """(state, metrics but for seconds, leaders) of a finished run."""
+    state = reload_run(workdir).state
+    rows = [{**row, "seconds": None} for row in read_metrics(workdir)]
+    return (
+        jax.tree.leaves(jax.device_get(state._replace(keys=jax.random.key_data(state.keys)))),
+        rows,
+        read_leaders(workdir),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_from_which_nobody_is_lost_is_bitwise_the_same(interrupted: bool, tmp_path: Path) -> None:
+    assert train(Config(str(tmp_path / "plain"), **RUN), figures=False)
+    membership, config = Alone(), Config(str(tmp_path / "live"), **RUN)
+    run = LiveRun(membership, 1)  # type: ignore[arg-type]
+    run.join()
+    membership.wanted = interrupted
+    if interrupted:
+        with pytest.raises(GenerationOverError):
+            train(config, figures=False, live=run)
+        run.join()
+        assert run.generation.step == 4, "after the call that was under way"
+    assert train(config, figures=False, live=run, resume=interrupted, elastic=interrupted)
+    plain, live = (ended(tmp_path / name) for name in ("plain", "live"))
+    assert all(map(np.array_equal, plain[0], live[0]))
+    assert plain[1:] == live[1:]
