@@ -11,13 +11,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.backend import clear_backends
 
-from lsgd_jax.cluster import processes, proxies
+from lsgd_jax.cluster import processes, proxies, sockets
 from lsgd_jax.cluster.coordinator import COORDINATED, Coordinator
 from lsgd_jax.cluster.joining import check_port, host_and_port, is_loopback, is_of_another, keep_gloo_on_loopback
 from lsgd_jax.cluster.stopping import stop_with_launcher
@@ -147,12 +147,12 @@ class Membership:
         try:
             client.connect()
             state.client = client
-            others = _ports(listening=True)
+            others = sockets.listening_ports()
             if is_loopback(generation.address):
                 keep_gloo_on_loopback()
             processes.introduce()
             processes.devices()  # now: it waits for all
-            own = sorted(_ports(listening=True) - others)
+            own = sorted(sockets.listening_ports() - others)
             self._gloo = frozenset(port for ports in processes.exchange("ports", own) for port in ports)
         except Exception:
             return False
@@ -208,10 +208,7 @@ class Membership:
     def _interrupt(self) -> None:
         """Ends what the main thread may be waiting for: messages of a collective, or a word of JAX's service."""
         self.lost.set()
-        for connection in _connections(self._gloo):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+        sockets.end_connections(self._gloo)
         client = processes.client()
         if client is not None:
             _shut_down(client)
@@ -290,49 +287,3 @@ def _connected(address: tuple[str, int], timeout: float) -> socket.socket:
 def _shut_down(client: Any) -> None:
     with contextlib.suppress(Exception):  # it has been, or the service is gone
         client.shutdown()
-
-
-def _sockets() -> Iterator[socket.socket]:
-    """Copies of this process's TCP sockets, whoever has opened them."""
-    for name in os.listdir("/dev/fd"):
-        try:
-            copy = os.dup(int(name))
-        except OSError:
-            continue  # it is closed by now
-        try:
-            found = socket.socket(fileno=copy)
-        except OSError:
-            os.close(copy)  # no socket
-            continue
-        if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-            yield found
-        else:
-            found.close()
-
-
-def _listens(found: socket.socket) -> bool:
-    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _ports(*, listening: bool) -> set[int]:
-    """The local ports of this process's TCP sockets."""
-    ports = set()
-    for found in _sockets():
-        with found, contextlib.suppress(OSError):
-            if _listens(found) == listening:
-                ports.add(found.getsockname()[1])
-    return ports
-
-
-def _connections(ports: Collection[int]) -> list[socket.socket]:
-    """Copies of this process's TCP connections from or to any of these ports."""
-    chosen = []
-    for found in _sockets():
-        try:
-            if not _listens(found) and {found.getsockname()[1], found.getpeername()[1]} & set(ports):
-                chosen.append(found)
-                continue
-        except OSError:
-            pass  # it is not connected any more
-        found.close()
-    return chosen

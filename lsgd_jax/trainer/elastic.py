@@ -3,6 +3,7 @@
 Fewer: those with the best scores are kept. More: new ones start from the leader of their group.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,16 +13,14 @@ from jax.sharding import NamedSharding
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communication import WorkerState, begin_again
-from lsgd_jax.engine.local_steps import keeps_gradients
 from lsgd_jax.engine.numerics import wrap_keys
 from lsgd_jax.engine.state import SHARED, TrainState, state_shardings
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.optimizers.compressed import is_compressed, with_common_references
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
-from lsgd_jax.optimizers.finite import all_finite, select
+from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
+from lsgd_jax.optimizers.finite import all_finite
 from lsgd_jax.optimizers.window import window_mean
 from lsgd_jax.trainer.checkpoints import Checkpoints
+from lsgd_jax.trainer.newcomers import OVER_WORKERS, begin_new
 from lsgd_jax.trainer.run import Run
 
 
@@ -163,26 +162,8 @@ def _begin_new(method: DistributedOptimizer) -> Any:
     """Makes `(state, fresh keys, new) -> state`, in which those that are new have begun."""
 
     def begin(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
-        def of_worker(worker: TrainState, key: jax.Array, new: jax.Array) -> TrainState:
-            again = begin_again(method, WorkerState(worker.params, worker.model_state, worker.opt_state, worker.losses))
-            changed = {
-                "losses": again.losses,
-                "own_steps": state.step,
-                # With the step, since a key of its number may be somebody's already.
-                "keys": jax.random.fold_in(key, state.step),
-            }
-            if keeps_gradients(method):
-                changed["opt_state"] = again.opt_state
-            old = {name: getattr(worker, name) for name in changed}
-            worker = worker._replace(**select(new, changed, old))
-            if is_compressed(worker.opt_state):
-                fresh = method.init(worker.params, Axes())
-                worker = worker._replace(opt_state=with_common_references(worker.opt_state, fresh))
-            return worker
-
-        fields: Any = dict.fromkeys(TrainState._fields, 0) | dict.fromkeys(SHARED)
-        axes = TrainState(**fields)
-        of_group = jax.vmap(of_worker, (axes, 0, 0), axes, axis_name=WORKER)
+        axes = OVER_WORKERS
+        of_group = jax.vmap(functools.partial(begin_new, method), (axes, 0, 0), axes, axis_name=WORKER)
         over_workers = jax.vmap(of_group, (axes, 0, 0), axes, axis_name=GROUP)
         return over_workers(state, keys, new)
 

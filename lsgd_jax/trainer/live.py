@@ -14,25 +14,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.generations import Generation, Membership
-from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_leader
-from lsgd_jax.engine.communication import WorkerState, begin_again
-from lsgd_jax.engine.local_steps import keeps_gradients
 from lsgd_jax.engine.numerics import wrap_keys
-from lsgd_jax.engine.state import SHARED, TrainState, state_specs
+from lsgd_jax.engine.state import TrainState
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
-from lsgd_jax.optimizers.compressed import is_compressed, with_common_references
-from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
-from lsgd_jax.optimizers.finite import all_finite, select
-from lsgd_jax.optimizers.window import window_mean
-from lsgd_jax.trainer.checkpoints import CheckpointInfo, with_raw_keys
+from lsgd_jax.trainer.checkpoints import CheckpointInfo
 from lsgd_jax.trainer.elastic import unknown_fields, with_fields
+from lsgd_jax.trainer.newcomers import make_admit
+from lsgd_jax.trainer.own_workers import own_count, own_rows, placed, shared_fields
 from lsgd_jax.trainer.run import Run
 
 KEPT = 2
@@ -103,7 +96,7 @@ class LiveRun:
         mine = None
         if self.workdir is not None and self.shape is not None and not self.is_new:
             kept = self._at(self.generation.step)
-            shared = [] if kept is None else [leaf.item() for leaf in jax.tree.leaves(_shared(kept.state))]
+            shared = [] if kept is None else [leaf.item() for leaf in jax.tree.leaves(shared_fields(kept.state))]
             info = None if kept is None else kept.info
             mine = Begun(self.workdir, self.shape, before.members, shared, info)
         told = next((each for each in processes.exchange("begun", mine) if each is not None), None)
@@ -170,7 +163,7 @@ class LiveRun:
         if kept is not None:
             unknown = unknown_fields(kept.state.opt_state, rows.opt_state)
             rows = kept.state._replace(opt_state=with_fields(kept.state.opt_state, unknown))
-        like, treedef = jax.tree.flatten(_shared(rows))
+        like, treedef = jax.tree.flatten(shared_fields(rows))
         values = [np.asarray(value, leaf.dtype) for value, leaf in zip(self.begun.shared, like, strict=True)]
         shared = jax.tree.unflatten(treedef, values) | {"learning_rate": np.asarray(fresh.learning_rate)}
         state = placed(rows._replace(**shared), run.topology)
@@ -229,107 +222,3 @@ class _Wanted:
 
     def __bool__(self) -> bool:
         return self.membership.wanted
-
-
-def _shared(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in SHARED}
-
-
-def _own_devices(topology: Topology) -> list[jax.Device]:
-    """The devices of the mesh that are this process's, in the mesh's order."""
-    return [device for device in topology.mesh.devices.flat if device.process_index == jax.process_index()]
-
-
-def own_count(topology: Topology) -> int:
-    """How many workers live in this process."""
-    return topology.size // topology.mesh.size * len(_own_devices(topology))
-
-
-def own_rows(state: TrainState) -> TrainState:
-    """A state as NumPy arrays: of this process's workers [workers, ...], and what all share; `keys` raw. Copies."""
-    raw = with_raw_keys(state)
-
-    def rows(array: jax.Array) -> np.ndarray:
-        sharding: Any = array.sharding
-        order = {device: place for place, device in enumerate(sharding.mesh.devices.flat)}
-        shards = sorted(array.addressable_shards, key=lambda shard: order[shard.device])
-        return np.concatenate([np.array(shard.data).reshape(-1, *array.shape[2:]) for shard in shards])
-
-    def whole(array: jax.Array) -> np.ndarray:
-        return np.array(array.addressable_shards[0].data)
-
-    own = dict.fromkeys(TrainState._fields, rows) | dict.fromkeys(SHARED, whole)
-    return TrainState(**{name: jax.tree.map(of, getattr(raw, name)) for name, of in own.items()})
-
-
-def placed(rows: Any, topology: Topology) -> Any:
-    """Arrays of all workers from each process's `own_rows`; the fields of a state that all share as they are."""
-    devices = _own_devices(topology)
-    groups, workers = (of // on for of, on in zip(topology.shape, topology.mesh.devices.shape, strict=False))
-
-    def of_workers(leaf: np.ndarray) -> jax.Array:
-        parts = leaf.reshape(len(devices), groups, workers, *leaf.shape[1:])
-        shards = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
-        shape = (*topology.shape, *leaf.shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, topology.per_worker, shards)
-
-    if not isinstance(rows, TrainState):
-        return jax.tree.map(of_workers, rows)
-    shared = jax.tree.map(lambda leaf: processes.put(leaf, topology.replicated), _shared(rows))
-    own = {name: jax.tree.map(of_workers, getattr(rows, name)) for name in TrainState._fields if name not in SHARED}
-    return TrainState(**own, **shared)
-
-
-def make_admit(method: DistributedOptimizer, topology: Topology) -> Callable[..., TrainState]:
-    """Makes `(state, fresh keys, new) -> state`, in which those that are new have begun; it consumes the state.
-
-    They start from the best in their group that is not new, or of all: with its parameters and model state, a fresh
-    optimizer state and no losses. Where gradients are shared in each step all have to stay equal, and they take the
-    optimizer's state too.
-    """
-    axes = topology.axes
-
-    def start(worker: TrainState, key: jax.Array, new: jax.Array) -> TrainState:
-        score = window_mean(worker.losses)
-        largest = jnp.finfo(score.dtype).max  # who has no score counts as the worst of those who can lead
-        able = ~new & all_finite(worker.params)
-        score = jnp.where(able, jnp.where(jnp.isfinite(score), score, largest), jnp.inf)
-        of_group, of_all = (elect_leader(score, names) for names in (axes.worker, axes.all))
-        sent = (worker.params, worker.model_state, () if keeps_gradients(method) else worker.opt_state)
-        near, far = (
-            broadcast_from_leader(sent, leader, names)
-            for leader, names in ((of_group, axes.worker), (of_all, axes.all))
-        )
-        params, model_state, opt_state = select(of_group.valid, near, far)
-        state = WorkerState(params, model_state, worker.opt_state, worker.losses)
-        again = begin_again(method, state)
-        changed: dict[str, Any] = {
-            "params": params,
-            "model_state": model_state,
-            "opt_state": again.opt_state if keeps_gradients(method) else opt_state,
-            "losses": again.losses,
-            "own_steps": worker.step,
-            # With the step, since a key of its number may be somebody's already.
-            "keys": jax.random.fold_in(key, worker.step),
-        }
-        old = {name: getattr(worker, name) for name in changed}
-        worker = worker._replace(**select(new, changed, old))
-        if is_compressed(worker.opt_state):
-            fresh = method.init(worker.params, Axes())
-            worker = worker._replace(opt_state=with_common_references(worker.opt_state, fresh))
-        return worker
-
-    split, specs = PartitionSpec(GROUP, WORKER), state_specs()
-    fields: Any = dict.fromkeys(TrainState._fields, 0) | dict.fromkeys(SHARED)
-    mapped = TrainState(**fields)
-
-    def on_device(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
-        def of_lane(worker: TrainState, key: jax.Array, new: jax.Array) -> TrainState:
-            nothing: dict[str, Any] = dict.fromkeys(SHARED, ())
-            return start(worker, key, new)._replace(**nothing)
-
-        began = topology.over_lanes(of_lane, in_axes=(mapped, 0, 0))(state, keys, new)
-        return began._replace(**_shared(state))
-
-    admit = topology.over_devices(on_device, in_specs=(specs, split, split), out_specs=specs)
-    return jax.jit(admit, donate_argnums=0)

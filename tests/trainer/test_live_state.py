@@ -18,7 +18,9 @@ from lsgd_jax.config.reload import reload_run
 from lsgd_jax.config.train import train
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
-from lsgd_jax.trainer.live import LiveRun, make_admit, own_rows, placed
+from lsgd_jax.trainer.live import LiveRun
+from lsgd_jax.trainer.newcomers import make_admit
+from lsgd_jax.trainer.own_workers import own_rows, placed
 from lsgd_jax.trainer.records import read_leaders, read_metrics
 
 PULLS: dict[str, Any] = {"local_pull": 0.1, "global_pull": 0.1, "local_period": 4, "global_period": 8}
