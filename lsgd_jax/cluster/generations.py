@@ -21,7 +21,7 @@ from lsgd_jax.cluster import processes, proxies, sockets
 from lsgd_jax.cluster.coordinator import COORDINATED, Coordinator
 from lsgd_jax.cluster.joining import check_port, host_and_port, is_loopback, is_of_another, keep_gloo_on_loopback
 from lsgd_jax.cluster.stopping import stop_with_launcher
-from lsgd_jax.errors import InputError, NotYetError, RunFailedError
+from lsgd_jax.errors import InputError, NotYetError, ReportedError, RunFailedError
 
 BEAT_SECONDS = 1.0
 # In which all members of a generation have to connect; after them they join another.
@@ -108,8 +108,8 @@ class Membership:
 
     def is_over(self, error: Exception) -> bool:
         """Whether an error comes of the end of the generation. It waits for a while for the coordinator to tell."""
-        if isinstance(error, GenerationOverError):
-            return True
+        if isinstance(error, GenerationOverError | ReportedError):
+            return isinstance(error, GenerationOverError)
         return self.lost.wait(self._heartbeat_timeout + 5 if is_of_another(error) else 0.5)
 
     def part(self) -> None:

@@ -86,27 +86,25 @@ class LiveRun:
         self.workdir: str | None = None
         self.shape: tuple[int, int] | None = None
         self._kept: collections.deque[Kept] = collections.deque(maxlen=KEPT)
+        self._before: tuple[int, ...] = ()  # the members of the generation that trained last
 
     def join(self) -> None:
         """Joins the next generation, and hears from its members how far the run has come."""
-        before = self.generation
         self.generation = self.membership.join([kept.step for kept in self._kept])
-        if self.is_new:
-            self._kept.clear()
+        kept = None if self.is_new else self._at(self.generation.step)
+        # What is newer is of calls that are taken again, with others: it must not be mixed with theirs.
+        self._kept = collections.deque([] if kept is None else [kept], maxlen=KEPT)
         mine = None
         if self.workdir is not None and self.shape is not None and not self.is_new:
-            kept = self._at(self.generation.step)
             shared = [] if kept is None else [leaf.item() for leaf in jax.tree.leaves(shared_fields(kept.state))]
-            info = None if kept is None else kept.info
-            mine = Begun(self.workdir, self.shape, before.members, shared, info)
+            mine = Begun(self.workdir, self.shape, self._before, shared, None if kept is None else kept.info)
         told = next((each for each in processes.exchange("begun", mine) if each is not None), None)
-        if told is None:
-            self.begun = None
-            return
-        workdir, shape, members, shared, info = told
-        info = None if info is None else CheckpointInfo(tuple(info[0]), *info[1:])
-        self.begun = Begun(workdir, tuple(shape), tuple(members), shared, info)
-        self.workdir, self.shape = workdir, tuple(shape)
+        self.begun = None
+        if told is not None:
+            workdir, shape, members, shared, info = told
+            info = None if info is None else CheckpointInfo(tuple(info[0]), *info[1:])
+            self.begun = Begun(workdir, tuple(shape), tuple(members), shared, info)
+            self.workdir, self.shape = self.begun.workdir, self.begun.shape
 
     @property
     def is_new(self) -> bool:
@@ -173,28 +171,28 @@ class LiveRun:
             state = make_admit(run.method, run.topology)(state, fresh.keys, placed(new, run.topology))
         return state, self.begun.info
 
-    def news(self) -> list[str]:
-        """Who was lost, and who has come, for people."""
+    def begin(self, workdir: pathlib.Path, step: int, shape: tuple[int, int]) -> None:
+        """Adds a line about this generation to generations.csv, and tells who was lost and who has come."""
         lost, come = self._changes()
-        return [
-            f"{what}: process {', '.join(map(str, who))}" for what, who in (("lost", lost), ("taken in", come)) if who
-        ]
+        lists = [" ".join(map(str, numbers)) for numbers in (self.generation.members, lost, come)]
 
-    def record(self, workdir: pathlib.Path, step: int, shape: tuple[int, int]) -> None:
-        """Adds a line about this generation to generations.csv, in the main process."""
-        lost, come = self._changes()
-        path, (groups, workers) = workdir / GENERATIONS, shape
-        row = (self.generation.number, step, groups, workers, *(" ".join(map(str, who)) for who in (
-            self.generation.members, lost, come)))  # fmt: skip
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([GENERATION_COLUMNS, row] if new else [row])
+        def record() -> None:
+            path = workdir / GENERATIONS
+            rows = [] if path.exists() else [GENERATION_COLUMNS]
+            with path.open("a", newline="") as file:
+                csv.writer(file).writerows([*rows, (self.generation.number, step, *shape, *lists)])
+
+        processes.from_main(record)
+        goes_on = f"going on at step {step} with {shape[0]} × {shape[1]} workers"
+        for what, numbers in (("lost", lost), ("taken in", come)):
+            if numbers:
+                processes.say(f"{what}: process {', '.join(map(str, numbers))}: {goes_on}")
+        self._before = self.generation.members
 
     def _changes(self) -> tuple[list[int], list[int]]:
         """The members of the generation before that are gone, and those that are new."""
         now = set(self.generation.members)
-        before = now if self.begun is None else set(self.begun.members)
+        before = set(self.begun.members if self.begun else ()) or now
         return sorted(before - now), sorted(now - before)
 
     def agreed(self, stop: Any, topology: Topology) -> Callable[[], tuple[bool, bool]]:

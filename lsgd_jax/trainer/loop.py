@@ -146,13 +146,8 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
                 processes.from_main(lambda: set_aside(workdir))
             processes.from_main(way.keep_settings)
             if way.live is not None:
-                live, shape = way.live, run.topology.shape
-                processes.from_main(lambda: live.record(workdir, start.step, shape))
-            if way.live is not None and way.live.begun is not None:
-                groups, workers = run.topology.shape
-                for line in way.live.news():
-                    processes.say(f"{line}: going on at step {start.step} with {groups} × {workers} workers")
-            elif way.resume:
+                way.live.begin(workdir, start.step, run.topology.shape)
+            if way.resume and not (way.live and way.live.generation.step is not None):
                 processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
                 if changes:
                     processes.say(f"note: {changes}")

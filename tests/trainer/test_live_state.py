@@ -18,6 +18,7 @@ from lsgd_jax.config.reload import reload_run
 from lsgd_jax.config.train import train
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
+from lsgd_jax.trainer.checkpoints import CheckpointInfo
 from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.newcomers import make_admit
 from lsgd_jax.trainer.own_workers import own_rows, placed
@@ -135,6 +136,25 @@ def test_workers_that_processes_cannot_share_are_refused() -> None:
     run.shape, run.generation = (2, 3), Generation(1, (0, 1, 2, 3), (), None, None)
     with pytest.raises(InputError, match="2 × 3 workers cannot be dealt equally to 4 processes"):
         run.shape_now()
+
+
+def test_what_has_been_kept_of_calls_that_are_taken_again_is_forgotten() -> None:
+    """Else one process could go on with what another one has never had."""
+    topology, membership = Topology(1, 2, jax.devices()[:2]), Alone()
+    state = init_state(lsgd(BASE, global_pull=0.1, global_period=8), topology, model, jax.random.key(3))
+    run = LiveRun(membership, 1)  # type: ignore[arg-type]
+    for step in (8, 16, 24):
+        run.keep(state, step, CheckpointInfo((1, 2), 1.0, 0.5, 100))
+    asked: list[list[int]] = []
+
+    def join(steps: list[int]) -> Generation:
+        asked.append(steps)
+        return Generation(len(asked) + 1, (0,), (), 16, None)
+
+    membership.join = join  # type: ignore[method-assign]
+    run.join()
+    run.join()
+    assert asked == [[16, 24], [16]]
 
 
 class Alone:
