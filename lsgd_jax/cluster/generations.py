@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from lsgd_jax.errors import InputError, NotYetError, ReportedError, RunFailedErr
 BEAT_SECONDS = 1.0
 # In which all members of a generation have to connect; after them they join another.
 CONNECT_SECONDS = 20
+# In which a process has to come back from what it waits for, when a generation is over.
+PARTING_SECONDS = CONNECT_SECONDS + 5
 # How long process 0 waits for others to come to their end too, where it has the coordinator.
 LEAVING_SECONDS = 30
 
@@ -80,6 +83,7 @@ class Membership:
         self._news, self._sending = threading.Condition(), threading.Lock()
         self._answer: dict[str, Any] | None = None
         self._told = 0  # the last generation that this process has been told of
+        self._connected = False  # whether JAX is, to the members of a generation
         self._gloo: frozenset[int] = frozenset()  # ports of all members at which Gloo listens
         self._connection = _connected(address, connect_timeout)
         for task in (self._listen, self._beat):
@@ -114,7 +118,7 @@ class Membership:
 
     def part(self) -> None:
         """Ends all that JAX has in this process: arrays, programs, devices and connections."""
-        state, self._gloo = processes.distributed(), frozenset()
+        state, self._gloo, self._connected = processes.distributed(), frozenset(), False
         client, state.client = state.client, None
         state.process_id, state.num_processes = 0, 1
         processes.forget()
@@ -144,6 +148,7 @@ class Membership:
             shutdown_on_destruction=False,
             use_compression=True,
         )
+        self._connected = True
         try:
             client.connect()
             state.client = client
@@ -208,10 +213,18 @@ class Membership:
     def _interrupt(self) -> None:
         """Ends what the main thread may be waiting for: messages of a collective, or a word of JAX's service."""
         self.lost.set()
+        if self._connected:
+            threading.Timer(PARTING_SECONDS, self._end_if_stuck, [self._told]).start()
         sockets.end_connections(self._gloo)
         client = processes.client()
         if client is not None:
             _shut_down(client)
+
+    def _end_if_stuck(self, generation: int) -> None:
+        """Ends this process, where nothing has ended what it waits for: Gloo can miss the end of a connection."""
+        if self._connected and self._told == generation:
+            print("a collective cannot be interrupted: this process ends", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def _beat(self) -> None:
         while True:
