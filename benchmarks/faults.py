@@ -30,6 +30,11 @@ SETTINGS = {
     **{"model": "mlp", "groups": 2, "workers": 2, "batch_size": 32, "local_period": 4, "global_period": 16},
     **{"stale_global_pull": 0.01, "learning_rate": 0.02},
 }
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "PYTHONPATH": str(ROOT),
+}
 # More restarts than kills would be a failure that nobody caused.
 SPARE_RESTARTS = 3
 
@@ -90,17 +95,12 @@ def soak(args: argparse.Namespace, workdir: pathlib.Path, kills: int) -> tuple[f
     flags = SETTINGS | {"steps": args.steps, "checkpoint_every": args.checkpoint_every, "workdir": workdir}
     launcher = [f"--processes={args.processes}", f"--max_restarts={kills + SPARE_RESTARTS}"]
     command = [sys.executable, "-m", "lsgd_jax.launch", *launcher, "experiments/train.py"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "PYTHONPATH": str(ROOT),
-    }
     started = time.monotonic()
     with (
         subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in flags.items())],
             cwd=ROOT,
-            env=environment,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

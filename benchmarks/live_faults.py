@@ -24,14 +24,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from faults import children
+import faults
 from measure import as_table, writable, write_results
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS: dict[str, Any] = {
-    **{"model": "mlp", "groups": 2, "workers": 2, "batch_size": 32, "local_period": 4, "global_period": 16},
-    **{"stale_global_pull": 0.01, "learning_rate": 0.02, "sampling": "iid"},
-}
+SETTINGS: dict[str, Any] = faults.SETTINGS | {"sampling": "iid"}
 WORKERS = SETTINGS["groups"] * SETTINGS["workers"]
 # No run takes longer: it hangs.
 LONGEST = 3 * 3600
@@ -114,12 +111,7 @@ def soak(args: argparse.Namespace, workdir: pathlib.Path, seed: int, *, live: bo
     }
     launcher = [f"--processes={args.processes}", "--max_restarts=100000", *(["--live"] if live else [])]
     command = [sys.executable, "-m", "lsgd_jax.launch", *launcher, "-m", "lsgd_jax.train"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = faults.ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
     said: list[tuple[float, str]] = []
     with subprocess.Popen(
@@ -155,7 +147,7 @@ def killing(run: subprocess.Popen, args: argparse.Namespace, seed: int) -> list[
             if run.poll() is not None:
                 return killed
             time.sleep(0.05)
-        for pid in children(run.pid):
+        for pid in faults.children(run.pid):
             if f"--process_id={number}\0" in command_of(pid):
                 os.kill(pid, 9)
                 killed.append(time.monotonic())

@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 from lsgd_jax.cluster import gpus
 from lsgd_jax.cluster.coordinator import HEARTBEAT_SECONDS
-from lsgd_jax.cluster.members import Live, Members, forwarding_signals, launch
+from lsgd_jax.cluster.members import TOLD_CODES, Live, Members, forwarding_signals, launch
 from lsgd_jax.cluster.stopping import SIGNALS
 from lsgd_jax.errors import ExitCode, InputError
 from lsgd_jax.files.output import lasting_output
@@ -28,8 +28,6 @@ from lsgd_jax.files.paths import expanded
 
 # A signal has ended the process, or it has ended by itself as the signal wanted.
 SIGNAL_CODES = tuple(128 + number for number in SIGNALS)
-# What the script has told in a line of its own.
-TOLD_CODES = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.NOT_YET, ExitCode.STOPPED)
 # What another start would not change, or what was asked for.
 FINAL_CODES = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.STOPPED, *SIGNAL_CODES)
 

@@ -129,6 +129,7 @@ class Membership:
 
     def leave(self) -> None:
         """Tells that the work of this process is done."""
+        self._connected = False  # there is nothing to come back from any more
         self._send(leave=True)
 
     def _connect(self, generation: Generation) -> bool:
@@ -214,7 +215,9 @@ class Membership:
         """Ends what the main thread may be waiting for: messages of a collective, or a word of JAX's service."""
         self.lost.set()
         if self._connected:
-            threading.Timer(PARTING_SECONDS, self._end_if_stuck, [self._told]).start()
+            timer = threading.Timer(PARTING_SECONDS, self._end_if_stuck, [self._told])
+            timer.daemon = True  # the end of a process does not wait for it
+            timer.start()
         sockets.end_connections(self._gloo)
         client = processes.client()
         if client is not None:

@@ -22,6 +22,8 @@ from lsgd_jax.errors import ExitCode
 # When a process has failed the others have so long to tell why they fail too; then they are killed.
 GRACE_SECONDS = 1.0
 POLL_SECONDS = 0.05
+# What the script has told in a line of its own.
+TOLD_CODES = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.NOT_YET, ExitCode.STOPPED)
 # When one has come to the end of a run that outlives its processes, who hangs has so long to come there too.
 LAST_SECONDS = 30.0
 # What Gloo prints about processes that talk to each other.
@@ -177,13 +179,23 @@ def _wait(started: Sequence[subprocess.Popen], timeout: float | None) -> Failure
     killed = tuple(i for aborted, i in failed if not aborted and started[i].returncode < 0)
     number = min(failed)[1]
     code, pid = started[number].returncode, started[number].pid
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    how = _how(code)
     end = time.monotonic() + GRACE_SECONDS
     while any(process.poll() is None for process in started) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
     if any(process.returncode == ExitCode.STOPPED for process in started):  # the others have missed it
         code = ExitCode.STOPPED
-    return Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} (pid {pid}) {how}", killed)
+    return Failure(_exit_code(code), f"process {number} of {len(started)} (pid {pid}) {how}", killed)
+
+
+def _how(code: int) -> str:
+    """How a process has ended, of the code that `subprocess` has for it."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _exit_code(code: int) -> int:
+    """As a shell has it."""
+    return 128 - code if code < 0 else code
 
 
 def _outlive(
@@ -201,11 +213,10 @@ def _outlive(
             code = process.poll()
             if code in (None, ExitCode.DONE) or number in given_up:
                 continue
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            told = code in (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.NOT_YET, ExitCode.STOPPED)
+            how, told = _how(code), code in TOLD_CODES
             if told or heard or not restarts:
                 given_up.add(number)
-                failure = Failure(128 - code if code < 0 else code, f"process {number} of {len(started)} {how}")
+                failure = Failure(_exit_code(code), f"process {number} of {len(started)} {how}")
                 how += "" if told or heard else ": the others go on without it"
             else:
                 restarts -= 1

@@ -53,6 +53,11 @@ class TrainState(NamedTuple):
 SHARED = ("step", "learning_rate", "plateau")
 
 
+def shared_fields(state: TrainState) -> dict[str, Any]:
+    """What all workers have in common, by name."""
+    return {name: getattr(state, name) for name in SHARED}
+
+
 def start_state(
     method: DistributedOptimizer,
     topology: Topology,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from lsgd_jax.cluster import processes
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.numerics import wrap_keys
-from lsgd_jax.engine.state import SHARED, TrainState, state_shardings
+from lsgd_jax.engine.state import SHARED, TrainState, shared_fields, state_shardings
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
 from lsgd_jax.optimizers.finite import all_finite
@@ -145,7 +145,7 @@ def settle(
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
-    shared = jax.device_put({name: getattr(old, name) for name in SHARED}, topology.replicated)
+    shared = jax.device_put(shared_fields(old), topology.replicated)
     own = {name: getattr(old, name) for name in TrainState._fields if name not in SHARED}
     kept = TrainState(**jax.tree.map(taken, own, topology.of_workers(own)), **shared)
     kept = kept._replace(
@@ -162,9 +162,9 @@ def _begin_new(method: DistributedOptimizer) -> Any:
     """Makes `(state, fresh keys, new) -> state`, in which those that are new have begun."""
 
     def begin(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
-        axes = OVER_WORKERS
-        of_group = jax.vmap(functools.partial(begin_new, method), (axes, 0, 0), axes, axis_name=WORKER)
-        over_workers = jax.vmap(of_group, (axes, 0, 0), axes, axis_name=GROUP)
+        axes = (OVER_WORKERS, 0, 0)
+        of_group = jax.vmap(functools.partial(begin_new, method), axes, OVER_WORKERS, axis_name=WORKER)
+        over_workers = jax.vmap(of_group, axes, OVER_WORKERS, axis_name=GROUP)
         return over_workers(state, keys, new)
 
     return begin

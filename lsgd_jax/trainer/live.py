@@ -19,13 +19,13 @@ import numpy as np
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.generations import Generation, Membership
 from lsgd_jax.engine.numerics import wrap_keys
-from lsgd_jax.engine.state import TrainState
+from lsgd_jax.engine.state import TrainState, shared_fields
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError
 from lsgd_jax.trainer.checkpoints import CheckpointInfo
 from lsgd_jax.trainer.elastic import unknown_fields, with_fields
 from lsgd_jax.trainer.newcomers import make_admit
-from lsgd_jax.trainer.own_workers import own_count, own_rows, placed, shared_fields
+from lsgd_jax.trainer.own_workers import own_count, own_rows, placed
 from lsgd_jax.trainer.run import Run
 
 KEPT = 2

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from lsgd_jax.collectives import GROUP, WORKER, broadcast_from_leader, elect_leader
 from lsgd_jax.engine.communication import WorkerState, begin_again
 from lsgd_jax.engine.local_steps import keeps_gradients
-from lsgd_jax.engine.state import SHARED, TrainState, state_specs
+from lsgd_jax.engine.state import SHARED, TrainState, shared_fields, state_specs
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.optimizers.compressed import is_compressed, with_common_references
 from lsgd_jax.optimizers.distributed_optimizer import Axes, DistributedOptimizer
@@ -73,7 +73,7 @@ def make_admit(method: DistributedOptimizer, topology: Topology) -> Callable[...
 
     def on_device(state: TrainState, keys: jax.Array, new: jax.Array) -> TrainState:
         began = topology.over_lanes(start, in_axes=(OVER_WORKERS, 0, 0))(state, keys, new)
-        return began._replace(**{name: getattr(state, name) for name in SHARED})
+        return began._replace(**shared_fields(state))
 
     split, specs = PartitionSpec(GROUP, WORKER), state_specs()
     admit = topology.over_devices(on_device, in_specs=(specs, split, split), out_specs=specs)

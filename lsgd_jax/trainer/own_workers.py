@@ -6,14 +6,9 @@ import jax
 import numpy as np
 
 from lsgd_jax.cluster import processes
-from lsgd_jax.engine.state import SHARED, TrainState
+from lsgd_jax.engine.state import SHARED, TrainState, shared_fields
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.trainer.checkpoints import with_raw_keys
-
-
-def shared_fields(state: TrainState) -> dict[str, Any]:
-    """What all workers have in common, by name."""
-    return {name: getattr(state, name) for name in SHARED}
 
 
 def _own_devices(topology: Topology) -> list[jax.Device]:
