@@ -18,6 +18,7 @@ def test_a_group_is_a_slice_of_tpus_whatever_its_hosts_and_a_machine_elsewhere(
     monkeypatch.setattr(jax, "devices", lambda: found)
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(processes, "count", lambda: 4)
     monkeypatch.setattr(processes, "hosts", lambda: [f"host{number}" for number in range(4)])
     assert processes.machines() == groups
     assert processes.default_shape({}) == {"groups": groups, "workers": 8 // groups}
