@@ -31,12 +31,13 @@ LSGD = Settings(groups=2, workers=3, local_pull=0.3, global_pull=0.2, local_peri
 CASES = {
     "local_sgd": Case("local_sgd", {"local_period": 3, "global_period": 6}),
     "easgd": Case("easgd", {"beta": 0.43, "period": 5}),
+    "eamsgd": Case("eamsgd", {"momentum": 0.7, "beta": 0.5, "period": 5}),
     "diloco": Case("diloco", {"outer": NumpySgd(0.3, 0.5, nesterov=True), "period": 6}),
     "grawa": Case("grawa", {"pull": 0.4, "period": 4, "window": 4}),
     "dppf": Case("dppf", {"pull": 0.4, "push": 0.7, "period": 3}),
 }
 DELAYS = {"a while": 2, "a period": None}
-SHORTEST = {"lsgd": 4, "local_sgd": 3, "easgd": 5, "diloco": 6, "grawa": 4, "dppf": 3}
+SHORTEST = {"lsgd": 4, "local_sgd": 3, "easgd": 5, "eamsgd": 5, "diloco": 6, "grawa": 4, "dppf": 3}
 # Before a communication has begun, while one is under way, at the step at which it takes effect, and a group.
 GROUP_LOST = {(33, rank): ("b",) for rank in (3, 4, 5)}
 LOST = Faults(leaves={(2, 1): ("b",), (13, 2): ("w",), (20, 3): ("w",), (24, 1): ("b", "w")} | GROUP_LOST)

@@ -52,12 +52,12 @@ def outcome(
     return TrialOutcome(Trial(method, varied, seed, phase, config), curve, summary)
 
 
-def leave(config: Config, metric: str = "error") -> dict[str, Any]:
+def leave(config: Config, metric: str = "error", *, sent: int = 100) -> dict[str, Any]:
     """Leaves what a run of these settings does that was evaluated once, at its end; returns its summary."""
     workdir = Path(config.workdir)
     errors = {f"{split}_{metric}": 0.3 for split in ("validation", "test")}
     errors |= {f"leader_{split}": 0.4 for split in errors}
-    row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": 100, "train_loss": 0.1, **errors, "leader": 0}
+    row = {"step": config.steps, "seconds": 1.0, "bytes_communicated": sent, "train_loss": 0.1, **errors, "leader": 0}
     summary = row | {
         **{"algorithm": config.algorithm, "dataset": "digits", "model": "mlp", "parameters": 10, "groups": 1},
         **{"workers": 2, "batch_size": config.batch_size or 8, "device": "1 × cpu", "jax": "0", "figures": []},

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy_methods import Downpour, as_vector
-from numpy_overlapped import PERIODS, Late, LateDiloco, LateDppf, LateEasgd, LateGrawa, LateLocalSgd
+from numpy_overlapped import PERIODS, Late, LateDiloco, LateDppf, LateEamsgd, LateEasgd, LateGrawa, LateLocalSgd
 
 BLOCK = 256
 
@@ -122,6 +122,12 @@ class FewEasgd(Few, LateEasgd):
 
 
 @dataclass(kw_only=True)
+class FewEamsgd(Few, LateEamsgd):
+    def sends(self, members: np.ndarray) -> np.ndarray:
+        return self.position[members]
+
+
+@dataclass(kw_only=True)
 class FewDppf(Few, LateDppf):
     pass
 
@@ -184,6 +190,7 @@ class FewDownpour(Few, LateDownpour):
 FEW = {
     "local_sgd": FewLocalSgd,
     "easgd": FewEasgd,
+    "eamsgd": FewEamsgd,
     "diloco": FewDiloco,
     "downpour": FewDownpour,
     "grawa": FewGrawa,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy_methods import Diloco, Dppf, Easgd, Grawa, Independent, LocalSgd, as_vector
+from numpy_methods import Diloco, Dppf, Eamsgd, Easgd, Grawa, Independent, LocalSgd, as_vector
 
 PERIODS = ("local_period", "global_period", "period")  # in the order in which they take place
 
@@ -60,6 +60,21 @@ class LateEasgd(Late, Easgd):
 
 
 @dataclass(kw_only=True)
+class LateEamsgd(Late, Eamsgd):
+    def hear(self, members: np.ndarray) -> np.ndarray | None:
+        able, _ = self.able_and_lost(members)
+        return self.position[able].mean(axis=0) if able.size else None
+
+    def take_effect(self, members: np.ndarray, news: np.ndarray | None, step: int) -> None:
+        able, lost = self.able_and_lost(members)
+        self.position[able] -= self.beta / len(self.x) * (self.position[able] - self.c)
+        if news is not None:
+            self.c = (1 - self.beta) * self.c + self.beta * news
+        self.look_ahead()
+        self.restart(lost, self.c, step)
+
+
+@dataclass(kw_only=True)
 class LateDiloco(Late, Diloco):
     def hear(self, members: np.ndarray) -> np.ndarray | None:
         mean = super().hear(members)
@@ -101,6 +116,7 @@ class LateDppf(Late, Dppf):
 LATE = {
     "local_sgd": LateLocalSgd,
     "easgd": LateEasgd,
+    "eamsgd": LateEamsgd,
     "diloco": LateDiloco,
     "grawa": LateGrawa,
     "dppf": LateDppf,
