@@ -1,15 +1,17 @@
 """A soak of runs that outlive their processes: one is killed again and again, with --live and with restarts of all.
 
-For each seed three runs of LSGD on digits, one after the other: left alone; under `lsgd_jax.launch --live`; and under
-the launcher that starts all again from the last checkpoint. The last two have processes killed at the same times,
-drawn at random. Told are losses at the end, seconds from a kill to the next steps, and goodput: the steps of workers
-that count, over those that the run which is left alone takes in the same time. Linux only.
+For each seed three runs of LSGD on digits, one after the other: under `lsgd_jax.launch --live`; left alone; and under
+the launcher that starts all again from the last checkpoint. The first and the last have processes killed at the same
+times, drawn at random. Told are losses at the end, seconds from a kill to the next steps, and goodput: the steps of
+workers that count, over those that the run which is left alone takes in the same time. Runs that are in the output
+already, with the same settings, are not run again. Linux only.
 """
 
 import argparse
 import csv
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -27,6 +29,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # which PYTHONSAFEPATH l
 import faults
 from measure import as_table, writable, write_results
 
+from lsgd_jax.cluster.generations import CANNOT_BE_INTERRUPTED
+
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = faults.SETTINGS | {"sampling": "iid"}
 WORKERS = SETTINGS["groups"] * SETTINGS["workers"]
@@ -43,6 +47,7 @@ class Soak(NamedTuple):
       useful: steps of workers that count.
       loss: of the center on the validation data at the end.
       error: likewise.
+      stuck: how many processes ended since nothing brought them back from a collective.
       survivors: seconds from each kill to the end of the next call of those who are left; of all after a restart.
       newcomers: seconds from each kill until all train again.
     """
@@ -52,6 +57,7 @@ class Soak(NamedTuple):
     useful: int
     loss: float
     error: float
+    stuck: int
     survivors: list[float]
     newcomers: list[float]
 
@@ -68,22 +74,37 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.steps, args.every, args.checkpoint_every, args.seeds) <= 0 or WORKERS % args.processes:
         parser.error(f"all numbers must be more than 0, and {WORKERS} workers dealt equally to the processes")
-    found: dict[str, list[Soak]] = {"left alone": [], "--live": [], "restarts of all": []}
+    settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "output")}
+    found = runs_before(args.output, settings)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             for name, runs in found.items():
+                if len(runs) > seed:
+                    continue
                 workdir = pathlib.Path(folder) / f"{name.replace(' ', '_')}_{seed}"
                 runs.append(soak(args, workdir, seed, live=name == "--live", kills=name != "left alone"))
                 print(f"seed {seed}, {name}: {runs[-1]}", flush=True)
+                rows = [row(name, runs, found["left alone"]) for name, runs in found.items() if runs]
+                every = {name: [run._asdict() for run in runs] for name, runs in found.items()}
+                write_results(args.output, {"settings": settings, "rows": rows, "runs": every})
     rows = [row(name, runs, found["left alone"]) for name, runs in found.items()]
     print(as_table(tuple(rows[0]), [tuple(each.values()) for each in rows]))
-    write_results(args.output, {"rows": rows, "runs": {k: [r._asdict() for r in v] for k, v in found.items()}})
     return 0
+
+
+def runs_before(output: pathlib.Path, settings: dict[str, Any]) -> dict[str, list[Soak]]:
+    """The runs that an output has already, by their names."""
+    text = output.read_text()
+    before = json.loads(text)["results"] if text else {}
+    if before and before["settings"] != settings:
+        sys.exit(f"live_faults.py: {output} is of other settings, {before['settings']}: name another --output")
+    runs = before.get("runs", {})
+    return {name: [Soak(**run) for run in runs.get(name, [])] for name in ("--live", "left alone", "restarts of all")}
 
 
 def row(name: str, runs: list[Soak], alone: list[Soak]) -> dict[str, Any]:
     """A line of the table."""
-    pace = sum(run.useful for run in alone) / sum(run.seconds for run in alone)
+    pace = sum(run.useful for run in alone) / sum(run.seconds for run in alone) if alone else math.nan
 
     def spread(values: list[float]) -> str:
         return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
@@ -94,6 +115,7 @@ def row(name: str, runs: list[Soak], alone: list[Soak]) -> dict[str, Any]:
     return {
         "run": name,
         "kills": sum(run.kills for run in runs),
+        "stuck": sum(run.stuck for run in runs),
         "seconds": f"{statistics.mean(run.seconds for run in runs):.0f}",
         "goodput": f"{sum(run.useful for run in runs) / sum(run.seconds for run in runs) / pace:.2f}",
         "loss": spread([run.loss for run in runs]),
@@ -129,10 +151,9 @@ def soak(args: argparse.Namespace, workdir: pathlib.Path, seed: int, *, live: bo
         sys.exit(f"live_faults.py: a run has failed:\n{''.join(line for _, line in said)[-4000:]}")
     seconds = time.monotonic() - started
     summary = json.loads((workdir / "summary.json").read_text())
-    survivors, newcomers = recoveries(killed, said)
     return Soak(
         seconds, len(killed), useful(workdir, args.steps), summary["validation_loss"], summary["validation_error"],
-        survivors, newcomers,
+        sum(CANNOT_BE_INTERRUPTED in line for _, line in said), *recoveries(killed, said),
     )  # fmt: skip
 
 

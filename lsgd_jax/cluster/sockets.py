@@ -39,8 +39,11 @@ def listening_ports() -> set[int]:
 
 
 def end_connections(ports: Collection[int]) -> None:
-    """Ends this process's connections from or to any of these ports: who waits for a message there gets an error."""
+    """Ends this process's connections from or to any of these ports: who waits for a message there gets an error.
+
+    Only reading is ended: Gloo then closes them itself. A write that failed first would be waited for without end.
+    """
     for found in _sockets():
         with found, contextlib.suppress(OSError):  # it is not connected any more
             if not _listens(found) and {found.getsockname()[1], found.getpeername()[1]} & set(ports):
-                found.shutdown(socket.SHUT_RDWR)
+                found.shutdown(socket.SHUT_RD)

@@ -17,6 +17,7 @@ def test_connections_of_a_port_are_ended_and_no_others() -> None:
         ):
             end_connections(ports[:1])
             assert ended.recv(1) == ended_there.recv(1) == b""
+            ended.sendall(b"x")  # no error
             kept.sendall(b"x")
             assert kept_there.recv(1) == b"x"
             assert set(ports) <= listening_ports()
