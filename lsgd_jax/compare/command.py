@@ -28,6 +28,7 @@ PLAN = (
     Flag("methods", "list", ",".join(STYLES), "the methods to compare"),
     Flag("vary", "multi_string", [], "flag=value,value for all methods, method.flag=value,value for one (repeat it)"),
     Flag("search_seeds", "list", "0", "seeds of the runs by which settings are chosen"),
+    Flag("search_steps", "integer", None, "local steps of those runs (default: --steps)"),
     Flag("test_seeds", "list", "1,2,3", "seeds of the runs that are reported: at least 3, others"),
     Flag("network", "string", "1 Gb/s Ethernet", "network of the predicted times"),
     Flag("compute_seconds", "float", None, "of a local step, for predicted times (default: as measured here)"),

@@ -41,6 +41,7 @@ class Comparison:
       settings: each method's settings in the grid.
       search_seeds: of the runs by which settings are chosen.
       test_seeds: of the runs that are reported.
+      search_steps: of the runs by which settings are chosen, whose schedules are as much shorter.
       network: a name in `lsgd_jax.accounting.network.NETWORKS`, for predicted times.
       compute_seconds: of a local step of a worker, for predicted times; None: as measured.
     """
@@ -50,6 +51,7 @@ class Comparison:
     settings: dict[str, list[Setting]]
     search_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
+    search_steps: int
     network: str
     compute_seconds: float | None
 
@@ -60,8 +62,9 @@ class Comparison:
 
     def search(self) -> list[Trial]:
         """The runs by which settings are chosen. A method with one setting needs none."""
+        base = dataclasses.replace(self.base, steps=self.search_steps)
         return [
-            make_trial(method, setting, seed, "search", self.base)
+            make_trial(method, setting, seed, "search", base)
             for method, choices in self.settings.items()
             if len(choices) > 1
             for setting in choices
@@ -101,6 +104,7 @@ def make_plan(
     test_seeds: Sequence[str],
     network: str,
     compute_seconds: float | None,
+    search_steps: int | None = None,
 ) -> Comparison:
     """Makes the plan after checking all that can be wrong with it.
 
@@ -112,6 +116,7 @@ def make_plan(
       test_seeds: whole numbers, none of them in the search.
       network: a name in `lsgd_jax.accounting.network.NETWORKS`.
       compute_seconds: of a local step, or None.
+      search_steps: of the runs by which settings are chosen; None for as many as all have.
 
     Raises:
       InputError: what is wrong and what to do, in one line.
@@ -131,6 +136,9 @@ def make_plan(
     base = load_config(given["workdir"], given, resume=False)
     check_config(base)
     schedule_of(base)
+    search_steps = base.steps if search_steps is None else search_steps
+    if not 0 < search_steps <= base.steps:
+        raise InputError(f"--search_steps={search_steps}: must be more than 0, and at most --steps={base.steps}")
     if base.wire_dtype is not None and "lsgd" not in methods:
         raise InputError(f"--wire_dtype={base.wire_dtype}: none of --methods uses it: leave it out")
     source = find_source(base)
@@ -145,7 +153,7 @@ def make_plan(
     if not isinstance(source, StreamedSource | Task):  # read once, for all runs
         read: Any = once(source.read)
         source = dataclasses.replace(source, read=read)
-    plan = Comparison(base, source, settings, searched, tested, network, compute_seconds)
+    plan = Comparison(base, source, settings, searched, tested, search_steps, network, compute_seconds)
     # Any setting may be chosen.
     tests = [make_trial(m, setting, seed, "test", base) for m in settings for setting in settings[m] for seed in tested]
     notes = []

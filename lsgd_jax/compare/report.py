@@ -161,15 +161,23 @@ def _settings(methods: Sequence[MethodResults]) -> str:
     figure = methods[0].metric.label
     search_seeds = sorted({run.trial.seed for method in methods for run in method.search})
     test_seeds = sorted({run.trial.seed for method in methods for run in method.test})
+    shorter = _shorter_search(methods)
     return f"""## How settings were chosen
 
 The *deployed* model of a run is its center or its leader (the worker with the lowest training loss), whichever has the
 lower validation {figure} at the end, the center if they are equal. Of each method's grid the setting was chosen whose
-deployed model has the lowest validation {figure}, mean over the search seeds ({_listed(search_seeds)}). The chosen
-settings were then run again with the test seeds ({_listed(test_seeds)}). No test {figure} entered any choice, and those
-of the search are not in this folder's tables, figures and CSV files.
+deployed model has the lowest validation {figure}, mean over the search seeds ({_listed(search_seeds)}).{shorter}
+The chosen settings were then run again with the test seeds ({_listed(test_seeds)}). No test {figure} entered any
+choice, and those of the search are not in this folder's tables, figures and CSV files.
 
 {search_table(methods)}"""
+
+
+def _shorter_search(methods: Sequence[MethodResults]) -> str:
+    """Says so, if the runs of the search took fewer samples."""
+    both = next(((each.search[0], each.test[0]) for each in methods if each.search and each.test), None)
+    share = 1.0 if both is None else both[0].trial.config.steps / both[1].trial.config.steps
+    return "" if share == 1 else f"\nRuns of the search took {share:.0%} of the samples of a test run."
 
 
 def _results(methods: Sequence[MethodResults], network: str) -> list[str]:

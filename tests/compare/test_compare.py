@@ -58,6 +58,19 @@ def test_a_comparison_leaves_runs_and_a_report(done: Path) -> None:
     assert {"report.md", "runs.csv", "curves.csv", "curves.png"} <= {path.name for path in done.iterdir()}
 
 
+def test_runs_of_the_search_may_be_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = a_plan(tmp_path, search_steps=2)
+    monkeypatch.setattr(running, "train", made_up)
+    compare(plan, ["python experiments/compare.py"], StopRequest())
+    steps = {trial.config.steps for trial in plan.search()}
+    assert (steps, {trial.config.eval_every for trial in plan.search()}) == ({2}, {2})
+    chosen = {method: settings[0] for method, settings in plan.settings.items()}
+    assert {(trial.method, trial.config.steps) for trial in plan.test(chosen)} == {("lsgd", 8), ("sgd", 16)}
+    assert "Runs of the search took 25% of the samples of a test run.\n" in (tmp_path / "report.md").read_text()
+    with pytest.raises(InputError, match=r"--search_steps=9: must be more than 0, and at most --steps=8"):
+        a_plan(tmp_path, search_steps=9)
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_never_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "train", lambda *args, **kwargs: pytest.fail("it has been run already"))
