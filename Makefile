@@ -40,9 +40,9 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	@fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'; \
+	@fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
 	found=; bare=; \
-	for python in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3); do \
+	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 		"$$python" -c "$$fits" 2>/dev/null || continue; \
 		if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then found="$$python"; break; fi; \
 		bare="$${bare:-$$python}"; \
@@ -54,7 +54,7 @@ $(BIN)/python:
 		version=$$("$$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 		echo "$$bare cannot make virtual environments: apt-get install python$$version-venv" >&2; exit 1; \
 	else \
-		echo "no Python 3.11 to 3.14 runs here as $(or $(PYTHON),python3.x): install one (apt-get install python3 python3-venv), or name it with PYTHON=..." >&2; exit 1; \
+		echo "no Python 3.11 to 3.13 runs here as $(or $(PYTHON),python3.x): install one (apt-get install python3 python3-venv), or name it with PYTHON=..." >&2; exit 1; \
 	fi
 
 # A .venv of another interpreter than the one that was asked for is told, not replaced.
