@@ -178,6 +178,12 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any
         ("cifar10_cnn7_4_workers", METHODS, 3, {"lsgd": 6}),
         ("convergence_a", ("lsgd", "easgd", "local_sgd", "data_parallel"), 12, {"local_sgd": 6, "data_parallel": 3}),
         ("convergence_a_stale", ("lsgd",), 24, {}),
+        (
+            "convergence_b",
+            ("diloco", "downpour", "dppf", "grawa", "sgd", "none"),
+            12,
+            {"downpour": 6, "sgd": 3, "none": 3},
+        ),
         ("tinyshakespeare_transformer", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
         ("tinyshakespeare_lstm", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
     ],
