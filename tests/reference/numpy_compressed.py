@@ -56,7 +56,7 @@ class Few(Late):
 
     def sends(self, members: np.ndarray) -> np.ndarray:
         """[members, parameters]: what the mean is taken of."""
-        return self.x[members]
+        return self.positions[members]
 
     def take_part(self, members: np.ndarray) -> np.ndarray:
         """bool [members]: whose rows enter the mean."""
@@ -123,8 +123,7 @@ class FewEasgd(Few, LateEasgd):
 
 @dataclass(kw_only=True)
 class FewEamsgd(Few, LateEamsgd):
-    def sends(self, members: np.ndarray) -> np.ndarray:
-        return self.position[members]
+    pass
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,11 @@ class Late(Independent):
     keep: float = 0.5
     waiting: dict[str, list[Any]] = field(default_factory=dict)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Of workers, among which they communicate."""
+        return self.x
+
     def communicate(self, step: int) -> None:
         everybody = np.arange(len(self.x))
         periods = {kind: period for kind in PERIODS if (period := getattr(self, kind, None)) is not None}
@@ -30,8 +35,8 @@ class Late(Independent):
                 self.waiting[kind] = [(members, self.hear(members)) for members in meeting]
 
     def hear(self, members: np.ndarray) -> np.ndarray | None:
-        able = members[self.finite[members]]
-        return self.x[able].mean(axis=0) if able.size else None
+        able, _ = self.able_and_lost(members)
+        return self.positions[able].mean(axis=0) if able.size else None
 
     def take_effect(self, members: np.ndarray, news: np.ndarray | None, step: int) -> None:
         raise NotImplementedError
@@ -53,25 +58,21 @@ class LateLocalSgd(Late, LocalSgd):
 class LateEasgd(Late, Easgd):
     def take_effect(self, members: np.ndarray, news: np.ndarray | None, step: int) -> None:
         able, lost = self.able_and_lost(members)
-        self.x[able] -= self.beta / len(self.x) * (self.x[able] - self.c)
+        self.positions[able] -= self.beta / len(self.x) * (self.positions[able] - self.c)
         if news is not None:
             self.c = (1 - self.beta) * self.c + self.beta * news
         self.restart(lost, self.c, step)
 
 
 @dataclass(kw_only=True)
-class LateEamsgd(Late, Eamsgd):
-    def hear(self, members: np.ndarray) -> np.ndarray | None:
-        able, _ = self.able_and_lost(members)
-        return self.position[able].mean(axis=0) if able.size else None
+class LateEamsgd(LateEasgd, Eamsgd):
+    @property
+    def positions(self) -> np.ndarray:
+        return self.position
 
     def take_effect(self, members: np.ndarray, news: np.ndarray | None, step: int) -> None:
-        able, lost = self.able_and_lost(members)
-        self.position[able] -= self.beta / len(self.x) * (self.position[able] - self.c)
-        if news is not None:
-            self.c = (1 - self.beta) * self.c + self.beta * news
+        super().take_effect(members, news, step)
         self.look_ahead()
-        self.restart(lost, self.c, step)
 
 
 @dataclass(kw_only=True)
