@@ -84,22 +84,30 @@ def main() -> int:
                 workdir = pathlib.Path(folder) / f"{name.replace(' ', '_')}_{seed}"
                 runs.append(soak(args, workdir, seed, live=name == "--live", kills=name != "left alone"))
                 print(f"seed {seed}, {name}: {runs[-1]}", flush=True)
-                rows = [row(name, runs, found["left alone"]) for name, runs in found.items() if runs]
                 every = {name: [run._asdict() for run in runs] for name, runs in found.items()}
-                write_results(args.output, {"settings": settings, "rows": rows, "runs": every})
-    rows = [row(name, runs, found["left alone"]) for name, runs in found.items()]
+                write_results(args.output, {"settings": settings, "rows": table(found), "runs": every})
+    rows = table(found)
     print(as_table(tuple(rows[0]), [tuple(each.values()) for each in rows]))
     return 0
 
 
+def table(found: dict[str, list[Soak]]) -> list[dict[str, Any]]:
+    """A line for each kind of run of which there is any."""
+    return [row(name, runs, found["left alone"]) for name, runs in found.items() if runs]
+
+
 def runs_before(output: pathlib.Path, settings: dict[str, Any]) -> dict[str, list[Soak]]:
     """The runs that an output has already, by their names."""
-    text = output.read_text()
-    before = json.loads(text)["results"] if text else {}
-    if before and before["settings"] != settings:
-        sys.exit(f"live_faults.py: {output} is of other settings, {before['settings']}: name another --output")
-    runs = before.get("runs", {})
-    return {name: [Soak(**run) for run in runs.get(name, [])] for name in ("--live", "left alone", "restarts of all")}
+    found: dict[str, list[Soak]] = {"--live": [], "left alone": [], "restarts of all": []}
+    if not (text := output.read_text()):
+        return found
+    try:
+        before = json.loads(text)["results"]
+        if before["settings"] != settings:
+            sys.exit(f"live_faults.py: {output} is of other settings, {before['settings']}: name another --output")
+        return {name: [Soak(**run) for run in before["runs"][name]] for name in found}
+    except (ValueError, KeyError, TypeError) as error:
+        sys.exit(f"live_faults.py: {output} cannot be read ({error!r}): name another --output, or remove it")
 
 
 def row(name: str, runs: list[Soak], alone: list[Soak]) -> dict[str, Any]:

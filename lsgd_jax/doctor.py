@@ -5,11 +5,13 @@ Its command is `python -m lsgd_jax.doctor`; it needs nothing but what is always 
 
 import argparse
 import importlib.metadata
-import importlib.util
 import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
+
+from lsgd_jax.errors import first_line
+from lsgd_jax.trainer.provenance import version
 
 PACKAGE = "lsgd_jax"
 # What each extra is for; those that are not here are for the project's own tests.
@@ -20,8 +22,8 @@ FEATURES = {
     "gpu": "NVIDIA GPUs",
     "tpu": "TPUs",
 }
-# How JAX's own extras show that they are installed.
-PLUGINS = {"jax[cuda12]": "jax_plugins.xla_cuda12", "jax[tpu]": "libtpu"}
+# What JAX's own extras install.
+PLUGINS = {"jax[cuda12]": "jax-cuda12-plugin", "jax[tpu]": "libtpu"}
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+(?:\[[\w,-]+\])?)[^;]*(?:;.*\bextra\s*==\s*['\"](?P<extra>[\w-]+)['\"])?")
 
 
@@ -61,17 +63,7 @@ def requirements(lines: Sequence[str]) -> dict[str | None, set[str]]:
 
 def is_installed(requirement: str) -> bool:
     """Whether a package is there, or an extra of JAX."""
-    if requirement in PLUGINS:
-        return _can_be_imported(PLUGINS[requirement])
-    return version(requirement.partition("[")[0]) is not None
-
-
-def version(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return version(PLUGINS.get(requirement, requirement.partition("[")[0])) is not None
 
 
 def devices() -> tuple[bool, list[str]]:
@@ -81,7 +73,7 @@ def devices() -> tuple[bool, list[str]]:
 
         kinds = [f"{device.platform}, {device.device_kind}" for device in jax.devices()]
     except Exception as error:  # whatever a plugin raises
-        return False, [f"no devices: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"]
+        return False, [f"no devices: {first_line(error)}"]
     lines = [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
     return True, [f"devices: {'; '.join(lines)}", *_notes(jax.devices()[0].platform)]
 
@@ -94,13 +86,6 @@ def _notes(kind: str) -> Iterator[str]:
         yield f"bfloat16 is no faster than float32 here: {reason}"
     if kind == "cpu":
         yield "more CPU devices, for a mesh: JAX_NUM_CPU_DEVICES=8"
-
-
-def _can_be_imported(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Comparison:
       settings: each method's settings in the grid.
       search_seeds: of the runs by which settings are chosen.
       test_seeds: of the runs that are reported.
-      search_steps: of the runs by which settings are chosen, whose schedules are as much shorter.
+      search_steps: local steps of the runs by which settings are chosen. A cosine is as much shorter; drops and
+        warm-up stay where they are.
       network: a name in `lsgd_jax.accounting.network.NETWORKS`, for predicted times.
       compute_seconds: of a local step of a worker, for predicted times; None: as measured.
     """

@@ -10,7 +10,7 @@ PACKAGES = ("lsgd_jax", "jax", "optax", "numpy")
 
 def provenance() -> dict[str, str | None]:
     """The `commit`, and the version of `python` and of each package by its name; None where it is not known."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES}
     return {"commit": commit(), **versions, "python": platform.python_version()}
 
 
@@ -38,7 +38,8 @@ def commit(file: pathlib.Path = pathlib.Path(__file__)) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None of one that is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
