@@ -28,6 +28,8 @@ TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # So the compiler for TPUs calls fusions of an all-reduce and the slices of it that devices keep; and those of other
 # work with a step of a collective that is under way meanwhile, whose text they repeat, as do its beginning and its end.
 SCATTERED, WOVEN = "all-reduce-scatter", "async_collective_fusion"
+# What sparse cores do meanwhile.
+CALL = " call-start("
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 BOUND = re.compile(r"ROOT .* compare\(\S+, %?([\w.\-]+)\), direction=LT")
 CONSTANT = re.compile(r" %?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
@@ -109,7 +111,7 @@ def collectives(program: str) -> list[str]:
 def placed(program: str) -> list[Placed]:
     """All collectives that are reached from the entry, each where it stands; one that is reached twice counts twice."""
     entry, instructions = computations(program)
-    found = list(_placed(entry, instructions, conditional=False, loops=0, times=1))
+    found = list(_placed(entry, instructions, asynchronous=False, conditional=False, loops=0, times=1))
     woven = {_told(each) for name, each in found if name.startswith(WOVEN)}
     once: dict[Any, Placed] = {}
     for number, (_, each) in enumerate(found):
@@ -164,7 +166,13 @@ def _unconditional(computation: str, instructions: dict[str, list[str]]) -> Iter
 
 
 def _placed(
-    computation: str, instructions: dict[str, list[str]], *, conditional: bool, loops: int, times: int
+    computation: str,
+    instructions: dict[str, list[str]],
+    *,
+    asynchronous: bool,
+    conditional: bool,
+    loops: int,
+    times: int,
 ) -> Iterator[tuple[str, Placed]]:
     """Each with the name of the computation that it stands in."""
     for line in instructions[computation]:
@@ -174,7 +182,8 @@ def _placed(
             sent = tuple(_arrays(line))
             if computation.startswith(SCATTERED):
                 sent = tuple(array._replace(kind="reduce-scatter") for array in sent)
-            yield computation, Placed(sent, _members(line), name, bool(found[2]), conditional, loops, times)
+            begins = asynchronous or bool(found[2])
+            yield computation, Placed(sent, _members(line), name, begins, conditional, loops, times)
             continue
         branches, trips = branches_of(line), trips_of(line, instructions)
         unknown = " while(" in line and trips is None
@@ -182,6 +191,7 @@ def _placed(
             yield from _placed(
                 called,
                 instructions,
+                asynchronous=asynchronous or CALL in line,
                 conditional=conditional or bool(branches),
                 loops=loops + unknown,
                 times=times * (trips or 1),

@@ -145,8 +145,14 @@ def from_one_device(
     if compiler_axes():  # to flatten what is split over them would gather it
         return [lax.psum(array, devices) for array in arrays]
     words = pack(arrays)
-    words = lax.psum(words, devices) if method == "psum" else _ring(words, _device_of(rank, names), devices)
+    words = _sum(words, devices) if method == "psum" else _ring(words, _device_of(rank, names), devices)
     return unpack(words, arrays)
+
+
+def _sum(words: jax.Array, devices: tuple[str, ...]) -> jax.Array:
+    """Of uint32; of the same bits as signed integers, which sparse cores of TPUs can add, and unsigned ones not."""
+    signed = lax.psum(lax.bitcast_convert_type(words, jnp.int32), devices)
+    return lax.bitcast_convert_type(signed, jnp.uint32)
 
 
 def _device_of(rank: jax.Array, names: tuple[str, ...]) -> jax.Array:

@@ -4,7 +4,6 @@ Programs of a CPU device run one after the other, and what a program sends is wa
 are two threads: on the second a communication can be under way while on the first local steps are taken.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +11,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import make_communications, those_ahead
+from lsgd_jax.engine.communications import make_communications, make_first_halves
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.engine.train_step import make_take_steps, round_steps
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer
-from lsgd_jax.optimizers.window import window_mean
 
 
 class CarriedStep(NamedTuple):
@@ -70,21 +68,18 @@ def make_carried_step(
     compiler_options: dict[str, Any] | None = None,
 ) -> CarriedStep:
     """Makes the programs; what they do together is what `make_train_step` does in one, whose arguments these are."""
-    ahead, each, same = those_ahead(method, topology.groups), PartitionSpec(GROUP, WORKER), PartitionSpec()
+    each, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
     longest = min(round_steps(method, topology.groups), longest_call)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
     communicate_when_due = make_communications(method, topology)
-
-    def of_each(function: Callable[..., Any], place: Topology) -> Callable[..., Any]:
-        return place.over_devices(place.over_lanes(function), in_specs=each, out_specs=each)
+    carried_send, keep = make_first_halves(method, carriers).send, make_first_halves(method, topology).keep
 
     def begin(params: Any, opt_state: Any, losses: Any, begins: tuple[int, ...]) -> tuple[Any, ...]:
-        def send(params: Any, opt_state: Any, losses: Any) -> tuple[Any, ...]:
-            score = window_mean(losses)
-            names = [carriers.axes.names(ahead[i].axes) for i in begins]
-            return tuple(ahead[i].begin(params, opt_state, score, at) for i, at in zip(begins, names, strict=True))
+        def send(*of_workers: Any) -> tuple[Any, ...]:
+            params, opt_state, losses = of_workers
+            return carried_send(params, opt_state, losses, begins)
 
-        return of_each(send, carriers)(params, opt_state, losses)
+        return carriers.over_devices(send, in_specs=each, out_specs=each)(params, opt_state, losses)
 
     def steps(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
         def on_device(state: TrainState, data: Any, steps: jax.Array) -> TrainState:
@@ -94,15 +89,11 @@ def make_carried_step(
         return topology.over_devices(on_device, in_specs=specs, out_specs=state_specs())(state, data, steps)
 
     def end(state: TrainState, news: tuple[Any, ...], begins: tuple[int, ...]) -> Any:
-        def keep(params: Any, opt_state: Any, news: tuple[Any, ...]) -> Any:
-            for i, heard in zip(begins, news, strict=True):
-                names = topology.axes.names(ahead[i].axes)
-                opt_state = ahead[i].finish(params, opt_state, heard, names).state
-            return opt_state
+        def on_device(state: TrainState, news: tuple[Any, ...]) -> Any:
+            return communicate_when_due(keep(state, news, begins))
 
-        state = state._replace(opt_state=of_each(keep, topology)(state.params, state.opt_state, news))
         specs = (state_specs(), each)
-        return topology.over_devices(communicate_when_due, in_specs=(state_specs(),), out_specs=specs)(state)
+        return topology.over_devices(on_device, in_specs=specs, out_specs=specs)(state, news)
 
     return CarriedStep(
         jax.jit(begin, static_argnames="begins"),

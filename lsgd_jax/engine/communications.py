@@ -59,7 +59,7 @@ def make_communications(
 ) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
     """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due.
 
-    Of those of `overlapped`, what takes effect: they begin with the next call, where `make_begin_ahead` is.
+    Of those of `overlapped`, what takes effect: they begin with the next call, where `make_first_halves` is.
     """
     communications = [c for c in communications_of(method, topology.groups) if not c.ahead]
 
@@ -118,37 +118,50 @@ def _communicate_all(
     return state._replace(**after._asdict()), news
 
 
-def make_begin_ahead(method: DistributedOptimizer, topology: Topology) -> Callable[[TrainState, Begins], TrainState]:
-    """Makes `(state, begins) -> state`, what comes before the local steps on a device: communications of `overlapped`.
+class FirstHalves(NamedTuple):
+    """Communications of `overlapped`, which begin before the local steps of a call and change nothing until its end.
 
-    They are those that are due at the step where the last call has ended.
+    Attributes:
+      send: `(params, opt_state, losses, begins) -> news`, of all workers of a device, [groups, workers, ...]: what is
+        heard in the communications of these numbers.
+      keep: `(state, news, begins) -> state`, which remembers it until it takes effect.
+      if_due: `state -> state`, both, for those that the step counter says begin: each in a conditional.
     """
+
+    send: Callable[[Any, Any, Any, tuple[int, ...]], tuple[Any, ...]]
+    keep: Callable[[TrainState, tuple[Any, ...], tuple[int, ...]], TrainState]
+    if_due: Callable[[TrainState], TrainState]
+
+
+def make_first_halves(method: DistributedOptimizer, topology: Topology) -> FirstHalves:
+    """Makes what comes before the local steps on a device, of those communications that are `ahead`."""
     ahead = those_ahead(method, topology.groups)
 
-    def begin_ahead(state: TrainState, begins: Begins) -> TrainState:
-        for i, communication in enumerate(ahead):
-            if begins is None:
-                state, _ = _communicate_if_due(communication, method, topology, state)
-            elif i in begins:
-                state, _ = _communicate_all(communication, communication.level, method, topology, state)
-        return _after_what_is_small(state) if begins else state
+    def send(params: Any, opt_state: Any, losses: Any, begins: tuple[int, ...]) -> tuple[Any, ...]:
+        def of_worker(params: Any, opt_state: Any, losses: Any) -> tuple[Any, ...]:
+            return tuple(_heard(ahead[i], topology, params, opt_state, window_mean(losses)) for i in begins)
 
-    return begin_ahead
+        return topology.over_lanes(of_worker)(params, opt_state, losses)
+
+    def keep(state: TrainState, news: tuple[Any, ...], begins: tuple[int, ...]) -> TrainState:
+        def of_worker(params: Any, opt_state: Any, news: tuple[Any, ...]) -> Any:
+            for i, heard in zip(begins, news, strict=True):
+                opt_state = ahead[i].finish(params, opt_state, heard, topology.axes.names(ahead[i].axes)).state
+            return opt_state
+
+        return state._replace(opt_state=topology.over_lanes(of_worker)(state.params, state.opt_state, news))
+
+    def if_due(state: TrainState) -> TrainState:
+        for communication in ahead:
+            state, _ = _communicate_if_due(communication, method, topology, state)
+        return state
+
+    return FirstHalves(send, keep, if_due)
 
 
-def _after_what_is_small(state: TrainState) -> TrainState:
-    """The same, but no local step is taken before the small numbers in it are there, such as who leads.
-
-    What is sent because of them can then be under way while local steps are taken. A compiler would else let the
-    first of several messages that follow from one another be under way, the smallest, and send the others after.
-    """
-    leaves, structure = jax.tree.flatten(state.opt_state)
-    workers = state.own_steps.size
-    small = [i for i, leaf in enumerate(leaves) if leaf.size == workers]
-    params, after = lax.optimization_barrier((state.params, [leaves[i] for i in small]))
-    for i, leaf in zip(small, after, strict=True):
-        leaves[i] = leaf
-    return state._replace(params=params, opt_state=jax.tree.unflatten(structure, leaves))
+def _heard(communication: Communication, topology: Topology, params: Any, opt_state: Any, score: jax.Array) -> Any:
+    with jax.named_scope(communication.level):  # by which compiled programs are read
+        return communication.begin(params, opt_state, score, topology.axes.names(communication.axes))
 
 
 def those_ahead(method: DistributedOptimizer, groups: int) -> list[Communication]:

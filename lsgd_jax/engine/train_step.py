@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import Begins, RoundReport, make_begin_ahead, make_communications, workers_of
+from lsgd_jax.engine.communications import Begins, RoundReport, make_communications, make_first_halves, workers_of
+from lsgd_jax.engine.halves import up_to_last_collective
 from lsgd_jax.engine.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
@@ -63,15 +65,27 @@ def make_train_step(
     period = round_steps(method, topology.groups)
     longest = min(period, longest_call or LONGEST_CALL)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
-    begin_ahead = make_begin_ahead(method, topology)
+    first_halves = make_first_halves(method, topology)
     communicate_when_due = make_communications(method, topology)
 
     def one_round(begins: Begins, state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
-        state = begin_ahead(state, begins)
+        if begins is None:
+            state = first_halves.if_due(state)
         to_communication = period - state.step % period
         to_boundary = longest if longest_call is None else longest_call - state.step % longest_call
         steps = jnp.minimum(steps, jnp.minimum(to_communication, to_boundary))
-        return communicate_when_due(take_steps(state, steps, state.step + steps, data))
+
+        def local_steps(state: TrainState) -> TrainState:
+            return take_steps(state, steps, state.step + steps, data)
+
+        if not begins:
+            return communicate_when_due(local_steps(state))
+
+        def send(params: Any, opt_state: Any, losses: Any) -> tuple[Any, ...]:
+            return first_halves.send(params, opt_state, losses, begins)
+
+        state, news = _beside(send, local_steps, state)
+        return communicate_when_due(first_halves.keep(state, news, begins))
 
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
 
@@ -86,6 +100,25 @@ def make_train_step(
         return mapped(state, data, steps)
 
     return jax.jit(train_step, donate_argnums=0, static_argnames="begins", compiler_options=compiler_options)
+
+
+def _beside(
+    send: Callable[..., Any], local_steps: Callable[[TrainState], TrainState], state: TrainState
+) -> tuple[TrainState, Any]:
+    """The state after local steps, and what was sent before them, which may be under way meanwhile.
+
+    No step is taken before the small numbers are there on which others depend, such as who leads: compilers would else
+    let the first of several messages be under way, the smallest, and send the others after the steps. And none of what
+    arrives is taken apart before they are taken.
+    """
+    under_way, taken_apart = up_to_last_collective(send, state.params, state.opt_state, state.losses)
+    small = [i for i, array in enumerate(under_way) if array.size == state.own_steps.size]
+    params, after = lax.optimization_barrier((state.params, [under_way[i] for i in small]))
+    for i, array in zip(small, after, strict=True):
+        under_way[i] = array
+    state = local_steps(state._replace(params=params))
+    params, under_way = lax.optimization_barrier((state.params, under_way))
+    return state._replace(params=params), taken_apart(*under_way)
 
 
 def make_take_steps(

@@ -25,6 +25,10 @@ from lsgd_jax.errors import InputError
 needs_tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
 needs_gpu = pytest.mark.skipif(not any(map(importlib.util.find_spec, CUDA_PLUGINS)), reason="needs the extra 'gpu'")
 IMAGES: dict[str, Any] = {"model": "cnn3", "batch_size": 8}
+# How a call ends there, and how it begins: by the compiler of jax 0.12, and of 0.10.
+ON_SPARSE_CORES = ("call-done", "call-update", "call-start")
+# A message of 12.8 million words, or of a quarter of them in tiles.
+PARAMETERS = r"[su]32\[(1,)?12807168\]|s32\[3127,8,128\]"
 
 
 def figures(target: str, **given: Any) -> dict[str, Any]:
@@ -161,38 +165,45 @@ def test_without_a_target_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.startswith("compile_for.py: error: --target is missing: name the hardware")
 
 
-def overlapped_program(target: str, folder: Path) -> tuple[str, dict[str, Any]]:
-    """The text of one in which a communication begins, of 13 million parameters, and its figures."""
+def overlapped_program(target: str, folder: Path, groups: int = 1) -> tuple[str, list[dict[str, Any]]]:
+    """The text of one in which communications begin, of 13 million parameters, and the figures of its levels."""
     set_for_compilers()
     jax.config.update("jax_enable_compilation_cache", False)
     chosen = read_target(target)
-    topology = Topology(1, 8, devices_of(chosen))
+    devices = devices_of(chosen)
+    topology = Topology(groups, len(devices) // groups, devices)
     (folder / "text").write_bytes(bytes(range(32, 127)) * 400)
     sizes: dict[str, Any] = {"model_width": 512, "model_layers": 4, "batch_size": 32, "optimizer": "adamw"}
     text = {"text_file": str(folder / "text"), "compute_dtype": "bfloat16", "sampling": "iid"}
-    config = Config("unused", **sizes, **text, groups=1, workers=8, global_period=4, overlap=4)
+    shape = {"groups": groups, "workers": topology.workers}
+    config = Config("unused", **sizes, **text, **shape, local_period=4, global_period=4, overlap=4)
     problem, topology = problem_of(config, topology)
     method = method_of(config, topology)
     options = compiler_options("bfloat16", topology, overlapped=True)
     jax.config.update("jax_optimization_level", "UNKNOWN")
     found = compile_for(problem, method, topology, options)
-    (level,) = traffic(found, problem, method, topology, chosen.network(8))["levels"]
-    return found.text, level
+    levels = traffic(found, problem, method, topology, chosen.network(topology.workers))["levels"]
+    return found.text, levels
+
+
+def straddle_the_steps(text: str, ends: str, *begins: str) -> list[str]:
+    """What is under way while local steps are taken: instructions that begin it before their loop, and end it after."""
+    entry, instructions = computations(text)
+    lines = instructions[entry]
+    steps = next(i for i, line in enumerate(lines) if " while(" in line)
+    after = " ".join(line for line in lines[steps:] if f" {ends}(" in line)
+    begun = rf" ({'|'.join(begins)})\("
+    names = {line: re.findall(r"%([\w.\-]+) =", line)[0] for line in lines[:steps] if re.search(begun, line)}
+    return [line for line, name in names.items() if f"%{name})" in after or f"%{name}," in after]
 
 
 @needs_gpu
 @pytest.mark.slow
 def test_on_gpus_an_overlapped_communication_is_under_way_while_local_steps_are_taken(tmp_path: Path) -> None:
-    text, level = overlapped_program("h100:1x8", tmp_path)
+    text, (level,) = overlapped_program("h100:1x8", tmp_path)
     assert level["asynchronous"]
     assert sum(level["kinds"].values()) == level["ledger"]
-    entry, instructions = computations(text)
-    lines = instructions[entry]
-    steps = next(i for i, line in enumerate(lines) if " while(" in line)
-    size = max(int(found) for line in lines for found in re.findall(r"all-reduce-start.* = \(\(u32\[(\d+)\]", line))
-    begin = next(i for i, line in enumerate(lines) if f"u32[{size}]" in line and " all-reduce-start(" in line)
-    end = next(i for i, line in enumerate(lines) if f"u32[{size}]" in line and " all-reduce-done(" in line)
-    assert begin < steps < end
+    assert re.search(PARAMETERS, " ".join(straddle_the_steps(text, "all-reduce-done", "all-reduce-start")))
 
 
 @needs_tpu
@@ -200,12 +211,38 @@ def test_on_gpus_an_overlapped_communication_is_under_way_while_local_steps_are_
 def test_on_a_slice_of_v5e_an_overlapped_communication_is_woven_into_the_products_of_local_steps(
     tmp_path: Path,
 ) -> None:
-    text, level = overlapped_program("tpu:v5e:2x4", tmp_path)
+    text, (level,) = overlapped_program("tpu:v5e:2x4", tmp_path)
     assert level["asynchronous"]
     assert sum(level["kinds"].values()) == level["ledger"], "though its text is repeated"
     _, instructions = computations(text)
     woven = [lines for name, lines in instructions.items() if name.startswith("async_collective_fusion")]
     assert any(" convolution(" in line for lines in woven for line in lines)
+
+
+@needs_tpu
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5p:2x2x2", "tpu:v6e:2x4"])
+def test_sparse_cores_carry_an_overlapped_communication_while_local_steps_are_taken(
+    target: str, tmp_path: Path
+) -> None:
+    text, (level,) = overlapped_program(target, tmp_path)
+    assert level["asynchronous"]
+    assert sum(level["kinds"].values()) == level["ledger"]
+    assert re.search(PARAMETERS, " ".join(straddle_the_steps(text, *ON_SPARSE_CORES)))
+
+
+@needs_tpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "inside"), [("tpu:v5e:2x2*2", False), ("tpu:v5p:2x2x1*2", True)])
+def test_what_slices_send_to_each_other_is_under_way_while_local_steps_are_taken(
+    target: str, inside: bool, tmp_path: Path
+) -> None:
+    text, _ = overlapped_program(target, tmp_path, groups=2)
+    between = straddle_the_steps(text, "send-done", "send")
+    assert re.search(PARAMETERS, " ".join(between)), "a quarter of the model for each of 4 chips"
+    assert re.search(PARAMETERS, " ".join(straddle_the_steps(text, "recv-done", "recv")))
+    sums = straddle_the_steps(text, *ON_SPARSE_CORES)
+    assert bool(re.search(PARAMETERS, " ".join(sums))) == inside, "the leaders of groups, whose slices are their own"
 
 
 @pytest.mark.slow

@@ -104,6 +104,27 @@ def test_cycles_are_those_of_a_local_step() -> None:
     assert cycles(PROGRAM) == 0
 
 
+def test_what_sparse_cores_send_is_asynchronous() -> None:
+    program = """
+%called_computation (arg: s32[8]) -> s32[8] {
+  ROOT %sum = s32[8] fusion(%arg), calls=%fused
+}
+
+%fused (arg: s32[8]) -> s32[8] {
+  ROOT %sum = s32[8] all-reduce(%arg), channel_id=1, replica_groups={{0,1}}, metadata={op_name="jit(step)/global/psum"}
+}
+
+ENTRY %main (p: s32[8]) -> s32[8] {
+  %begun = ((), (), (s32[1])) call-start(), async_execution_thread="sparsecore", to_apply=%called_computation
+  %given = ((s32[8]), s32[8]) call-update(%begun, %p)
+  ROOT %done = s32[8] call-done(%given)
+}
+"""
+    (found,) = placed(program)
+    assert found.asynchronous
+    assert found.sent == (Sent("all-reduce", "int32", 32, 2),)
+
+
 def test_an_all_reduce_of_which_a_tpu_keeps_slices_is_a_reduce_scatter() -> None:
     program = """
 %all-reduce-scatter.1.clone (input: bf16[8,2]) -> bf16[4,2] {

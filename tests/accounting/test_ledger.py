@@ -162,8 +162,8 @@ def test_what_one_worker_sends_is_told_by_level() -> None:
 def test_the_table_has_the_sums() -> None:
     table = ledger(lsgd(SGD, wire_dtype="bfloat16"), PARAMS, groups=2, workers=4).table()
     rows = [line.split() for line in table.splitlines()]
-    assert ["local", "16", "all-reduce", "uint32", "1", "6", "36"] in rows
-    assert ["global", "64", "all-reduce", "int32", "1", "14", "7"] in rows
+    assert ["local", "16", "all-reduce", "int32", "2", "12", "42"] in rows, "the rank, and the parameters"
+    assert ["global", "64", "all-reduce", "int32", "2", "28", "49"] in rows
     assert ["global", "64", "all", "3", "42", "56"] in rows
 
 

@@ -258,7 +258,7 @@ def on_the_wire(shapes: Any, wire_dtype: str | None, method: broadcast.Broadcast
 )
 def test_narrow_numbers_share_words_that_nobody_widens(dtype: Any, wire_dtype: str | None, words: int) -> None:
     (sent,) = on_the_wire(jax.ShapeDtypeStruct((3, 667), dtype), wire_dtype)
-    assert f" u32[{words}]" in sent
+    assert f" s32[{words}]" in sent
 
 
 @each_method
