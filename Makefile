@@ -7,7 +7,7 @@ BENCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo compare theory bench test test-quick lint
+.PHONY: demo compare theory bench test test-quick lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -29,6 +29,10 @@ test: $(VENV)/.installed-dev
 # A minute of it, for a loop of changes and tests; two where nothing is compiled yet.
 test-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
+
+# The site, in site/: python -m http.server --directory=site shows it, search included.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

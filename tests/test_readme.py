@@ -1,4 +1,4 @@
-"""The README's own loop runs as it stands there, and its figures are those of the files in results/."""
+"""The code of the README and of docs/ runs as it stands there, and their figures are those of the files in results/."""
 
 import csv
 import math
@@ -22,11 +22,27 @@ from lsgd_jax.trainer.checkpoints import DIGESTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+OWN_LOOP, OWN_MODEL, CHOOSING, THEORY = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("own_loop", "own_model", "choosing", "theory")
+)
+
+
+def blocks(page: str) -> list[str]:
+    """Its programs in Python."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.slow
-def test_the_loop_in_the_readme_learns() -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "periodic(" in block)
+def test_the_loop_of_ones_own_learns_and_has_the_two_lines_of_the_readme() -> None:
+    code = next(block for block in blocks(OWN_LOOP) if "periodic(" in block)
+    two = next(block for block in blocks(README) if "periodic(" in block)
+    assert [line.partition("  #")[0].split(" = ")[0] for line in two.splitlines()] == ["optimizer", "updates, state"]
+    assert "updates, state = optimizer.update(grads, state, params, value=loss)" in code
+    assert "updates, state = optimizer.update(grads, state, params, value=loss)" in two
 
     def loss_fn(params: jax.Array, batch: jax.Array) -> jax.Array:
         return jnp.mean((batch - params) ** 2)
@@ -41,7 +57,7 @@ def test_the_loop_in_the_readme_learns() -> None:
     assert float(losses[:, -1].mean()) < 0.1 < float(losses[:, 0].mean())
 
 
-OWN = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Task(init, loss" in block]
+OWN = [block for block in blocks(README) + blocks(OWN_MODEL) if "Task(init, loss" in block]
 
 
 def test_an_own_model_on_own_arrays_takes_fifteen_lines() -> None:
@@ -49,7 +65,7 @@ def test_an_own_model_on_own_arrays_takes_fifteen_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_own_task_in_the_readme_is_learned(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_task_of_the_pages_is_learned(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "not main"}
     exec("\n".join(OWN), names)
@@ -81,10 +97,10 @@ def test_the_own_task_in_the_readme_goes_on_after_a_kill_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, resumed, center_of(code.replace("runs/own", "runs/whole")))
 
 
-def test_every_path_in_the_readme_exists() -> None:
-    for page in (README, (ROOT / "docs/differences.md").read_text()):
-        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page):
-            assert (ROOT / path).exists(), path
+def test_every_path_in_the_pages_exists() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "results/README.md"):
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), (page.name, path)
 
 
 def rows(path: str) -> list[dict[str, str]]:
@@ -92,18 +108,19 @@ def rows(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_figures_of_the_theory_in_the_readme_are_those_of_its_files() -> None:
+def test_the_figures_of_the_theory_in_its_page_are_those_of_its_files() -> None:
     draws = rows("theory/matrix_completion/draws.csv")
     arrivals = {name: [row["converged_at"] for row in draws if (row["rank"], row["method"]) == ("1", name)]
                 for name in ("lsgd", "easgd", "local_sgd", "none")}  # fmt: skip
     of, latest = len(arrivals["lsgd"]), max(map(int, arrivals["lsgd"]))
-    assert f"below 1e-6 in all of {of} draws, within {latest} iterations" in README
+    assert f"below 1e-6 in all of {of} draws, within {latest} iterations" in THEORY
     assert all(arrivals["local_sgd"] + arrivals["none"]), "get there in all"
     through = sum(map(bool, arrivals["easgd"]))
     low, high = interval(through, of)
-    assert f"elastic averaging in {through} (95 %: {low:.2f} to {high:.2f} of all)" in README
+    assert f"LSGD solves all of {of} draws, elastic\n  averaging {through} of them" in README
+    assert f"elastic averaging in {through} (95 %: {low:.2f} to {high:.2f} of all)" in THEORY
     some = [row for row in draws if (row["rank"], row["method"]) == ("10", "easgd")]
-    assert f"with rank 10 in {sum(bool(row['converged_at']) for row in some)} of {len(some)}" in README
+    assert f"with rank 10 in {sum(bool(row['converged_at']) for row in some)} of {len(some)}" in THEORY
     strong = [
         row for row in rows("theory/symmetric_landscape/symmetric_landscape.csv") if float(row["strength"]) > 0.03
     ]
@@ -113,20 +130,20 @@ def test_the_figures_of_the_theory_in_the_readme_are_those_of_its_files() -> Non
     told = (
         f"within {max(int(row['latest']) for row in lgd)} iterations in all of {max(int(row['draws']) for row in lgd)}"
     )
-    assert f"{told} draws, with elastic averaging after {earliest} or never" in README
+    assert f"{told} draws, with elastic averaging after {earliest} or never" in THEORY
     pairs = [row for row in rows("theory/step_direction/step_direction.csv")
              if float(row["pull"]) <= 2 * math.tan(math.radians(float(row["degrees"]))) ** 2]  # fmt: skip
     assert sum(int(row["neither"]) for row in pairs) == 0
-    assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in README
+    assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in THEORY
 
 
-def test_the_figures_of_cifar_10_in_the_readme_are_those_of_the_report() -> None:
+def test_the_figures_of_cifar_10_where_one_chooses_are_those_of_the_report() -> None:
     tested = [row for row in rows("comparison_cifar10/runs.csv") if row["phase"] == "test"]
     errors: dict[str, list[float]] = {}
     for row in tested:
         errors.setdefault(row["method"], []).append(100 * float(row["deployed_test_error"]))
     means = {method: f"{spread(values).mean + 1e-9:.1f}" for method, values in errors.items()}  # a half is rounded up
-    paragraph = README.partition("**When LSGD is the right choice.**")[2].partition("\n\n")[0]
+    paragraph = CHOOSING.partition("**When LSGD is the right choice.**")[2].partition("\n\n")[0]
     for method, name in (("easgd", "EASGD and DPPF"), ("grawa", "MGRAWA"), ("data_parallel", "data parallel"),
                          ("downpour", "DOWNPOUR"), ("local_sgd", "local SGD"), ("diloco", "DiLoCo")):  # fmt: skip
         assert re.search(rf"{name} \(?{means[method]}", paragraph), method

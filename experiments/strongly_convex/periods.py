@@ -1,4 +1,4 @@
-"""Periods: the limit of E f - f* as leaders are followed more rarely; the theorems of the paper have τ = 1."""
+"""Periods: the limit of E f - f* as leaders are followed less often; the theorems of the paper have τ = 1."""
 
 import itertools
 import pathlib

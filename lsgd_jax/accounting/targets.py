@@ -91,7 +91,7 @@ class Target(NamedTuple):
       chip: its kind of device.
       platform: "tpu" or "gpu".
       shape: of a slice, as "4x4"; of nodes and their GPUs.
-      groups: slices, or nodes: what is inside one talks cheaply.
+      groups: slices, or nodes: what is inside one communicates cheaply.
     """
 
     text: str

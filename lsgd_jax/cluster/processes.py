@@ -120,7 +120,7 @@ def devices_for(*, overlapped: bool) -> list[jax.Device]:
 
 
 def machines() -> int:
-    """How many groups of devices talk cheaply among themselves: slices of TPUs, whatever their hosts; else machines."""
+    """How many groups of devices communicate cheaply inside: slices of TPUs, whatever their hosts; else machines."""
     found = devices()
     return len({_slice_of(device) for device in found}) if found[0].platform == "tpu" else len(set(hosts()))
 

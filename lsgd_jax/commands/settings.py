@@ -33,7 +33,7 @@ PROCESS: dict[str, tuple[Flag, ...]] = {
             False,
             "go on with the run in --workdir, with its settings; --resume=auto: or begin one there",
         ),
-        Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; see the README"),
+        Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; docs/cluster.md"),
         Flag("profile_dir", "path", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
     ),

@@ -55,7 +55,7 @@ class Config(MethodSettings):
         None, "of text: tokens in place of bytes, by a tokenizer.json of Hugging Face", "path"
     )
     task: str | None = _what(None, "in place of both: FILE.py:NAME, a function that returns a lsgd_jax.Task")
-    model: str | None = _what(None, "see the README (default: digits cnn3, other images cnn7, text transformer)")
+    model: str | None = _what(None, "docs/command_line.md (default: digits cnn3, other images cnn7, text transformer)")
     model_width: int | None = _what(None, "of text: units of a layer (default: lstm 650, transformer 256)")
     model_layers: int | None = _what(None, "of text: layers (default: lstm 2, transformer 4)")
     dropout: float | None = _what(None, "of text: share of units dropped (default: lstm 0.5, transformer 0.1)")
@@ -66,7 +66,9 @@ class Config(MethodSettings):
     workers: int = _workers(4, "workers in each group")
     sampling: str = _workers("shard", "shard (one each), reshuffle (dealt anew each epoch) or iid (any sample)")
     init: str = _workers("same", "same or different initial parameters of the workers")
-    worker_speeds: str | None = _workers(None, "simulated, of each in steps a second, as 1,1,1,0.25: see the README")
+    worker_speeds: str | None = _workers(
+        None, "simulated, of each in steps a second, as 1,1,1,0.25: docs/asynchronous.md"
+    )
     worker_axes: str | None = _workers(
         None, "devices of one worker, by axis, as fsdp=4 or fsdp=2,tensor=2 (default: one)"
     )

@@ -62,7 +62,7 @@ def periodic(
     NaN plus anything is NaN. The train step of `lsgd_jax.make_train_step` restarts it.
 
     Args:
-      optimizer: what `lsgd`, `data_parallel`, … return.
+      method: what `lsgd`, `data_parallel`, … return.
       group_axis: the name of the axis of groups; None for a flat set of workers.
       worker_axis: the name of the axis of workers in a group.
 

@@ -1,4 +1,4 @@
-"""What a group is where nobody says: devices that talk cheaply among themselves."""
+"""What a group is where nobody says: devices that communicate cheaply among themselves."""
 
 from types import SimpleNamespace
 from typing import Any

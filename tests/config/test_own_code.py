@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("fresh_flags")
 
 _ = grain  # it defines flags, once
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/own_method.md").read_text()
 TASK = """
 import grain, jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
@@ -52,7 +52,7 @@ def no_task():
 def broken():
     raise ZeroDivisionError("mine")
 """
-METHOD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def gossip" in block)
+METHOD = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def gossip" in block)
 FLAGS = ["--groups=1", "--workers=2", "--steps=8", "--eval_every=4", "--global_period=4", "--learning_rate=0.2"]
 
 
