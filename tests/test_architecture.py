@@ -28,6 +28,7 @@ EXTRAS = (
     "tensorboardX",
     "PIL",
     "grain",
+    "plotly",
 )
 
 
@@ -57,7 +58,7 @@ def importing(files: Iterator[Path], *packages: str) -> list[tuple[str, str]]:
 # Each room may import those before it, and itself.
 ROOMS = (
     "errors", "files", "collectives", "optimizers", "engine", "accounting", "cluster", "data", "models", "tasks",
-    "trainer", "config", "commands", "compare",
+    "trainer", "config", "commands", "report", "compare",
 )  # fmt: skip
 
 

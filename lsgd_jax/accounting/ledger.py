@@ -74,11 +74,15 @@ class Ledger:
 
     def bytes_sent(self, steps: int) -> int:
         """Bytes that all workers together have sent after so many local steps of each."""
-        return sum(
-            entry.times(steps) * collective.sent_together * self.rings(collective)
-            for entry in self.entries
-            for collective in entry.collectives
-        )
+        return sum(self.bytes_by_level(steps).values())
+
+    def bytes_by_level(self, steps: int) -> dict[str, int]:
+        """The same of each level."""
+        found = dict[str, int]()
+        for entry in self.entries:
+            sent = sum(collective.sent_together * self.rings(collective) for collective in entry.collectives)
+            found[entry.level] = found.get(entry.level, 0) + entry.times(steps) * sent
+        return found
 
     def rings(self, collective: Collective) -> int:
         """How many of a collective take place side by side: one in each group, say."""

@@ -348,6 +348,7 @@ def _finish(
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "groups": run.topology.groups,
         "workers": run.topology.workers,
+        "bytes_by_level": run.ledger.bytes_by_level(end.step),
         "processes": jax.process_count(),
         "batch_size": run.task.batch_size,
         "unit": run.task.unit,
