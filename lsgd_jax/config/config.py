@@ -186,7 +186,7 @@ def check_config(config: Config) -> None:
             _check_at_least(config, name, 1)
     if config.loader_processes is not None:
         _check_at_least(config, "loader_processes", 0)
-    for name in ("learning_rate", "weight_decay", "warmup_steps", "outer_learning_rate", "push", "seed"):
+    for name in ("learning_rate", "weight_decay", "warmup_steps", "outer_learning_rate", "push", "temperature", "seed"):
         _check_at_least(config, name, 0)
     for name in ("momentum", "outer_momentum"):
         if not 0 <= getattr(config, name) < 1:
@@ -207,6 +207,10 @@ def check_config(config: Config) -> None:
         raise InputError(f"--beta={config.beta}: must lie in [0, 1]")
     _check_choice(config, "sampling", ("reshuffle", "shard", "iid"))
     _check_choice(config, "init", ("same", "different"))
+    _check_choice(config, "election", ("score", "random"))
+    if config.temperature and (config.election == "random" or config.wire_dtype is not None):
+        other = "--election=random" if config.election == "random" else f"--wire_dtype={config.wire_dtype}"
+        raise InputError(f"--temperature={config.temperature} makes a mean of all: leave it or {other} out")
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
     if config.wire_dtype is not None:
         _check_choice(config, "wire_dtype", WIRE_DTYPES)

@@ -27,6 +27,8 @@ class MethodSettings:
     local_period: int = _of_methods(16, "steps between two communications inside a group")
     global_period: int = _of_methods(64, "steps between two communications of all, a multiple of the local period")
     leader_window: int = _of_methods(10, "batches in a score, a mean of losses or of gradient norms")
+    election: str = _of_methods("score", "score, the lowest leads, or random: what electing is worth")
+    temperature: float = _of_methods(0.0, "0: a pull to the leader; or to a mean, by exp(-score / it)")
     wire_dtype: str | None = _of_methods(
         None, "bfloat16, float16 or int8, how a leader's model travels (default: as it is)"
     )
@@ -92,6 +94,8 @@ METHODS: dict[str, Method] = {
             "stale_global_pull": "stale_global_pull",
             "window": "leader_window",
             "wire_dtype": "wire_dtype",
+            "election": "election",
+            "temperature": "temperature",
         },
     ),
     "easgd": Method(

@@ -140,7 +140,7 @@ def _of_leader(whole: Communication, sends: FromLeader, i: int, codec: Codec) ->
     ) -> tuple[Leader, Any]:
         """The leader, and what is heard; NaN where nothing is."""
         own, last = widened(sends.of(params, state.inner, axis_name)), state.memories[i].heard
-        leader = sends.elect(own, score, axis_name)
+        leader = sends.elect(own, state.inner, score, axis_name)
         difference = jax.tree.map(jnp.subtract, own, last)
         difference = compressed_from_leader(difference, leader, axis_name, codec, method=sends.broadcast)
         news = jax.tree.map(lambda r, d: jnp.where(leader.valid, (r + d).astype(r.dtype), jnp.nan), last, difference)

@@ -5,7 +5,8 @@ Descent for Distributed Training of Deep Learning Models", NeurIPS 2019,
 arXiv:1905.10395.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,10 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     Outcome,
     check_count,
     check_fraction,
+    check_number,
+    scalar_like,
 )
+from lsgd_jax.optimizers.electing import by_chance, softmin
 from lsgd_jax.optimizers.finite import all_finite, finite_mean, select, where_heard
 from lsgd_jax.optimizers.leader_pull import leader_pull
 from lsgd_jax.optimizers.sending import FromLeader
@@ -36,11 +40,13 @@ class LsgdState(NamedTuple):
       base: the base optimizer's state. A pull does not touch it.
       local_leader: its parameters as they were broadcast last, NaN before, for stale pulls; else None: no copy is kept.
       global_leader: likewise.
+      elections: int32[], how many there have been, where chance decides them; else None.
     """
 
     base: optax.OptState
     local_leader: optax.Params | None
     global_leader: optax.Params | None
+    elections: jax.Array | None = None
 
 
 @for_any_pytree
@@ -56,6 +62,8 @@ def lsgd(
     window: int = 10,
     wire_dtype: DTypeLike | None = None,
     broadcast: BroadcastMethod = "psum",
+    election: Literal["score", "random"] = "score",
+    temperature: float = 0.0,
 ) -> DistributedOptimizer:
     r"""Workers take steps of their own and are pulled toward the best of them.
 
@@ -87,14 +95,19 @@ def lsgd(
       broadcast: how a leader's parameters get to the others: "psum", or "ring",
         which sends up to half the bytes over each link and waits more often. The
         parameters are the same.
+      election: "score", or "random": each worker leads as often as any other, the control by which to tell what
+        electing the best is worth. In place of scores stand the numbers that were drawn.
+      temperature: 0 for the leader. If more, all workers, the best included, are pulled toward a mean in
+        which one with score s weighs exp(-s / temperature), whose bytes are those of a mean.
 
     Returns:
       A `DistributedOptimizer`.
 
     Raises:
       ValueError: if a pull is outside [0, 1], a period or the window less than 1,
-        `wire_dtype` is neither int8 nor a floating-point dtype, or `broadcast` is
-        unknown. That the periods fit together is checked where the number of
+        `wire_dtype` is neither int8 nor a floating-point dtype, `broadcast` or
+        `election` is unknown, or `temperature` is negative or given with one of
+        these three. That the periods fit together is checked where the number of
         groups is known.
     """
     local_pull = check_fraction("local_pull", local_pull)
@@ -104,18 +117,21 @@ def lsgd(
     local_period = check_count("local_period", local_period)
     global_period = check_count("global_period", global_period)
     window = check_count("window", window)
-    elect = FromLeader(wire_dtype=wire_dtype, broadcast=broadcast)  # the leader, and its parameters
+    chance = _check_election(election, temperature, plain=wire_dtype is None and broadcast == "psum")
+    # The leader, and its parameters.
+    elect: Any = FromLeader(wire_dtype=wire_dtype, broadcast=broadcast, by=by_chance if chance else None)
+    elect = softmin(temperature) if temperature else elect
 
     base = movable(base)
     stale_pull = leader_pull(stale_local_pull, stale_global_pull)
 
     def init(params: optax.Params, axes: Axes) -> LsgdState:
-        del axes
         unheard = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
         return LsgdState(
             base=base.init(params),
             local_leader=unheard if stale_local_pull else None,
             global_leader=jax.tree.map(jnp.copy, unheard) if stale_global_pull else None,
+            elections=scalar_like(params, axes).astype(jnp.int32) if chance else None,
         )
 
     def update(
@@ -144,10 +160,11 @@ def lsgd(
             leader, leader_params = heard
             pulled = toward(where_heard(leader_params, params), params, pull)  # a compressed leader is heard in part
             restarted = leader.valid & ~all_finite(params)
-            moved = leader.valid & ~leader.is_leader
+            moved = leader.valid & (~leader.is_leader | (temperature > 0))
             params = select(moved | restarted, select(restarted, leader_params, pulled), params)
             last = _remember(getattr(state, slot), leader_params, leader.valid)
-            return Outcome(params, state._replace(**{slot: last}), leader, restarted)
+            elections = None if state.elections is None else state.elections + 1
+            return Outcome(params, state._replace(**{slot: last, "elections": elections}), leader, restarted)
 
         return finish
 
@@ -167,6 +184,17 @@ def lsgd(
         restart=lambda params, state: state._replace(base=base.init(params)),
         window=window,
     )
+
+
+def _check_election(election: str, temperature: float, *, plain: bool) -> bool:
+    """Whether chance decides. Raises ValueError for what cannot be."""
+    if election not in ("score", "random"):
+        raise ValueError(f'election must be "score" or "random", got {election!r}')
+    if not 0 <= check_number("temperature", temperature) < math.inf:
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature}")
+    if temperature and (election == "random" or not plain):
+        raise ValueError('temperature makes a mean of all: leave out election="random", wire_dtype and broadcast')
+    return election == "random"
 
 
 def _leader_or_self(last: optax.Params | None, params: optax.Params) -> optax.Params | None:

@@ -40,6 +40,7 @@ class FromLeader:
       of: `(params, state, axis_name) -> tree`; the parameters by default.
       wire_dtype: as of `broadcast_from_leader`, for uncompressed trees.
       broadcast: "psum" or "ring", its `method`.
+      by: `(state, score, axis_name) -> float[]`, what the lowest of leads; None for the score itself.
 
     Raises:
       ValueError: if `wire_dtype` is neither int8 nor a floating-point dtype of 16 bits or more, or
@@ -49,6 +50,7 @@ class FromLeader:
     of: Callable[[Any, Any, tuple[str, ...]], Any] = _params
     wire_dtype: DTypeLike | None = None
     broadcast: BroadcastMethod = "psum"
+    by: Callable[[Any, jax.Array, tuple[str, ...]], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         check_wire_dtype(self.wire_dtype)
@@ -56,13 +58,13 @@ class FromLeader:
 
     def __call__(self, params: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> tuple[Leader, Any]:
         tree = self.of(params, state, axis_name)
-        leader = self.elect(tree, score, axis_name)
+        leader = self.elect(tree, state, score, axis_name)
         return leader, broadcast_from_leader(tree, leader, axis_name, wire_dtype=self.wire_dtype, method=self.broadcast)
 
-    @staticmethod
-    def elect(tree: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Leader:
+    def elect(self, tree: Any, state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> Leader:
         """The worker with the lowest score among those whose tree is finite."""
-        return elect_leader(jnp.where(all_finite(tree), score, jnp.inf), axis_name)
+        by = score if self.by is None else self.by(state, score, axis_name)
+        return elect_leader(jnp.where(all_finite(tree), by, jnp.inf), axis_name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,7 @@ def test_every_method_takes_adamw_and_lsgd_every_base_optimizer(method: str, nam
         ("dppf", "push"),
         ("lsgd", "global_pull"),
         ("lsgd", "stale_global_pull"),
+        ("lsgd", "temperature"),
     ],
 )
 def test_a_strength_makes_a_difference(method: str, flag: str) -> None:
@@ -163,7 +164,7 @@ def test_any_method_with_a_period_sends_few_bits_and_alone_the_largest_where_it_
         few = ledger(make_method(config(**settings)), PARAMS, groups=2, workers=4)
         assert {each.dtype for entry in few.entries for each in entry.collectives if each.bytes > 8} <= {
             "uint8",
-            "uint32",
+            "int32",
         }
         settings["compress_top_k"] = 0.1
         if method in ("easgd", "eamsgd", "grawa", "dppf"):

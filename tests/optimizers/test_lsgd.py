@@ -27,6 +27,9 @@ CASES = {
     "every step, window 1": replace(PLAIN, local_period=1, global_period=1, window=1),
     "a window longer than the run": replace(PLAIN, window=STEPS + 1),
     "one group, periods that do not fit": replace(STALE, groups=1, workers=6, local_period=4),
+    "a leader by chance": replace(STALE, election="random"),
+    "a soft leader": replace(STALE, temperature=0.1),
+    "a leader that is hardly soft": replace(PLAIN, temperature=1e-4),
     "groups of one": replace(STALE, groups=6, workers=1),
 }
 
@@ -38,6 +41,29 @@ def test_the_trajectory_is_that_of_the_simulation(settings: Settings) -> None:
     run = expected(problem, settings)
     assert len({election.rank for election in run.elections}) > 1, "a test in which one worker always leads is weak"
     assert_same(train(problem, settings), run)
+
+
+def test_by_chance_every_worker_leads_about_as_often() -> None:
+    settings = replace(PLAIN, election="random", local_period=1, global_period=1)
+    ranks = [election.rank for election in expected(make_problem(), settings).elections if election.group is None]
+    assert sorted({*ranks}) == list(range(6))
+    assert max(ranks.count(rank) for rank in range(6)) < len(ranks) / 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"election": "loss"},
+        {"temperature": -1},
+        {"temperature": math.inf},
+        {"temperature": 1, "election": "random"},
+        {"temperature": 1, "wire_dtype": "int8"},
+        {"temperature": 1, "broadcast": "ring"},
+    ],
+)
+def test_elections_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"election|temperature"):
+        lsgd(optax.sgd(0.1), **arguments)
 
 
 def test_leaders_stay_where_they_are_and_a_pull_of_one_makes_others_equal() -> None:

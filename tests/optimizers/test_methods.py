@@ -117,7 +117,7 @@ def test_a_bad_argument_is_refused_by_name(method: str, name: str, value: float)
 
 @pytest.mark.parametrize("method", [*REFERENCES, "lsgd"])
 def test_an_argument_that_is_traced_or_no_number_is_refused_by_name(method: str) -> None:
-    for name in set(numbers_of(method)) - {"wire_dtype", "broadcast"}:
+    for name in set(numbers_of(method)) - {"wire_dtype", "broadcast", "election"}:
         with pytest.raises(ValueError, match=f"{name} is traced: make the method with numbers"):
             jax.eval_shape(lambda x, name=name: make(method, **{name: x}) and x, np.float32(1))
         for wrong in ("0.5", [0.1, 0.2], np.ones(2), 1j):

@@ -67,6 +67,11 @@ def test_without_stale_pulls_a_mesh_takes_the_same_course() -> None:
     assert_same(run_scanned(MESH, periodic(method(PLAIN)), make_problem()), reference(PLAIN))
 
 
+@pytest.mark.parametrize("settings", [replace(PLAIN, election="random"), replace(STALE, temperature=0.1)])
+def test_other_elections_take_the_same_course_on_a_mesh(settings: Settings) -> None:
+    assert_same(run_scanned(MESH, periodic(method(settings)), make_problem()), reference(settings))
+
+
 def test_leaders_that_go_around_a_ring_lead_the_same_course() -> None:
     by_sum, by_ring = (
         run_scanned(MESH, periodic(method(PLAIN, broadcast=way)), make_problem()) for way in ("psum", "ring")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 Tree = dict[str, np.ndarray]
@@ -59,6 +60,8 @@ class Settings:
     stale_local_pull: float = 0.0
     stale_global_pull: float = 0.0
     window: int = 10
+    election: str = "score"
+    temperature: float = 0.0
 
 
 class Election(NamedTuple):
@@ -178,17 +181,42 @@ def simulate(
         recent = team[rank].losses[-settings.window :]
         return sum(recent) / len(recent) if recent else float("nan")
 
+    drawn = {"count": 0}
+
+    def by(rank: int, members: Sequence[int]) -> float:
+        """What the lowest of leads."""
+        if settings.election == "score":
+            return score(rank)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), drawn["count"]), list(members).index(rank))
+        return float(jax.random.uniform(key))
+
     def best_of(members: Sequence[int]) -> int | None:
         able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
-        return min(able, key=lambda rank: (score(rank), rank)) if able else None
+        return min(able, key=lambda rank: (by(rank, members), rank)) if able else None
+
+    def count(do: Any, period: int, step: int, k: int) -> None:
+        """What chance goes by: the elections so far, at whatever level."""
+        drawn["count"] += do is communicate and (step - k * period // len(parts)) % period == 0
+
+    def softened(members: Sequence[int]) -> Tree:
+        """The mean in which a worker weighs the more the lower its score."""
+        able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
+        best = min(map(score, able))
+        weights = [np.exp((best - score(rank)) / settings.temperature) for rank in able]
+        return {
+            name: sum(weight * team[rank].x[name] for weight, rank in zip(weights, able, strict=True)) / sum(weights)
+            for name in initial[0]
+        }
 
     def elect(at: Level, members: Sequence[int], names: Sequence[str], lost: bool) -> News | None:
         leader = best_of(members)
         if leader is None:
             return None
+        if settings.temperature:
+            return News(leader, score(leader), softened(members), softened(members))
         exact = as_arrays(team[leader].x)
         if codec is None or (lost and sparse):
-            return News(leader, score(leader), exact, {name: wire(leaf) for name, leaf in exact.items()})
+            return News(leader, by(leader, members), exact, {name: wire(leaf) for name, leaf in exact.items()})
         known = heard_last(at, members)
         difference = np.concatenate([(exact[name] - known[name]).ravel() for name in sorted(names)])
         sent, received = codec(difference), dict[str, np.ndarray]()
@@ -216,7 +244,7 @@ def simulate(
             heard = news.exact if rank == news.leader else news.received
             told = as_arrays({name: heard[name] for name in names})
             heard = {name: np.where(np.isnan(told[name]), worker.x[name], told[name]) for name in names}
-            if worker.finite and rank != news.leader:
+            if worker.finite and (rank != news.leader or settings.temperature):
                 worker.x |= {name: (1 - at.pull) * worker.x[name] + at.pull * heard[name] for name in names}
             elif not worker.finite and reseed:
                 worker.x, worker.losses = worker.x | as_arrays(heard), []
@@ -275,9 +303,16 @@ def simulate(
                 for j in range(settings.groups):
                     members = range(j * settings.workers, (j + 1) * settings.workers)
                     do(Level("local", j, settings.local_pull, settings.local_period), members, step, k, lost)
+                drawn["count"] += (
+                    do is communicate and (step - k * settings.local_period // len(parts)) % settings.local_period == 0
+                )
             for k in range(len(parts)):
                 everywhere = Level("global", None, settings.global_pull, settings.global_period)
                 do(everywhere, ranks, step, k, needs_all())
+                drawn["count"] += (
+                    do is communicate
+                    and (step - k * settings.global_period // len(parts)) % settings.global_period == 0
+                )
         history.append([as_arrays(worker.x) for worker in team])
 
     trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}
