@@ -18,6 +18,7 @@ PACKAGE = "lsgd_jax"
 FEATURES = {
     "train": "the trainer, its command lines and figures",
     "tokenizers": "--tokenizer: texts as tokens",
+    "safetensors": "export_center, import_center",
     "tensorflow": "--download: data sets that are not prepared yet",
     "gpu": "NVIDIA GPUs",
     "tpu": "TPUs",

@@ -94,22 +94,10 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
       FileNotFoundError: if the run has saved no such model (yet).
       InputError: if `workdir` is no path that can be used, the model cannot be read, or is of another task.
     """
-    if reason := why_not_local(workdir):
-        raise InputError(f"{workdir}: {reason}")
-    if which not in MODELS_OF_A_RUN:
-        raise InputError(f"which={which!r}: choose one of {', '.join(MODELS_OF_A_RUN)}")
     if task is not None and not isinstance(task, Task):
         raise InputError(f"task is {type(task).__name__}: pass the lsgd_jax.Task of the run, such as task()")
-    run = expanded(workdir)
-    summary, todo = run / "summary.json", "remove it, and go on with --resume, which saves the models again"
-    if which == "best":
-        which = read_fields(summary, BEST, todo).get("best", "center") if is_there(summary) else "center"
-    folder = run / which
-    if not is_there(folder / "model.json"):
-        if not is_there(run / "config.json"):
-            raise FileNotFoundError(f"there is no run in {workdir}: name the workdir of one")
-        raise FileNotFoundError(f"no {which} in {workdir}: it is saved at the end of a run; finish it with resume=True")
-    todo = f"remove {summary}, and go on with --resume, which saves the {which} again"
+    folder = _folder_of(workdir, which)
+    todo = _how_to_save_again(folder)
     description = read_fields(folder / "model.json", MODEL, todo)
     kind = description.get("kind", "images")
     if kind == "own" and task is None:
@@ -125,6 +113,46 @@ def load_model(workdir: str | pathlib.Path, which: str = "best", task: Task | No
         raise InputError(
             f"cannot load {folder} ({why}): if it is damaged, or of another version or task, {todo}"
         ) from error
+
+
+def arrays_of(workdir: str | pathlib.Path, which: str) -> tuple[Any, Any]:
+    """(params, model_state) of a model of a finished run, as nested dictionaries and lists, whatever its task.
+
+    Raises:
+      FileNotFoundError: if the run has saved no such model (yet).
+      InputError: if `workdir` is no path that can be used, or the model cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = _folder_of(workdir, which)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore((folder / "arrays").absolute())
+    except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
+        raise InputError(f"cannot load {folder} ({first_line(error)}): {_how_to_save_again(folder)}") from error
+    return arrays["params"], arrays["model_state"]
+
+
+def _folder_of(workdir: str | pathlib.Path, which: str) -> pathlib.Path:
+    """Where a run has a model."""
+    if reason := why_not_local(workdir):
+        raise InputError(f"{workdir}: {reason}")
+    if which not in MODELS_OF_A_RUN:
+        raise InputError(f"which={which!r}: choose one of {', '.join(MODELS_OF_A_RUN)}")
+    run = expanded(workdir)
+    summary, todo = run / "summary.json", "remove it, and go on with --resume, which saves the models again"
+    if which == "best":
+        which = read_fields(summary, BEST, todo).get("best", "center") if is_there(summary) else "center"
+    folder = run / which
+    if not is_there(folder / "model.json"):
+        if not is_there(run / "config.json"):
+            raise FileNotFoundError(f"there is no run in {workdir}: name the workdir of one")
+        raise FileNotFoundError(f"no {which} in {workdir}: it is saved at the end of a run; finish it with resume=True")
+    return folder
+
+
+def _how_to_save_again(folder: pathlib.Path) -> str:
+    return f"remove {folder.parent / 'summary.json'}, and go on with --resume, which saves the {folder.name} again"
 
 
 def _load_classifier(path: pathlib.Path, description: dict[str, Any]) -> tuple[Classifier, Any]:
