@@ -1,4 +1,4 @@
-"""What programs for TPU pods need and send, compiled without them: the table of results/README.md.
+"""What programs for TPU pods need and send, compiled without them: the table of results/compiled.md.
 
 Each is compiled by experiments/compile_for.py, in a process of its own. Needs the extras 'tpu' and 'gpu', half an
 hour, and a text file for the models of bytes; targets whose compiler is not installed are left out with a line.

@@ -98,7 +98,7 @@ def test_the_own_task_in_the_readme_goes_on_after_a_kill_bit_for_bit(
 
 
 def test_every_path_in_the_pages_exists() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "results/README.md"):
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")):
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / path).exists(), (page.name, path)
 

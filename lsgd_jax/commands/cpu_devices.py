@@ -10,7 +10,7 @@ def make_cpu_devices(count: int | None = None) -> None:
     """Has JAX make so many CPU devices, by default as many as this process has cores, before it begins.
 
     Workers that share a device step one after the other, and what is small in a step keeps one core busy. On a
-    device of its own each core steps through a worker: up to 1.4 times as fast (results/README.md).
+    device of its own each core steps through a worker: up to 1.4 times as fast (results/speed.md).
     `JAX_NUM_CPU_DEVICES`, and XLA's flag, say otherwise. Where there are GPUs or TPUs it is of no effect.
     """
     import jax

@@ -1,4 +1,4 @@
-"""Settings that suit a kind of data, for those that are not given: chosen by runs, which results/README.md tells."""
+"""Settings that suit a kind of data, for those that are not given: chosen by runs, which results/training.md tells."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -33,7 +33,7 @@ def compiler_options(compute_dtype: str, topology: Topology, *, overlapped: bool
     """Options for compiling the train step, of a method that is `overlapped` or is not.
 
     On GPUs what is sent before local steps that do not need it is under way meanwhile without an option, on TPUs v5e,
-    v5p and v6e with some; on v4 none was found that does the same (results/README.md).
+    v5p and v6e with some; on v4 none was found that does the same (results/compiled.md).
 
     On CPU bfloat16 is fast in oneDNN alone (jax 0.11 and newer; older ones ignore the option), which takes minutes for
     batched kernels: never for vmapped lanes. In float32 it would be 5 to 10 % faster too, but programs that call it

@@ -23,7 +23,7 @@ POLICIES: dict[str, Any] = {
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-# On CPU so many blocks stand one after the other: looping over them takes a quarter longer (results/README.md), but
+# On CPU so many blocks stand one after the other: looping over them takes a quarter longer (results/compiled.md), but
 # programs compile for longer with each.
 UNROLLED_ON_CPU = 8
 

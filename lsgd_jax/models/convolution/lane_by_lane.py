@@ -2,7 +2,7 @@
 
 Batched kernels make JAX's convolutions grouped ones, and their gradients of kernels forward convolutions with windows
 of the size of the outputs (24 × 24 in the first layer of cnn7), in place of cuDNN's own for such gradients. Everything
-else that is batched stays so (results/README.md, "Convolutions of several workers on a GPU").
+else that is batched stays so (results/compiled.md, "Convolutions of several workers on a GPU").
 """
 
 from collections.abc import Callable
