@@ -110,7 +110,7 @@ def test_two_processes_at_paces_of_their_own_go_where_numpy_goes_with_as_many_st
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     script = Path(__file__).parents[1] / "reference" / "one_of_two_processes.py"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",  # with two workers on each device
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",  # two workers on each
         "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parents[2]), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
     }

@@ -13,9 +13,9 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 # Beyond this a test has failed; a machine with other work is slow.
 PATIENCE = 300
-# One device a process, and little time to compile: JAX's cache serves only the first of them on CPU.
+# One device a process, and little time to compile, as in tests: JAX's cache serves only the first of them on CPU.
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(ROOT),
 }
