@@ -26,9 +26,9 @@ def up_to_last_collective(function: Callable[..., Any], *args: Any) -> tuple[lis
     for equation in reversed(jaxpr.eqns):
         if _communicates(equation) or needed.intersection(equation.outvars):
             needed.update(_variables(equation.invars))
-            now.insert(0, equation)
+            now.append(equation)
         else:
-            later.insert(0, equation)
+            later.append(equation)
     read = dict.fromkeys(_variables([*(var for equation in later for var in equation.invars), *jaxpr.outvars]))
     made = {var for equation in later for var in equation.outvars}
     kept = [var for var in read if var not in made]
@@ -38,8 +38,8 @@ def up_to_last_collective(function: Callable[..., Any], *args: Any) -> tuple[lis
         effects = frozenset().union(*(equation.effects for equation in equations))
         return jaxpr_as_fun(ClosedJaxpr(Jaxpr(constants, inputs, outputs, equations, effects, names), values))
 
-    first = part(jaxpr.invars, kept, now, jaxpr.constvars, closed.consts)
-    last = part(kept, jaxpr.outvars, later)
+    first = part(jaxpr.invars, kept, now[::-1], jaxpr.constvars, closed.consts)
+    last = part(kept, jaxpr.outvars, later[::-1])
     return list(first(*jax.tree.leaves(args))), lambda *heard: jax.tree.unflatten(structure, last(*heard))
 
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lsgd_jax.collectives import Leader, mean
-from lsgd_jax.optimizers.arithmetic import widened
-from lsgd_jax.optimizers.finite import all_finite
+from lsgd_jax.optimizers.finite import all_finite, select, share_of, sum_of
 from lsgd_jax.optimizers.sending import FromLeader
 
 
@@ -34,12 +33,7 @@ def softmin(temperature: float) -> Callable[[Any, Any, jax.Array, tuple[str, ...
         leader = FromLeader().elect(params, state, score, axis_name)
         behind = jnp.where(able & leader.valid, score - leader.score, jnp.inf)
         weight = jnp.exp(-behind / temperature)
-        share = weight / lax.axis_size(axis_name) / mean(weight, axis_name)  # they sum to 1
-
-        def of_leaf(x: jax.Array) -> jax.Array:
-            return jnp.where(weight > 0, share.astype(x.dtype) * x, 0) * lax.axis_size(axis_name)
-
-        told = mean(jax.tree.map(of_leaf, widened(params)), axis_name)
-        return leader, jax.tree.map(lambda x, m: jnp.where(leader.valid, m.astype(x.dtype), x), params, told)
+        shares = share_of(params, weight, mean(weight, axis_name), axis_name)
+        return leader, select(leader.valid, sum_of(mean(shares, axis_name), params, axis_name), params)
 
     return begin

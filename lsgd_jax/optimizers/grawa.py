@@ -7,14 +7,12 @@ variant, with all workers in step.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from lsgd_jax.collectives import GROUP, WORKER, mean
 from lsgd_jax.optimizers.any_pytree import for_any_pytree
-from lsgd_jax.optimizers.arithmetic import norm, toward, widened
+from lsgd_jax.optimizers.arithmetic import norm, toward
 from lsgd_jax.optimizers.base import movable
 from lsgd_jax.optimizers.distributed_optimizer import (
     Axes,
@@ -25,7 +23,7 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     check_fraction,
     scalar_like,
 )
-from lsgd_jax.optimizers.finite import all_finite, moved_by_mean
+from lsgd_jax.optimizers.finite import all_finite, moved_by_mean, share_of, sum_of
 from lsgd_jax.optimizers.sending import MeanOf
 from lsgd_jax.optimizers.window import Window, emptied, empty_window, record, window_mean
 
@@ -88,14 +86,14 @@ def grawa(
         return updates, GrawaState(base_state, record(state.norms, norm(grads)))
 
     def finish(params: optax.Params, state: GrawaState, heard: optax.Params, axis_name: tuple[str, ...]) -> Outcome:
-        average = _sum_of(heard, params, axis_name)
+        average = sum_of(heard, params, axis_name)
         return moved_by_mean(params, state, average, toward(average, params, pull))
 
     def shared(params: optax.Params, state: GrawaState, axis_name: tuple[str, ...]) -> optax.Params:
         return _share_of(params, state.norms, axis_name)
 
     def center(params: optax.Params, state: GrawaState, axes: Axes) -> optax.Params:
-        return _sum_of(mean(shared(params, state, axes.all), axes.all), params, axes.all)
+        return sum_of(mean(shared(params, state, axes.all), axes.all), params, axes.all)
 
     return DistributedOptimizer(
         init=init,
@@ -115,16 +113,4 @@ def _share_of(params: optax.Params, norms: Window, axis_name: tuple[str, ...]) -
     # First of all the weights' own means, so that nothing large is added up; and at least float32, which they need.
     average, average_alike = mean(jnp.stack([weight, alike]), axis_name)
     weight, average = jnp.where(average > 0, weight, alike), jnp.where(average > 0, average, average_alike)
-    workers = lax.axis_size(axis_name)
-    share = weight / average / workers  # they sum to 1, and so nothing overflows
-
-    def of_leaf(x: jax.Array) -> jax.Array:
-        return jnp.where(average > 0, jnp.where(weight > 0, share.astype(x.dtype) * x, 0), jnp.nan)
-
-    return jax.tree.map(of_leaf, widened(params))
-
-
-def _sum_of(shares: optax.Params, params: optax.Params, axis_name: tuple[str, ...]) -> optax.Params:
-    """m, from the mean of what workers add to it, in the dtypes of the parameters."""
-    workers = lax.axis_size(axis_name)
-    return optax.tree.cast_like(jax.tree.map(lambda x: workers * x, shares), params)
+    return share_of(params, weight, average, axis_name)

@@ -72,9 +72,8 @@ def _row(run: ShownRun) -> tuple[Any, ...]:
         name = f"{prefix}{split}_{metric.name}"
         return f"{metric.shown(metric.bounded(last[name]))} {metric.unit}".rstrip() if name in last else "–"
 
-    state = (
-        "finished" if run.summary else f"of {run.settings['steps']:,}" if "steps" in run.settings else "not finished"
-    )
+    planned = f"of {run.settings['steps']:,}" if "steps" in run.settings else "not finished"
+    state = "finished" if run.summary else planned
     workers = f"{last['groups']} × {last['workers']}" if "groups" in last else "–"
     return (
         *(run.name, workers, f"{last['step']:,}", state, shown(""), shown("leader_")),

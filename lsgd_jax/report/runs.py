@@ -17,7 +17,7 @@ from lsgd_jax.trainer.provenance import PACKAGES
 from lsgd_jax.trainer.records import LeaderRow, read_leaders, read_metrics
 
 METRICS = "metrics.jsonl"
-TODO = "leave this run out, or restore it"
+REMEDY = "leave this run out, or restore it"
 # Of a summary, what a run was computed with.
 ENVIRONMENT = ("device", "processes", "commit", "python", *PACKAGES)
 # Settings that say where a run lies, not what it is.
@@ -83,12 +83,12 @@ def _names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _read(folder: pathlib.Path, name: str, metrics: list[dict[str, Any]]) -> ShownRun:
-    summary = read_summary(folder, TODO)
-    settings = read_config(folder, TODO) if is_there(folder / "config.json") else {}
+    summary = read_summary(folder, REMEDY)
+    settings = read_config(folder, REMEDY) if is_there(folder / "config.json") else {}
     metric = metric_named(summary["metric"]) if summary else _metric_in(metrics[-1])
     environment = {key: (summary or {}).get(key) for key in ENVIRONMENT}
     if is_there(folder / CONDITIONS):
-        environment |= read_json(folder / CONDITIONS, TODO)
+        environment |= read_json(folder / CONDITIONS, REMEDY)
     leaders = read_leaders(folder) if is_there(folder / "leaders.csv") else []
     settings = {key: value for key, value in settings.items() if key not in PLACES}
     return ShownRun(name, folder, metric, settings, environment, summary, metrics, leaders, _generations(folder))

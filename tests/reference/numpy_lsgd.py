@@ -126,6 +126,7 @@ class Worker:
     base_state: Any
     losses: list[float]
     last_leader: dict[str, Tree | None]
+    elections: int = 0
 
     @property
     def finite(self) -> bool:
@@ -181,22 +182,16 @@ def simulate(
         recent = team[rank].losses[-settings.window :]
         return sum(recent) / len(recent) if recent else float("nan")
 
-    drawn = {"count": 0}
-
     def by(rank: int, members: Sequence[int]) -> float:
         """What the lowest of leads."""
         if settings.election == "score":
             return score(rank)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), drawn["count"]), list(members).index(rank))
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), team[rank].elections), list(members).index(rank))
         return float(jax.random.uniform(key))
 
     def best_of(members: Sequence[int]) -> int | None:
         able = [rank for rank in members if np.isfinite(score(rank)) and team[rank].finite]
         return min(able, key=lambda rank: (by(rank, members), rank)) if able else None
-
-    def count(do: Any, period: int, step: int, k: int) -> None:
-        """What chance goes by: the elections so far, at whatever level."""
-        drawn["count"] += do is communicate and (step - k * period // len(parts)) % period == 0
 
     def softened(members: Sequence[int]) -> Tree:
         """The mean in which a worker weighs the more the lower its score."""
@@ -233,6 +228,8 @@ def simulate(
         return known_of.setdefault((at.level, at.group), start)
 
     def pull_to(news: News | None, members: Sequence[int], at: Level, step: int, names: Sequence[str]) -> None:
+        for rank in members:
+            team[rank].elections += 1
         if news is None:
             return
         elections.append(Election(step, at.level, at.group, news.leader, news.score))
@@ -303,16 +300,9 @@ def simulate(
                 for j in range(settings.groups):
                     members = range(j * settings.workers, (j + 1) * settings.workers)
                     do(Level("local", j, settings.local_pull, settings.local_period), members, step, k, lost)
-                drawn["count"] += (
-                    do is communicate and (step - k * settings.local_period // len(parts)) % settings.local_period == 0
-                )
             for k in range(len(parts)):
                 everywhere = Level("global", None, settings.global_pull, settings.global_period)
                 do(everywhere, ranks, step, k, needs_all())
-                drawn["count"] += (
-                    do is communicate
-                    and (step - k * settings.global_period // len(parts)) % settings.global_period == 0
-                )
         history.append([as_arrays(worker.x) for worker in team])
 
     trajectory = {name: np.stack([[x[name] for x in row] for row in history]) for name in team[0].x}
