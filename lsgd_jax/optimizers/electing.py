@@ -14,9 +14,10 @@ from lsgd_jax.optimizers.sending import FromLeader
 
 
 def by_chance(state: Any, score: jax.Array, axis_name: tuple[str, ...]) -> jax.Array:
-    """A number in [0, 1) in place of a score, another for each worker and each of `state.elections`.
+    """A number in [0, 1) in place of a score, another for each worker of an election and each of `state.elections`.
 
-    The control: whoever has a score leads as often as any other.
+    The control: whoever has a score leads as often as any other. In elections inside groups, workers of the same place
+    in theirs draw the same number.
     """
     key = functools.reduce(jax.random.fold_in, (state.elections, lax.axis_index(axis_name)), jax.random.key(0))
     return jnp.where(jnp.isfinite(score), jax.random.uniform(key), jnp.inf)
