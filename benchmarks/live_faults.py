@@ -68,11 +68,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=4, help="of each run, which four divides (%(default)s)")
     parser.add_argument("--steps", type=int, default=40_000, help="of each worker (%(default)s)")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two kills, on average (%(default)s)")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="at most, of each run; then it ends undisturbed (%(default)s)"
+    )
     parser.add_argument("--checkpoint_every", type=int, default=1000, help="steps (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of runs, from 0 on (%(default)s)")
     parser.add_argument("--output", type=writable, default=str(ROOT / "results/faults/live.json"))
     args = parser.parse_args()
-    if min(args.steps, args.every, args.checkpoint_every, args.seeds) <= 0 or WORKERS % args.processes:
+    if min(args.steps, args.every, args.kills, args.checkpoint_every, args.seeds) <= 0 or WORKERS % args.processes:
         parser.error(f"all numbers must be more than 0, and {WORKERS} workers dealt equally to the processes")
     settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "output")}
     found = runs_before(args.output, settings)
@@ -166,10 +169,10 @@ def soak(args: argparse.Namespace, workdir: pathlib.Path, seed: int, *, live: bo
 
 
 def killing(run: subprocess.Popen, args: argparse.Namespace, seed: int) -> list[float]:
-    """Kills processes of a launcher until it has ended, one at a time; the times."""
+    """Kills processes of a launcher, one at a time, until it has ended or there were enough; the times."""
     chance = random.Random(seed)
     killed: list[float] = []
-    while True:
+    while len(killed) < args.kills:
         due = time.monotonic() + chance.uniform(0.5, 1.5) * args.every
         number = chance.randrange(args.processes)
         while time.monotonic() < due:
@@ -180,6 +183,7 @@ def killing(run: subprocess.Popen, args: argparse.Namespace, seed: int) -> list[
             if f"--process_id={number}\0" in command_of(pid):
                 os.kill(pid, 9)
                 killed.append(time.monotonic())
+    return killed
 
 
 def command_of(pid: int) -> str:

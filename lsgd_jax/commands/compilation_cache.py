@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import types
 import warnings
 from typing import Any
 
@@ -23,6 +24,7 @@ def use_compilation_cache(wanted: bool) -> None:
     jax.config.update("jax_raise_persistent_cache_errors", False)
     if not wanted:
         return
+    _keep_in_every_process()
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not folder:
         folder = _own_folder()
@@ -32,6 +34,34 @@ def use_compilation_cache(wanted: bool) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     warnings.filterwarnings("ignore", UNKEPT)
     _remove_what_is_damaged(pathlib.Path(folder))
+
+
+def _keep_in_every_process() -> None:
+    """Has each of several CPU processes keep what it compiles.
+
+    JAX has the first alone do so, for all; but on CPU it looks for a program under another name in each process: the
+    others would compile everything in each run, and in each generation of a run that outlives its processes.
+    """
+    from jax._src import compiler  # no public setting says so
+
+    jax_compiler: Any = compiler
+    if not isinstance(jax_compiler.distributed, _AsTheFirst):
+        jax_compiler.distributed = _AsTheFirst(jax_compiler.distributed)
+
+
+class _AsTheFirst:
+    """What JAX's compiler is told of the processes: on CPU, that this is the first."""
+
+    def __init__(self, distributed: Any) -> None:
+        self._distributed = distributed
+
+    @property
+    def global_state(self) -> Any:
+        import jax
+
+        state = self._distributed.global_state
+        on_cpu = jax.default_backend() == "cpu"
+        return types.SimpleNamespace(process_id=0, client=state.client) if on_cpu else state
 
 
 def _own_folder() -> str | None:

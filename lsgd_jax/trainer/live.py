@@ -156,8 +156,12 @@ class LiveRun:
             return None
         assert self.begun is not None
         assert self.begun.info is not None
+        kept = self._at(step)
+        if kept is not None and not self.generation.newcomers and _is_whole(kept, run):
+            state = placed(kept.state, run.topology)
+            return state._replace(keys=wrap_keys(state.keys)), self.begun.info
         fresh = run.init_state()
-        rows, kept = own_rows(fresh), self._at(step)
+        rows = own_rows(fresh)
         if kept is not None:
             unknown = unknown_fields(kept.state.opt_state, rows.opt_state)
             rows = kept.state._replace(opt_state=with_fields(kept.state.opt_state, unknown))
@@ -190,10 +194,13 @@ class LiveRun:
         self._before = self.generation.members
 
     def _changes(self) -> tuple[list[int], list[int]]:
-        """The members of the generation before that are gone, and those that are new."""
-        now = set(self.generation.members)
-        before = set(self.begun.members if self.begun else ()) or now
-        return sorted(before - now), sorted(now - before)
+        """The members of the generation before that are lost, and those that are new; who came again is both."""
+        if self.begun is None:
+            return [], []
+        now, new, before = (
+            set(numbers) for numbers in (self.generation.members, self.generation.newcomers, self.begun.members)
+        )
+        return sorted(before - (now - new)), sorted(new | (now - before))
 
     def agreed(self, stop: Any, topology: Topology) -> Callable[[], tuple[bool, bool]]:
         """Makes the function that tells after each call whether to stop, and whether to take in who waits.
@@ -210,6 +217,11 @@ class LiveRun:
 
     def _at(self, step: int | None) -> Kept | None:
         return next((kept for kept in self._kept if kept.step == step), None)
+
+
+def _is_whole(kept: Kept, run: Run) -> bool:
+    """Whether it has all that a state of the run's shape has: with more groups there may be a level more."""
+    return not unknown_fields(kept.state.opt_state, run.state_shapes(run.topology.shape).opt_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -18,7 +19,8 @@ class Progress:
     def __init__(self, step: int, steps: int, unit: str, units_per_step: int, *, silent: bool = False) -> None:
         self._steps, self._unit, self._units_per_step, self._silent = steps, unit, units_per_step, silent
         self._bar = _bar(step, steps) if sys.stderr.isatty() and not silent else None
-        self._since = self._told = time.monotonic()
+        self._since = time.monotonic()
+        self._told = -math.inf  # a first line comes at once: it trains
         self._from = self._step = step
 
     def update(self, step: int, loss: float, leader: int | None) -> None:

@@ -59,7 +59,7 @@ def test_processes_die_hang_and_come_again_and_the_others_go_on(tmp_path: pathli
     with (workdir / GENERATIONS).open(newline="") as file:
         generations = list(csv.DictReader(file))
     lost = [row["lost"] for row in generations if row["lost"]]
-    assert collections.Counter(" ".join(lost).split()) >= collections.Counter("20132")
+    assert collections.Counter(" ".join(lost).split()) >= collections.Counter("20132"), said
     assert lost == ["2", "0", "1 3", "2"] or stuck
     assert generations[-1]["processes"] == "0 1 2 3"
     assert {(row["groups"], row["workers"]) for row in generations if len(row["processes"].split()) == 3} == {

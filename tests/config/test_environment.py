@@ -186,6 +186,12 @@ def test_a_compiled_program_that_cannot_be_read_is_compiled_and_kept_anew(cache:
         assert entries() == {name: pytest.approx(whole, rel=0.02), other.name: 0}
 
 
+def test_every_cpu_process_keeps_what_it_compiles(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.distributed(), "process_id", 3)
+    jax.jit(lambda x: jnp.cos(x) * 2)(jnp.ones(3))
+    assert list(cache.glob("jit__lambda*"))
+
+
 @pytest.mark.usefixtures("cache")
 def test_a_program_that_xla_cannot_write_down_is_not_complained_of() -> None:
     options = {"xla_cpu_experimental_onednn_custom_call": True}

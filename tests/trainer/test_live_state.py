@@ -1,5 +1,6 @@
 """What a process carries from one generation of a run to the next."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from lsgd_jax.config.train import train
 from lsgd_jax.engine.state import TrainState
 from lsgd_jax.errors import InputError
 from lsgd_jax.trainer.checkpoints import CheckpointInfo
-from lsgd_jax.trainer.live import LiveRun
+from lsgd_jax.trainer.live import GENERATIONS, Begun, LiveRun
 from lsgd_jax.trainer.newcomers import make_admit
 from lsgd_jax.trainer.own_workers import own_rows, placed
 from lsgd_jax.trainer.records import read_leaders, read_metrics
@@ -129,6 +130,28 @@ def test_all_workers_that_are_left_go_on_in_as_many_groups_as_there_are_left(
     run = LiveRun(SimpleNamespace(number=0), count)  # type: ignore[arg-type]
     run.shape, run.generation = shape, Generation(2, members, (), 8, None)
     assert run.shape_now() == now
+
+
+@pytest.mark.parametrize(
+    ("before", "members", "newcomers", "lost", "come"),
+    [
+        ((0, 1, 2, 3), (0, 1, 3), (), "2", ""),
+        ((0, 1, 3), (0, 1, 2, 3), (2,), "", "2"),
+        ((0, 1, 2), (0, 1, 3), (3,), "2", "3"),
+        ((0, 1, 2, 3), (0, 1, 2), (0,), "0 3", "0"),  # it came again while others waited
+        (None, (0, 1), (0, 1), "", ""),
+    ],
+)
+def test_a_process_that_has_come_again_is_lost_and_taken_in(
+    before: Any, members: Any, newcomers: Any, lost: str, come: str, tmp_path: Path
+) -> None:
+    run = LiveRun(SimpleNamespace(number=0), 4)  # type: ignore[arg-type]
+    run.generation = Generation(2, members, newcomers, 8, None)
+    run.begun = None if before is None else Begun(str(tmp_path), (2, 2), before, [], None)
+    run.begin(tmp_path, 8, (1, 3))
+    with (tmp_path / GENERATIONS).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["lost"], row["taken_in"]) == (lost, come)
 
 
 def test_workers_that_processes_cannot_share_are_refused() -> None:
