@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.tickets import SharedRound, share_round
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import RoundReport, make_communications
+from lsgd_jax.engine.communications import RoundReport, Score, make_communications
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.simulated_speeds import Pace, check_rounds
@@ -49,6 +49,7 @@ def make_programs(
     batches: Batches,
     *,
     rate_factor: Factor = constant,
+    score: Score | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> Programs:
     """Makes the programs; the arguments are those of `make_train_step`. Both consume the state.
@@ -58,7 +59,7 @@ def make_programs(
     """
     check_rounds(method, topology.groups)
     take_steps = make_take_steps(method, topology, loss, batches, 1, rate_factor)
-    communicate_when_due = make_communications(method, topology)
+    communicate_when_due = make_communications(method, topology, score)
     per_worker, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
 
     def step(state: TrainState, data: Any, last: jax.Array) -> TrainState:

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from lsgd_jax.config.methods import OF_GROUPS, MethodSettings, users_of
+from lsgd_jax.config.methods import METHODS, OF_GROUPS, MethodSettings, users_of
 from lsgd_jax.config.setting import setting
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.paths import why_not_local
@@ -88,6 +88,7 @@ class Config(MethodSettings):
     steps: int = _steps(640, "local steps of each worker")
     remat: str | None = _steps(None, "of a transformer, for less memory: compute products or full blocks again")
     compute_dtype: str = _steps("float32", "float32 or bfloat16: of products; the rest stays float32")
+    score_samples: int = _communication(0, "lsgd: held-out samples that all are scored on; 0: each on its own batches")
     compress: int | None = _communication(None, "bits of a number on its way, 8 or 4 (default: as many as it has)")
     compress_top_k: float | None = _communication(None, "share of the numbers that is sent, in (0, 1) (default: all)")
     fragments: int = _communication(1, "parts of the parameters, which communicate one after the other")
@@ -211,6 +212,13 @@ def check_config(config: Config) -> None:
     if config.temperature and (config.election == "random" or config.wire_dtype is not None):
         other = "--election=random" if config.election == "random" else f"--wire_dtype={config.wire_dtype}"
         raise InputError(f"--temperature={config.temperature} makes a mean of all: leave it or {other} out")
+    _check_at_least(config, "score_samples", 0)
+    if config.score_samples and config.algorithm in METHODS.keys() - {"lsgd"}:
+        raise InputError(f"--score_samples={config.score_samples}: {config.algorithm} elects nobody: leave it out")
+    if config.score_samples and config.election == "random":
+        raise InputError(
+            f"--score_samples={config.score_samples}: with --election=random no score counts: leave it out"
+        )
     _check_choice(config, "compute_dtype", ("float32", "bfloat16"))
     if config.wire_dtype is not None:
         _check_choice(config, "wire_dtype", WIRE_DTYPES)

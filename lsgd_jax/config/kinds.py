@@ -59,6 +59,7 @@ def image_batch_size(config: Config, source: ImageSource) -> int:
         if getattr(config, flag) is not None:
             raise InputError(f"--{flag} is for language models: leave it out, or give a --text_file")
     check_model(name, source.input_shape)
+    _check_score_samples(config, source.held_out, "images")
     samples, where = source.train_samples, "the training set"
     if config.sampling != "iid":
         samples, where = shard_size(samples, config.groups * config.workers), "a worker's shard"
@@ -99,12 +100,28 @@ def text_batch_size(config: Config, source: TextSource) -> int:
             f"--sampling=reshuffle: the {name} reads a text from beginning to end: "
             "use --sampling=shard, or --model=transformer"
         )
+    if config.score_samples and LANGUAGE_MODELS[name].carries:
+        raise InputError(
+            f"--score_samples={config.score_samples}: what the {name} carries is of its worker's place in the text: "
+            "use --model=transformer"
+        )
+    if config.score_samples:
+        _check_score_samples(
+            config, windows_in(len(source.read().validation.tokens), config.sequence_length), "windows"
+        )
     batch_size = TEXT_BATCH_SIZE if config.batch_size is None else config.batch_size
     size = tokens_of_worker(source.train_tokens, config.sampling, config.groups * config.workers)
     if config.sampling != "iid" and config.batch_size is None:
         batch_size = max(1, min(batch_size, windows_in(size, config.sequence_length)))
     check_windows(size, config.sampling, batch_size, config.sequence_length)
     return batch_size
+
+
+def _check_score_samples(config: Config, there: int, what: str) -> None:
+    if config.score_samples > there:
+        raise InputError(
+            f"--score_samples={config.score_samples}: the validation split has {there:,} {what}: use fewer"
+        )
 
 
 def text_model(config: Config) -> str:
@@ -141,6 +158,7 @@ def image_task(config: Config, source: ImageSource) -> Task:
         compute_dtype=config.compute_dtype,
         seed=config.seed,
         processes=config.loader_process_count,
+        score_samples=config.score_samples,
     )
 
 
@@ -153,6 +171,7 @@ def text_task(config: Config, source: TextSource) -> Task:
         sampling=config.sampling,
         compute_dtype=config.compute_dtype,
         remat=cast(Remat | None, config.remat),
+        score_samples=config.score_samples,
         **text_sizes(config),
     )
 
@@ -199,7 +218,7 @@ def own_batch_size(config: Config, task: Task) -> int:
     for name in ("tokenizer", "model", "model_width", "model_layers", "dropout", "remat"):
         if getattr(config, name) is not None:
             raise InputError(f"--{name} is for our own models: leave it out, since --task={config.task} has its own")
-    for name in ("sampling", "sequence_length", "compute_dtype", "loader_processes"):
+    for name in ("sampling", "sequence_length", "compute_dtype", "loader_processes", "score_samples"):
         if getattr(config, name) != getattr(Config, name):
             raise InputError(f"--{name} is for our own tasks: leave it out, since --task={config.task} has its own")
     if task.train.in_step and (flag := config.asynchronous_flag):

@@ -82,7 +82,12 @@ class Source:
     @property
     def train_samples(self) -> int:
         """Images to train on: all but the validation split."""
-        return self.samples - _held_out(self.samples, VALIDATION_SHARE)
+        return self.samples - self.held_out
+
+    @property
+    def held_out(self) -> int:
+        """Images of the validation split."""
+        return _held_out(self.samples, VALIDATION_SHARE)
 
 
 ImageSource = Source | StreamedSource

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import make_communications, make_first_halves
+from lsgd_jax.engine.communications import Score, make_communications, make_first_halves
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
@@ -64,6 +64,7 @@ def make_carried_step(
     batches: Batches,
     *,
     rate_factor: Factor = constant,
+    score: Score | None = None,
     longest_call: int,
     compiler_options: dict[str, Any] | None = None,
 ) -> CarriedStep:
@@ -71,7 +72,7 @@ def make_carried_step(
     each, same = PartitionSpec(GROUP, WORKER), PartitionSpec()
     longest = min(round_steps(method, topology.groups), longest_call)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
-    communicate_when_due = make_communications(method, topology)
+    communicate_when_due = make_communications(method, topology, score)
     carried_send, keep = make_first_halves(method, carriers).send, make_first_halves(method, topology).keep
 
     def begin(params: Any, opt_state: Any, losses: Any, begins: tuple[int, ...]) -> tuple[Any, ...]:

@@ -20,10 +20,12 @@ from lsgd_jax.optimizers.distributed_optimizer import (
     steps_between,
 )
 from lsgd_jax.optimizers.finite import all_finite, select
-from lsgd_jax.optimizers.window import window_mean
+from lsgd_jax.optimizers.window import Window, emptied, record, window_mean
 
 # The numbers of communications that begin in a call; None where the step tells.
 Begins = tuple[int, ...] | None
+Score = Callable[[Any, Any], jax.Array]
+"""`(params, model_state) -> float[]`, a worker's loss on samples on which all are scored."""
 
 
 class Election(NamedTuple):
@@ -55,17 +57,25 @@ class RoundReport(NamedTuple):
 
 
 def make_communications(
-    method: DistributedOptimizer, topology: Topology
+    method: DistributedOptimizer, topology: Topology, score: Score | None = None
 ) -> Callable[[TrainState], tuple[TrainState, RoundReport]]:
     """Makes `state -> (state, report)`, what follows the local steps on a device: the communications that are due.
 
     Of those of `overlapped`, what takes effect: they begin with the next call, where `make_first_halves` is.
+
+    Args:
+      method: the method.
+      topology: where the workers live.
+      score: what elections go by in place of each worker's own last losses, which it then forgets.
     """
     communications = [c for c in communications_of(method, topology.groups) if not c.ahead]
+    period = steps_between(method, topology.groups)
 
     def communicate_when_due(state: TrainState) -> tuple[TrainState, RoundReport]:
         scores = topology.over_lanes(window_mean)(state.losses)
         lost = ~topology.over_lanes(all_finite)(state.params)
+        if score is not None and period:
+            state = _scored(score, period, topology, state)
         elections: dict[str, Election] = {}
         for communication in communications:
             state, election = _communicate_if_due(communication, method, topology, state)
@@ -76,6 +86,19 @@ def make_communications(
         return state._replace(**workers._asdict()), RoundReport(scores, lost, elections)
 
     return communicate_when_due
+
+
+def _scored(score: Score, period: int, topology: Topology, state: TrainState) -> TrainState:
+    """The state in which workers remember that score alone, where a communication is due or begins next."""
+
+    def of_worker(worker: WorkerState) -> Window:
+        return record(emptied(worker.losses), score(worker.params, worker.model_state))
+
+    def of_all(state: TrainState) -> Window:
+        return topology.each_lane(of_worker, in_axes=(0,))(workers_of(state))
+
+    due = (state.step > 0) & (state.step % period == 0)
+    return state._replace(losses=lax.cond(due, of_all, lambda state: state.losses, state))
 
 
 def _communicate_if_due(

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import RoundReport, make_communications
+from lsgd_jax.engine.communications import RoundReport, Score, make_communications
 from lsgd_jax.engine.local_steps import Batches, Loss, keeps_gradients
 from lsgd_jax.engine.schedules import Factor, constant
 from lsgd_jax.engine.state import TrainState, state_specs
@@ -72,6 +72,7 @@ def make_asynchronous_step(
     *,
     longest: int,
     rate_factor: Factor = constant,
+    score: Score | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """Makes the function that trains all workers for a round in which they differ in steps.
@@ -99,7 +100,7 @@ def make_asynchronous_step(
     check_rounds(method, topology.groups)
     period = round_steps(method, topology.groups)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
-    communicate_when_due = make_communications(method, topology)
+    communicate_when_due = make_communications(method, topology, score)
 
     def one_round(state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         return communicate_when_due(take_steps(state, steps, state.step + period, data))

@@ -10,7 +10,14 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
-from lsgd_jax.engine.communications import Begins, RoundReport, make_communications, make_first_halves, workers_of
+from lsgd_jax.engine.communications import (
+    Begins,
+    RoundReport,
+    Score,
+    make_communications,
+    make_first_halves,
+    workers_of,
+)
 from lsgd_jax.engine.halves import up_to_last_collective
 from lsgd_jax.engine.local_steps import Batches, Loss, make_local_steps
 from lsgd_jax.engine.schedules import Factor, constant
@@ -29,6 +36,7 @@ def make_train_step(
     batches: Batches,
     *,
     rate_factor: Factor = constant,
+    score: Score | None = None,
     longest_call: int | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
@@ -49,6 +57,7 @@ def make_train_step(
       batches: where minibatches come from.
       rate_factor: the factor on the learning rate over steps. The method's base optimizer
         must end with `lsgd_jax.engine.schedules.follow_factor`, which applies it.
+      score: what elections go by; by default the means of the workers' own last losses.
       longest_call: local steps in one call, at most; None for LONGEST_CALL.
       compiler_options: for `jax.jit`.
 
@@ -66,7 +75,7 @@ def make_train_step(
     longest = min(period, longest_call or LONGEST_CALL)
     take_steps = make_take_steps(method, topology, loss, batches, longest, rate_factor)
     first_halves = make_first_halves(method, topology)
-    communicate_when_due = make_communications(method, topology)
+    communicate_when_due = make_communications(method, topology, score)
 
     def one_round(begins: Begins, state: TrainState, data: Any, steps: jax.Array) -> tuple[TrainState, RoundReport]:
         if begins is None:

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from lsgd_jax.data.datasets import ImageSource, Source, load_dataset
-from lsgd_jax.data.grain_source import from_grain
-from lsgd_jax.data.images import Batch, Preprocessing, augment, augmented, preprocess
+from lsgd_jax.data.grain_source import from_grain, is_dataset
+from lsgd_jax.data.images import Batch, Images, Preprocessing, augment, augmented, preprocess
 from lsgd_jax.data.sources import from_arrays
 from lsgd_jax.engine.local_steps import Loss
 from lsgd_jax.engine.topology import Topology
@@ -36,6 +36,7 @@ def image_classification(
     compute_dtype: str = "float32",
     seed: int = 0,
     processes: int = 0,
+    score_samples: int = 0,
 ) -> Task:
     """Classifying the images of a set: one that fits in memory is read now, others while training.
 
@@ -47,6 +48,7 @@ def image_classification(
       compute_dtype: of products while training.
       seed: of the images that are held out for validation.
       processes: that decode what does not fit in memory; 0 for a thread of this one.
+      score_samples: validation images by whose loss leaders are elected; 0 for the workers' own minibatches.
 
     Raises:
       InputError: if the set cannot be read, or the model does not fit its images.
@@ -79,7 +81,16 @@ def image_classification(
         evaluate=lambda topology: evaluate_splits(figures, splits, topology, processes),
         prepare_center=prepare_center,
         description=describe(model, source, how),
+        score_on=first_of(dataset.validation, how, score_samples) if score_samples else None,
     )
+
+
+def first_of(validation: Any, how: Preprocessing, count: int) -> Batch:
+    """The first images of a validation split, arrays or a Grain dataset, as the model takes them."""
+    if is_dataset(validation):
+        samples = [validation[i] for i in range(count)]
+        validation = Images(*(np.stack(leaves) for leaves in zip(*samples, strict=True)))
+    return Batch(preprocess(jnp.asarray(validation.images[:count]), how), jnp.asarray(validation.labels[:count]))
 
 
 def describe(model: str, source: ImageSource, how: Preprocessing) -> dict[str, Any]:

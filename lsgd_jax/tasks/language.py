@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lsgd_jax.data.sampling import shard_size
@@ -38,6 +39,7 @@ def language_modelling(
     sampling: str = "shard",
     compute_dtype: str = "float32",
     remat: Remat | None = None,
+    score_samples: int = 0,
 ) -> Task:
     """Predicting the next token of a text that fits in memory, which is read now.
 
@@ -53,6 +55,7 @@ def language_modelling(
         epoch; or "iid", any at random.
       compute_dtype: of products while training.
       remat: of a transformer: what is computed again for the gradient.
+      score_samples: validation windows by whose loss leaders are elected; 0 for the workers' own minibatches.
 
     Raises:
       InputError: if the text cannot be read, or is too short.
@@ -88,7 +91,14 @@ def language_modelling(
         # What is carried belongs to one worker's place in its text: evaluations start without.
         prepare_center=lambda topology, seed: lambda center: (center[0], {}),
         description={"kind": "text", "model": model, "vocabulary": vocabulary, **sizes},
+        score_on=first_windows(texts.validation.tokens, sequence_length, score_samples) if score_samples else None,
     )
+
+
+def first_windows(tokens: np.ndarray, length: int, count: int) -> TextBatch:
+    """The first windows of a validation text, side by side."""
+    windows = np.stack([tokens[i * length : (i + 1) * length + 1] for i in range(count)])
+    return TextBatch(jnp.asarray(windows, jnp.int32), jnp.array(True))
 
 
 def tokens_of_worker(train_tokens: int, sampling: str, workers: int) -> int:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from lsgd_jax.data.fingerprint import digest_of
 from lsgd_jax.data.grain_source import check_dataset, digest_of_some, empty_batch, is_dataset
 from lsgd_jax.data.sources import Stream, TrainingData, check_arrays
+from lsgd_jax.engine.communications import Score
 from lsgd_jax.engine.local_steps import Batches, Loss
 from lsgd_jax.engine.numerics import run_key
 from lsgd_jax.engine.topology import Topology
-from lsgd_jax.errors import InputError
+from lsgd_jax.errors import InputError, first_line
 from lsgd_jax.tasks.evaluation import Candidate, Evaluate, SampleFigures, SampleMetric, evaluate_splits
 from lsgd_jax.tasks.metric import SPLITS, Metric, plain_metric
 
@@ -53,6 +55,9 @@ class Task:
       compute_dtype: of most of its products, which the compiler is told of.
       partition: where a worker spans several devices, how its parameters are split over them, and what is kept
         beside these: see `Topology.partition`.
+      score_on: a minibatch, as `loss` takes it: its loss is what leaders are elected by, the same samples for all
+        workers, in place of the mean of each worker's own last losses. One forward pass of it before each
+        communication. To be held out of the training data.
       gathers: whether `loss`, and what evaluates, call `lsgd_jax.gathered` where they use parameters, as in a loop
         over layers. By default all are gathered before.
 
@@ -76,6 +81,7 @@ class Task:
     units_per_sample: int = 1
     compute_dtype: str = "float32"
     partition: Sequence[tuple[str, PartitionSpec]] = ()
+    score_on: Any = None
     gathers: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +94,8 @@ class Task:
                 check_dataset(name, split)
             elif split is not None:
                 object.__setattr__(self, name, check_arrays(name, split))
+        if self.score_on is not None:  # as NumPy arrays: devices may change
+            object.__setattr__(self, "score_on", jax.tree.map(np.asarray, self.score_on))
         if self.metrics is not None:
             if not isinstance(self.metrics, Mapping) or not self.metrics:
                 raise InputError(
@@ -103,6 +111,8 @@ class Task:
         """Of all data; of the name of those to train on where they cannot be looked at."""
         train = f"named {self.name}" if self.train.digest is None else self.train.digest()
         splits = [getattr(self, name) for name in SPLITS]
+        if self.score_on is not None:
+            splits.append(self.score_on)
         if splits == [None] * len(splits):
             return train
         held_out = [digest_of_some(x) if is_dataset(x) else digest_of(functools.partial(tuple, [x])) for x in splits]
@@ -115,6 +125,7 @@ class OpenTask(NamedTuple):
     Attributes:
       init: `key -> (params, model_state)`.
       loss: of one worker on one minibatch.
+      score: what elections go by; None for the workers' own last losses.
       batches: where minibatches come from.
       data_for: `(step, steps) -> data`, what the call of the train step that begins at
         `step` draws from. Calls come in order, `steps` of them at a time or fewer.
@@ -133,6 +144,7 @@ class OpenTask(NamedTuple):
 
     init: Init
     loss: Loss
+    score: Score | None
     batches: Batches
     data_for: Callable[[int, int], Any]
     longest_call: int | None
@@ -167,6 +179,9 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     stream = task.train.open(topology, seed, steps)
     model = check_model(task.init)
     check_loss(task.loss, *model, stream)
+    score = None if task.score_on is None else score_of(gathering_of(task, topology)(task.loss), task.score_on)
+    if score is not None:
+        check_score(score, *model)
     metrics = task.metrics or {"loss": sample_loss(task.loss)}
     gathering = gathering_of(task, topology)
     splits = {name: data for name in SPLITS if (data := getattr(task, name)) is not None}
@@ -176,6 +191,7 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     return OpenTask(
         init=task.init,
         loss=gathering(task.loss),
+        score=score,
         batches=stream.batches,
         data_for=stream.data_for,
         longest_call=stream.longest_call,
@@ -205,6 +221,11 @@ def gathering_of(task: Task, topology: Topology) -> Callable[[Callable[..., Any]
     return lambda function: lambda params, *rest: function(topology.gathered(params), *rest)
 
 
+def score_of(loss: Loss, batch: Any) -> Score:
+    """The loss on a batch that is the same for all, with what is drawn at random, as dropout, the same for all too."""
+    return lambda params, model_state: loss(params, model_state, batch, run_key(0))[0]
+
+
 def figures_of(metrics: Mapping[str, SampleMetric]) -> SampleFigures:
     """All metrics of a batch."""
     return lambda *of: {name: metric(*of) for name, metric in metrics.items()}
@@ -223,6 +244,18 @@ def check_model(init: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
     if not any(jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in jax.tree.leaves(made[0])):
         raise InputError(f"{_called(init)} makes no parameter of a floating dtype: nothing could be learned")
     return made[0], made[1]
+
+
+def check_score(score: Score, params: Any, model_state: Any) -> None:
+    """Refuses a batch to score on that the loss does not take; nothing is computed.
+
+    Raises:
+      InputError: with what the loss says of it.
+    """
+    try:
+        jax.eval_shape(score, params, model_state)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise InputError(f"score_on is no minibatch that the loss takes: {first_line(error)}") from error
 
 
 def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> None:

@@ -62,6 +62,7 @@ def _in_step(plan: Plan, method: DistributedOptimizer, topology: Topology, task:
         task.loss,
         task.batches,
         rate_factor=make_factor(plan.schedule, plan.steps),
+        score=task.score,
         longest_call=task.longest_call,
         compiler_options=compiler_options(plan.compute_dtype, topology, overlapped=is_overlapped(method)),
     )
@@ -103,6 +104,7 @@ def _carried(
         task.loss,
         task.batches,
         rate_factor=make_factor(plan.schedule, plan.steps),
+        score=task.score,
         longest_call=task.longest_call or LONGEST_CALL,
         compiler_options=compiler_options(plan.compute_dtype, topology),
     )
@@ -143,6 +145,7 @@ def _simulated(
         task.batches,
         longest=int(pace.steps.max()),
         rate_factor=make_factor(plan.schedule, plan.steps),
+        score=task.score,
         compiler_options=compiler_options(plan.compute_dtype, topology),
     )
     steps = put(pace.steps.astype(np.int32), topology.per_worker)
@@ -174,6 +177,7 @@ def _asynchronous(plan: Plan, method: DistributedOptimizer, topology: Topology, 
         task.loss,
         task.batches,
         rate_factor=make_factor(plan.schedule, plan.steps),
+        score=task.score,
         compiler_options=compiler_options(plan.compute_dtype, topology),
     )
 

@@ -92,6 +92,13 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a part of a round": ([SPEEDS, "--steps=650"], ["--steps=650", "use 640 or 656"]),
     "less than a round": ([SPEEDS, "--steps=10"], ["--steps=10", "use 16"]),
     "a soft leader by chance": (["--temperature=1", "--election=random"], ["--temperature=1.0", "--election=random"]),
+    "scores of a method without leaders": (
+        ["--algorithm=easgd", "--score_samples=64"], ["--score_samples=64", "easgd"]
+    ),
+    "scores of a leader by chance": (
+        ["--election=random", "--score_samples=64"], ["--score_samples=64", "--election=random"]
+    ),
+    "more samples than are held out": (["--score_samples=1000"], ["--score_samples=1000", "has 144 images"]),
     "a soft leader in few bits": (["--temperature=1", "--wire_dtype=int8"], ["--temperature=1.0", "--wire_dtype=int8"]),
     "no window": (["--leader_window=0"], ["--leader_window=0"]),
     "a batch larger than a shard": (["--batch_size=162"], ["--batch_size=162", "shard of 161"]),
@@ -397,6 +404,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "outer_learning_rate": "(default: 0.7)",
         "outer_momentum": "(default: 0.9)",
         "push": "(default: 0.1)",
+        "score_samples": "(default: 0)",
         "compress": "(default: as many as it has)",
         "compress_top_k": "(default: all)",
         "fragments": "(default: 1)",

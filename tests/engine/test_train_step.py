@@ -31,13 +31,22 @@ from lsgd_jax.engine.train_step import end_of_call
 
 NAN, INF = float("nan"), float("inf")
 SETTINGS = {"plain": PLAIN, "stale": STALE}
+HELD_OUT = jax.tree.map(lambda leaf: leaf[0, 0], make_problem(seed=5).batches)
+
+
+def held_out_loss(params: Any) -> Any:
+    """In NumPy and in JAX, of samples that no worker trains on."""
+    return ((HELD_OUT.inputs @ params["w"] + params["b"] - HELD_OUT.targets) ** 2).mean()
 
 
 @cache
-def compiled(settings: Settings, devices: int = 1, lanes: str = "sequential", algorithm: str = "lsgd") -> Any:
+def compiled(
+    settings: Settings, devices: int = 1, lanes: str = "sequential", algorithm: str = "lsgd", held_out: bool = False
+) -> Any:
     topology = Topology(settings.groups, settings.workers, jax.devices()[:devices], lanes)
     optimizer = method(settings) if algorithm == "lsgd" else data_parallel(optax_sgd())
-    return optimizer, topology, make_train_step(optimizer, topology, faulty_loss, REGRESSION)
+    score = (lambda params, model_state: held_out_loss(params)) if held_out else None
+    return optimizer, topology, make_train_step(optimizer, topology, faulty_loss, REGRESSION, score=score)
 
 
 def told(reports: list[Any], workers: int) -> tuple[list[Election], list[Reseed]]:
@@ -57,13 +66,14 @@ def told(reports: list[Any], workers: int) -> tuple[list[Election], list[Reseed]
     return elections, restarts
 
 
-def check(settings: Settings, faults: Faults | None = None) -> Run:
+def check(settings: Settings, faults: Faults | None = None, held_out: bool = False) -> Run:
     """Trains with the faults step by step, and compares everything with the simulation."""
     faults = faults or Faults()
     problem = make_problem(steps=STEPS)
     gradient = numpy_loss_and_grad(problem, settings.workers)
-    reference = simulate(problem.starts, gradient, settings, SGD, STEPS, faults=faults, reseed=True)
-    trajectory, reports, state = run(with_faults(problem, faults), compiled(settings))
+    options: Any = {"faults": faults, "reseed": True, "score_on": held_out_loss if held_out else None}
+    reference = simulate(problem.starts, gradient, settings, SGD, STEPS, **options)
+    trajectory, reports, state = run(with_faults(problem, faults), compiled(settings, held_out=held_out))
     for name in ("w", "b"):
         ours = np.stack([trajectory[step][name] for step in range(1, STEPS + 1)])
         np.testing.assert_allclose(ours, reference.trajectory[name], rtol=0, atol=1e-5)
@@ -80,6 +90,26 @@ def check(settings: Settings, faults: Faults | None = None) -> Run:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_the_trajectory_and_the_leaders_are_those_of_the_simulation(settings: Settings) -> None:
     assert {election.rank for election in check(settings).elections} > {0}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_leaders_may_be_elected_by_their_loss_on_samples_that_are_the_same_for_all(settings: Settings) -> None:
+    by_that, by_own = check(settings, held_out=True), check(settings)
+    assert [e.rank for e in by_that.elections] != [e.rank for e in by_own.elections]
+    lost = Faults(leaves={(4, by_that.elections[0].rank): ("w",)}, losses={(6, 1): NAN})
+    assert check(settings, lost, held_out=True).reseeds
+
+
+def test_scores_on_the_same_samples_are_the_same_on_1_and_4_devices() -> None:
+    settings = Settings(groups=2, workers=4, local_period=3, global_period=6, window=4)
+    problem = make_problem(count=8, steps=STEPS)
+    one, elections, _ = run(problem, compiled(settings, 1, held_out=True), cuts=3)
+    for lanes in ("vmap", "sequential"):
+        many, others, _ = run(problem, compiled(settings, 4, lanes, held_out=True), cuts=3)
+        assert told(elections, 4)[0] == [e._replace(score=pytest.approx(e.score, rel=1e-4)) for e in told(others, 4)[0]]
+        for step, params in many.items():
+            for name, leaf in params.items():
+                np.testing.assert_allclose(leaf, one[step][name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

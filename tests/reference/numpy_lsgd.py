@@ -147,6 +147,7 @@ def simulate(
     fragments: Sequence[Sequence[str]] | None = None,
     delay: int | None = None,
     codec: Codec | None = None,
+    score_on: Callable[[Tree], float] | None = None,
 ) -> Run:
     """Runs LSGD for some steps of every worker.
 
@@ -167,6 +168,7 @@ def simulate(
       delay: local steps after which a communication takes effect, with the leader as it was; None for at once.
       codec: what is left of a difference to what all have heard last, which is sent in place of the leader; NaN where
         nothing is. Where it leaves something out the leader is sent if a worker is lost that can start again.
+      score_on: the loss of parameters on samples that are the same for all, by which leaders are elected.
     """
     faults = faults or Faults()
     ranks = range(settings.groups * settings.workers)
@@ -294,6 +296,9 @@ def simulate(
                 taken[rank] += 1
                 local_step(rank, taken[rank])
         step = number if rounds is None else number * period
+        if score_on is not None and step % period == 0:
+            for worker in team:
+                worker.losses = [score_on(worker.x)]
         for do in (communicate, begin):
             for k in range(len(parts)) if settings.groups > 1 else ():
                 lost = needs_all()

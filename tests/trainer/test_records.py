@@ -286,6 +286,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "init": ("equal",),
     "election": ("loss", "Random"),
     "temperature": (-0.1, NAN, math.inf),
+    "score_samples": (-1,),
     **dict.fromkeys(("local_pull", "global_pull", "stale_local_pull", "stale_global_pull"), (-0.1, 1.1, NAN)),
 }
 
@@ -342,7 +343,7 @@ CHANGES = {
     "overlap_keep": 0.25, "sequence_length": 64, "push": 0.5, "wire_dtype": "bfloat16", "compute_dtype": "bfloat16",
     "workdir": "elsewhere", "eval_every": 3, "checkpoint_every": 5, "schedule": "cosine", "drop_at": "5",
     "plateau_patience": 2, "loader_processes": 1, "worker_speeds": "1,2", "asynchronous": True,
-    "task": "mine.py:task", "method_args": "a=1", "election": "random", "temperature": 0.1,
+    "task": "mine.py:task", "method_args": "a=1", "election": "random", "temperature": 0.1, "score_samples": 64,
     "worker_axes": "fsdp=4", "remat": "full",
 }  # fmt: skip
 FREE = {"data_dir", "download", "loader_processes", "steps", "workdir", "eval_every", "checkpoint_every"}

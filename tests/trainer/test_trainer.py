@@ -28,6 +28,7 @@ from lsgd_jax.engine.schedules import Schedule, follow_factor
 from lsgd_jax.errors import InputError
 from lsgd_jax.tasks import evaluation
 from lsgd_jax.tasks.task import Task
+from lsgd_jax.trainer.records import read_leaders
 from lsgd_jax.trainer.saved_models import load_model
 from lsgd_jax.trainer.trainer import Result, Trainer
 
@@ -97,6 +98,20 @@ def test_without_validation_data_there_is_the_training_loss() -> None:
     result = trainer(task=task(validation=None, test=None)).fit(8)
     assert math.isfinite(result.metrics[-1]["train_loss"])
     jax.tree.map(np.testing.assert_array_equal, result.best, result.center)
+
+
+@pytest.mark.parametrize("speeds", [None, [1, 1, 0.5, 0.25]])
+def test_leaders_are_elected_on_samples_that_a_task_sets_apart(speeds: Any, tmp_path: Path) -> None:
+    apart = jax.tree.map(lambda x: x[:16], HELD_OUT)
+    method, topology = lsgd(optax.sgd(0.1), global_period=4), Topology(1, 4, jax.devices()[:1])
+    of = task(score_on=apart)
+    result = trainer(tmp_path / "run", task=of, topology=topology, method=method, worker_speeds=speeds).fit(16)
+    scores = {row.step: row.score for row in read_leaders(tmp_path / "run")}
+    assert list(scores) == [4, 8, 12, 16]
+    of_leader, _ = loss(*result.leader, apart, jax.random.key(0))
+    assert scores[16] == pytest.approx(float(of_leader), rel=1e-5), "who leads is not pulled"
+    assert result.metrics[-1]["train_loss"] != pytest.approx(scores[16]), "that of minibatches, as ever"
+    assert of.digest != task().digest
 
 
 SAMPLES = grain.MapDataset.source([{"x": x, "y": y} for x, y in zip(DATA["x"], DATA["y"], strict=True)])
@@ -477,6 +492,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
             )
         ).fit(8),
         "the method's a communication changes the parameters: keep shapes and dtypes",
+    ),
+    "a batch to score on that the loss does not take": (
+        lambda: trainer(task=task(score_on={"x": DATA["x"]})).fit(8),
+        "score_on is no minibatch that the loss takes: 'y'",
     ),
     "no steps": (lambda: trainer().fit(0), "steps must be an integer of at least 1"),
     "resuming nothing": (lambda: trainer().fit(8, resume=True), "give the Trainer its workdir"),
