@@ -113,7 +113,7 @@ class Task:
         splits = [getattr(self, name) for name in SPLITS]
         if self.score_on is not None:
             splits.append(self.score_on)
-        if splits == [None] * len(splits):
+        if all(split is None for split in splits):
             return train
         held_out = [digest_of_some(x) if is_dataset(x) else digest_of(functools.partial(tuple, [x])) for x in splits]
         return f"{train} {' '.join(held_out)}"
