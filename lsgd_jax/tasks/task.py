@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lsgd_jax.collectives.partition import split_samples
 from lsgd_jax.data.fingerprint import digest_of
 from lsgd_jax.data.grain_source import check_dataset, digest_of_some, empty_batch, is_dataset
 from lsgd_jax.data.sources import Stream, TrainingData, check_arrays
@@ -223,7 +224,7 @@ def gathering_of(task: Task, topology: Topology) -> Callable[[Callable[..., Any]
 
 def score_of(loss: Loss, batch: Any) -> Score:
     """The loss on a batch that is the same for all, with what is drawn at random, as dropout, the same for all too."""
-    return lambda params, model_state: loss(params, model_state, batch, run_key(0))[0]
+    return lambda params, model_state: loss(params, model_state, split_samples(batch), run_key(0))[0]
 
 
 def figures_of(metrics: Mapping[str, SampleMetric]) -> SampleFigures:

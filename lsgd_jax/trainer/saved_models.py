@@ -62,9 +62,9 @@ def save_model(
 
     folder = workdir / which
     (folder / "model.json").unlink(missing_ok=True)  # it comes last: the model is whole where it stands
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (folder / "arrays").absolute()
-        checkpointer.save(path, {"params": params, "model_state": model_state}, force=True)
+    with _checkpointer() as checkpointer:
+        arrays = ocp.args.StandardSave({"params": params, "model_state": model_state})
+        checkpointer.save((folder / "arrays").absolute(), args=arrays, force=True)
     if is_main():
         write_json(folder / "model.json", dict(description))
 
@@ -122,15 +122,23 @@ def arrays_of(workdir: str | pathlib.Path, which: str) -> tuple[Any, Any]:
       FileNotFoundError: if the run has saved no such model (yet).
       InputError: if `workdir` is no path that can be used, or the model cannot be read.
     """
-    import orbax.checkpoint as ocp
-
     folder = _folder_of(workdir, which)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             arrays = checkpointer.restore((folder / "arrays").absolute())
     except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
         raise InputError(f"cannot load {folder} ({first_line(error)}): {_how_to_save_again(folder)}") from error
     return arrays["params"], arrays["model_state"]
+
+
+def _checkpointer() -> Any:
+    """Orbax's, which saves before it returns: one that saves beside keeps the first client of JAX's service for good.
+
+    In a run that outlives its processes that service is another one in each generation.
+    """
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
 def _folder_of(workdir: str | pathlib.Path, which: str) -> pathlib.Path:
@@ -182,6 +190,6 @@ def _restore(path: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, An
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), {"params": params, "model_state": model_state}
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(path.absolute(), target)
+    with _checkpointer() as checkpointer:
+        arrays = checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     return arrays["params"], arrays["model_state"]

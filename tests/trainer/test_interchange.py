@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.futures import signaling_client
 
 from lsgd_jax import export_center, from_arrays, import_center, load_center
 from lsgd_jax.errors import InputError
@@ -85,3 +86,18 @@ def test_what_cannot_be_is_told_in_one_line(workdir: Path, tmp_path: Path) -> No
     file.write_bytes(b"{}")
     with pytest.raises(InputError, match="is damaged, or no safetensors"):
         import_center(file, shapes)
+
+
+def test_models_are_saved_without_the_service_of_an_older_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax keeps its first client: what a run saves after its processes have changed must not need it."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise RuntimeError("failed to connect to all addresses")
+
+    for name in ("key_value_set", "blocking_key_value_get", "wait_at_barrier"):
+        monkeypatch.setattr(signaling_client.ThreadSafeKeyValueSignalingClient, name, gone)
+    save_model(tmp_path, "center", *init(jax.random.key(1)), {"model": "mine", "kind": "own"})
+    params, _ = load_center(tmp_path, Task(init, lambda *of: of, train=DATA))
+    np.testing.assert_array_equal(params["list"][0], np.arange(4))
