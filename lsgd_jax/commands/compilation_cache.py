@@ -60,7 +60,7 @@ class _AsTheFirst:
         import jax
 
         state = self._distributed.global_state
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = jax.local_devices()[0].platform == "cpu"
         return types.SimpleNamespace(process_id=0, client=state.client) if on_cpu else state
 
 

@@ -32,7 +32,9 @@ def test_on_a_terminal_there_is_a_bar_even_if_the_terminal_claims_to_have_no_siz
 
 def test_elsewhere_there_are_plain_lines() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], stderr=subprocess.PIPE, text=True, check=True)
-    first, last = done.stderr.splitlines()
-    assert first == "worker 1 starts again"
+    first, told, last = done.stderr.splitlines()
+    assert first.startswith("step 10/20, "), "at once: it trains"
+    assert first.endswith("images/s, loss 0.5000, leader 3")
+    assert told == "worker 1 starts again"
     assert last.startswith("step 20/20, ")
     assert last.endswith("images/s, loss 0.2500")
