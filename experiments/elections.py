@@ -95,12 +95,17 @@ def usage() -> str:
 
 
 def ballots(config: "Config", every: int) -> Iterator[Ballot]:
-    """Trains, and tells of each election among all workers, or of one in so many."""
+    """Trains, and tells of each election among all workers, or of one in so many.
+
+    Raises:
+      InputError: if there is no validation data.
+    """
     import jax
 
     from lsgd_jax.config.checks import check_settings
     from lsgd_jax.config.from_config import trainer_of
     from lsgd_jax.engine.numerics import fixed_numerics
+    from lsgd_jax.errors import InputError
     from lsgd_jax.tasks.evaluation import SplitEvaluation
     from lsgd_jax.trainer.candidates import every_worker
 
@@ -109,7 +114,8 @@ def ballots(config: "Config", every: int) -> Iterator[Ballot]:
         run = trainer_of(config, source).build(config.steps)
         held.callback(run.task.close)
         evaluate = run.task.evaluate
-        assert isinstance(evaluate, SplitEvaluation)
+        if not isinstance(evaluate, SplitEvaluation) or "validation" not in evaluate.splits:
+            raise InputError(f"--task={config.task} has no validation data to judge workers on: give it some")
         judge = evaluate.splits["validation"].figures
         state, step = run.init_state(), 0
         advance = run.rounds.compile(state, step)
@@ -120,7 +126,8 @@ def ballots(config: "Config", every: int) -> Iterator[Ballot]:
                 if end - step > 1:  # where calls are cut changes nothing
                     state, _, _ = advance(state, step, end - 1)
                     step = end - 1
-                losses = [float(judge(worker)["loss"]) for worker in every_worker(state, run.topology)]
+                figures = [judge(worker) for worker in every_worker(state, run.topology)]
+                losses = [float(of.get("loss", of.get(run.task.metric.name))) for of in figures]
             state, report, _ = advance(state, step, end)
             step = end
             if losses:

@@ -180,11 +180,11 @@ def open_task(task: Task, topology: Topology, *, seed: int, steps: int) -> OpenT
     stream = task.train.open(topology, seed, steps)
     model = check_model(task.init)
     check_loss(task.loss, *model, stream)
-    score = None if task.score_on is None else score_of(gathering_of(task, topology)(task.loss), task.score_on)
+    gathering = gathering_of(task, topology)
+    score = None if task.score_on is None else score_of(gathering(task.loss), task.score_on)
     if score is not None:
         check_score(score, *model)
     metrics = task.metrics or {"loss": sample_loss(task.loss)}
-    gathering = gathering_of(task, topology)
     splits = {name: data for name in SPLITS if (data := getattr(task, name)) is not None}
     for name, metric in metrics.items():
         for split in splits.values():

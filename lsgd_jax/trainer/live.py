@@ -156,12 +156,8 @@ class LiveRun:
             return None
         assert self.begun is not None
         assert self.begun.info is not None
-        kept = self._at(step)
-        if kept is not None and not self.generation.newcomers and _is_whole(kept, run):
-            state = placed(kept.state, run.topology)
-            return state._replace(keys=wrap_keys(state.keys)), self.begun.info
         fresh = run.init_state()
-        rows = own_rows(fresh)
+        rows, kept = own_rows(fresh), self._at(step)
         if kept is not None:
             unknown = unknown_fields(kept.state.opt_state, rows.opt_state)
             rows = kept.state._replace(opt_state=with_fields(kept.state.opt_state, unknown))
@@ -217,11 +213,6 @@ class LiveRun:
 
     def _at(self, step: int | None) -> Kept | None:
         return next((kept for kept in self._kept if kept.step == step), None)
-
-
-def _is_whole(kept: Kept, run: Run) -> bool:
-    """Whether it has all that a state of the run's shape has: with more groups there may be a level more."""
-    return not unknown_fields(kept.state.opt_state, run.state_shapes(run.topology.shape).opt_state)
 
 
 @dataclasses.dataclass(frozen=True)
