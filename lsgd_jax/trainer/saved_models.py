@@ -123,12 +123,13 @@ def arrays_of(workdir: str | pathlib.Path, which: str) -> tuple[Any, Any]:
       InputError: if `workdir` is no path that can be used, or the model cannot be read.
     """
     folder = _folder_of(workdir, which)
+    path = folder / "arrays"
     try:
         with _checkpointer() as checkpointer:
-            arrays = checkpointer.restore((folder / "arrays").absolute())
-    except (OSError, ValueError, KeyError, TypeError) as error:  # of Orbax, some may be
+            saved = checkpointer.metadata(path.absolute()).item_metadata.tree
+        return _restore(path, saved["params"], saved["model_state"])  # here: the run's devices may not be
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of Orbax, some may be
         raise InputError(f"cannot load {folder} ({first_line(error)}): {_how_to_save_again(folder)}") from error
-    return arrays["params"], arrays["model_state"]
 
 
 def _checkpointer() -> Any:

@@ -163,6 +163,7 @@ def test_flags_that_are_right_reach_the_run(tmp_path: Path) -> None:
     [
         *((path.stem, "workdir") for path in SCRIPT.parent.glob("*.py") if "main(sys.argv)" in path.read_text()),
         ("figures", "runs"),
+        ("flatness", "runs"),
         ("landscape", "run"),
         ("batch_statistics", "run"),
     ],

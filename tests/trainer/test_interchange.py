@@ -1,7 +1,10 @@
 """Models as safetensors, and back."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint._src.futures import signaling_client
 
 from lsgd_jax import export_center, from_arrays, import_center, load_center
@@ -46,6 +50,17 @@ def test_what_is_written_is_read_back_bit_for_bit(workdir: Path, tmp_path: Path)
     for ours, theirs in zip(jax.tree.leaves(back), jax.tree.leaves(expected), strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_model_of_several_devices_is_exported_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    everywhere = NamedSharding(Mesh(jax.devices()[:4], "x"), PartitionSpec())
+    save_model(tmp_path, "center", {"w": jax.device_put(jnp.arange(3.0), everywhere)}, {}, {"model": "mine"})
+    code = f"import lsgd_jax; lsgd_jax.export_center({str(tmp_path)!r}, {str(tmp_path / 'model.safetensors')!r})"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    back, _ = import_center(tmp_path / "model.safetensors", ({"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, {}))
+    np.testing.assert_array_equal(back["w"], [0, 1, 2])
 
 
 def test_arrays_are_called_by_their_paths_as_any_reader_of_the_format_sees(workdir: Path, tmp_path: Path) -> None:
