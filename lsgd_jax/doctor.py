@@ -19,6 +19,7 @@ FEATURES = {
     "train": "the trainer, its command lines and figures",
     "tokenizers": "--tokenizer: texts as tokens",
     "safetensors": "export_center, import_center",
+    "wandb": "--wandb: metrics for Weights & Biases",
     "tensorflow": "--download: data sets that are not prepared yet",
     "gpu": "NVIDIA GPUs",
     "tpu": "TPUs",

@@ -140,7 +140,7 @@ def train_here(program: str, stop: StopRequest, live: "LiveRun | None" = None) -
     use_compilation_cache(FLAGS.compilation_cache)
     if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow(processes.devices()[0].platform)):
         processes.say(f"note: --compute_dtype=bfloat16 is no faster than float32 here: {reason}")
-    how: Any = {"profile_dir": FLAGS.profile_dir, "stop": stop, "live": live}
+    how: Any = {"profile_dir": FLAGS.profile_dir, "wandb": FLAGS.wandb, "stop": stop, "live": live}
     try:
         summary = train(config, resume=resume, elastic=(FLAGS.elastic or goes_on) and resume, **how)
     except KeyboardInterrupt:
@@ -223,7 +223,8 @@ def _default_workdir() -> str:
 
 
 def _how_to_resume(program: str, workdir: str) -> str:
-    return f"to go on: {shlex.quote(sys.executable)} {program} {shlex.join([f'--workdir={workdir}', '--resume'])}"
+    flags = [f"--workdir={workdir}", "--resume", *(["--wandb"] if FLAGS.wandb else [])]
+    return f"to go on: {shlex.quote(sys.executable)} {program} {shlex.join(flags)}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lsgd_jax.trainer.conditions import agreed_conditions
 from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.loop import own_folder
 from lsgd_jax.trainer.trainer import CONFIG, run_trainer
+from lsgd_jax.trainer.weights_and_biases import check_wandb
 
 
 @lasting_output()
@@ -32,6 +33,7 @@ def train(
     source: AnySource | None = None,
     stop: StopRequest | None = None,
     figures: bool = True,
+    wandb: bool = False,
     live: LiveRun | None = None,
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
@@ -45,6 +47,7 @@ def train(
       source: the data set of the settings, where the caller has found it already.
       stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
       figures: whether to draw them, at the end.
+      wandb: whether to send the metrics to Weights & Biases too.
       live: what this process carries along in a run that outlives its processes; the settings are those of all of them.
 
     Returns:
@@ -59,6 +62,8 @@ def train(
     """
     workdir = pathlib.Path(config.workdir)
     processes.check_same({**dataclasses.asdict(config), "resume": resume, "elastic": elastic})
+    if wandb:
+        processes.from_main(check_wandb)
     if live is not None:
         live.workdir, live.shape = config.workdir, (config.groups, config.workers)
         groups, workers = processes.together(live.shape_now)
@@ -84,6 +89,7 @@ def train(
         settings["groups"], settings["workers"] = live.shape
     files = {CONFIG: settings} | ({CODE: code} if code else {})
     labels = {"algorithm": config.algorithm, "dataset": config.data_name}
-    how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "live": live}
+    how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "wandb": wandb}
     with own_folder(workdir):
-        return run_trainer(trainer_of(config, source), config.steps, conditions, files, labels, **how).summary
+        ended = run_trainer(trainer_of(config, source), config.steps, conditions, files, labels, live=live, **how)
+    return ended.summary

@@ -3,12 +3,19 @@
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+
+
+def finite_numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Those of a row of metrics.jsonl, by name, without its step."""
+    for name, value in row.items():
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            yield name, value
 
 
 class Events:
@@ -26,9 +33,8 @@ class Events:
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
         """Adds the finite numbers of a row."""
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        for name, value in finite_numbers(row):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
 
     def flush(self) -> None:
         """Brings them to disk."""

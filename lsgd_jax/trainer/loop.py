@@ -69,6 +69,7 @@ class Way(NamedTuple):
       profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
       stop: whether to stop, where the caller listens to signals itself; awaited from the first round on.
       figures: whether to draw them, at the end.
+      wandb: whether Weights & Biases has the metrics too.
       live: what this process carries from one generation of the run to the next, of a run that outlives its processes.
     """
 
@@ -80,6 +81,7 @@ class Way(NamedTuple):
     profile_dir: str | None = None
     stop: StopRequest | None = None
     figures: bool = True
+    wandb: bool = False
     live: LiveRun | None = None
 
 
@@ -151,7 +153,7 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
                 processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
                 if changes:
                     processes.say(f"note: {changes}")
-        opened = Unwritten() if workdir is None else open_records(workdir, start.step, run.task.columns)
+        opened = Unwritten() if workdir is None else open_records(workdir, start.step, run.task.columns, way.wandb)
         with contextlib.closing(opened) as records:
             end = _advance(plan, run, start, records, checkpoints, way)
         saved = checkpoints.latest_step() or 0

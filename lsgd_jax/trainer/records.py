@@ -1,4 +1,4 @@
-"""The files that a run writes as it goes: metrics.jsonl, leaders.csv, rounds.csv, TensorBoard events."""
+"""What a run writes as it goes: metrics.jsonl, leaders.csv, rounds.csv, TensorBoard events; and to Weights & Biases."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from lsgd_jax.files.fields import Fields, check_fields
 from lsgd_jax.files.files import csv_text, parse_json, write_whole
 from lsgd_jax.files.lines import Lines, read_csv, read_lines
 from lsgd_jax.trainer.events import Events
+from lsgd_jax.trainer.weights_and_biases import WeightsAndBiases
 
 # What readers of metrics.jsonl need of each row, besides the columns of a metric.
 ROW = {"step": int, "seconds": float, "bytes_communicated": int}
@@ -54,12 +55,15 @@ class Records:
       workdir: the run's folder.
       last_step: of the checkpoint. All up to it was written whole before it was saved.
       columns: figures that rows of metrics.jsonl have; one without them cannot be read.
+      wandb: whether Weights & Biases has them too.
 
     Attributes:
       last_evaluation: the step of the last row of metrics.jsonl, or None.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, last_step: int, columns: Collection[str] = ()) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, *, last_step: int, columns: Collection[str] = (), wandb: bool = False
+    ) -> None:
         metrics, leaders, rounds = _metrics(workdir, columns), _leaders(workdir), _rounds(workdir)
         kept = _up_to(last_step, metrics)
         self.last_evaluation = kept[-1]["step"] if kept else None
@@ -72,6 +76,7 @@ class Records:
         self._rounds_path = rounds.path
         self._rounds: TextIO | None = None
         self._events = Events(workdir / "tensorboard", first_step=last_step + 1)
+        self._wandb = WeightsAndBiases(workdir) if wandb else None
 
     def add_leaders(self, rows: Iterable[LeaderRow]) -> None:
         """Appends elections to leaders.csv."""
@@ -92,6 +97,8 @@ class Records:
         for file in self._files():  # for those who watch
             file.flush()
         self._events.add(row["step"], row)
+        if self._wandb is not None:
+            self._wandb.add(row["step"], row)
 
     def flush(self) -> None:
         """Brings all rows to disk, so that no checkpoint is newer than they are."""
@@ -106,6 +113,8 @@ class Records:
         for file in self._files():
             file.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def _files(self) -> list[TextIO]:
         return [file for file in (self._metrics, self._leaders, self._rounds) if file is not None]
@@ -140,12 +149,12 @@ class Unwritten(Records):
         """Nothing."""
 
 
-def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str]) -> Records:
+def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str], wandb: bool = False) -> Records:
     """The `Records` of a run; all its processes have to call this. The main process writes them."""
     opened: list[Records] = []
 
     def open_them() -> int | None:
-        opened.append(Records(workdir, last_step=last_step, columns=columns))
+        opened.append(Records(workdir, last_step=last_step, columns=columns, wandb=wandb))
         return opened[0].last_evaluation
 
     last_evaluation = processes.from_main(open_them)

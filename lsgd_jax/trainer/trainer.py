@@ -31,6 +31,7 @@ from lsgd_jax.trainer.periods import usual_checkpoint_period, usual_evaluation_p
 from lsgd_jax.trainer.plan import Plan
 from lsgd_jax.trainer.resuming import CONFIG, check_folder
 from lsgd_jax.trainer.run import MethodOf, Run, make_run
+from lsgd_jax.trainer.weights_and_biases import check_wandb
 
 # Workers on a single device, unless a topology is given.
 ON_ONE_DEVICE = 4
@@ -133,6 +134,7 @@ class Trainer:
         profile_dir: str | None = None,
         stop: StopRequest | None = None,
         figures: bool = True,
+        wandb: bool = False,
     ) -> Result:
         """Trains, and leaves the results in the workdir. Ctrl-C and SIGTERM stop it after a round, with a checkpoint.
 
@@ -143,6 +145,7 @@ class Trainer:
           profile_dir: a folder for a `jax.profiler` trace of the first rounds, or None.
           stop: whether to stop, where the caller listens to signals itself.
           figures: whether to draw them, at the end.
+          wandb: whether to send the metrics to Weights & Biases too, whose variables of the environment say where to.
 
         Raises:
           InputError: if something cannot be, in one line that says what to do; nothing has been changed then.
@@ -154,15 +157,19 @@ class Trainer:
             raise InputError(f"steps must be an integer of at least 1, got {steps!r}")
         if resume and self.workdir is None:
             raise InputError("resume needs to know the run: give the Trainer its workdir")
+        if wandb and self.workdir is None:
+            raise InputError("wandb keeps files beside those of the run: give the Trainer a workdir")
         check_jax()
         topology = self.topology or default_topology()
         settings = processes.together(lambda: self._checked_settings(steps, topology))
         processes.check_same(settings | {"resume": resume, "elastic": elastic})
         conditions = agreed_conditions(self.task)
+        if wandb:
+            processes.from_main(check_wandb)
         if (workdir := self.folder) is not None:
             processes.together(lambda: check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
         labels = {"algorithm": name_of(self.method_of(topology)), "dataset": self.task.name}
-        how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures}
+        how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "wandb": wandb}
         with own_folder(workdir):
             ended = run_trainer(self, steps, conditions, {CONFIG: settings}, labels, **how)
         candidates = ended.candidates()
@@ -290,6 +297,7 @@ def run_trainer(
     profile_dir: str | None = None,
     stop: StopRequest | None = None,
     figures: bool = True,
+    wandb: bool = False,
     live: LiveRun | None = None,
 ) -> Ended:
     """What `Trainer.fit` does once its settings are checked, and the folder is this run's own.
@@ -300,7 +308,7 @@ def run_trainer(
       conditions: what has to be the same when the run goes on.
       files: what the workdir keeps of the settings, as JSON has it, by the file's name.
       labels: what the summary says besides: the algorithm, the data set.
-      resume, profile_dir, stop, figures: as in `Trainer.fit`.
+      resume, profile_dir, stop, figures, wandb: as in `Trainer.fit`.
       live: as `Way` has it.
     """
     workdir, plan = trainer.folder, trainer.plan(steps)
@@ -318,7 +326,7 @@ def run_trainer(
         period = saved.get("eval_every") or usual_evaluation_period(before)
         return dataclasses.replace(plan, steps=before, evaluation_period=period)
 
-    way = Way(workdir, labels, keep_settings, plan_before, resume, profile_dir, stop, figures, live)
+    way = Way(workdir, labels, keep_settings, plan_before, resume, profile_dir, stop, figures, wandb, live)
     return go(lambda: trainer.build(steps), plan, way)
 
 
