@@ -218,7 +218,8 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
         profile = closed.enter_context(contextlib.closing(Profile(way.profile_dir if processes.is_main() else None)))
         beside = closed.enter_context(ThreadPoolExecutor(1, "compiling"))
         evaluation: Future[None] | None = None
-        log = RoundLog(run.topology, records, progress, checkpoints.latest_step)
+        own_scores = run.task.score is None
+        log = RoundLog(run.topology, records, progress, checkpoints.latest_step, own_scores=own_scores)
         agreed = _agreed(stop, run.topology, way.live)
         started, stopping = time.monotonic(), False
         while step < plan.steps and not stopping:

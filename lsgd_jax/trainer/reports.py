@@ -24,6 +24,13 @@ class RoundLog:
     The run is given up when all workers are lost and nothing is left to start them
     again: a global communication has left them so, or the method has none. So where
     calls are cut does not decide about it.
+
+    Args:
+      topology: the workers.
+      records: where elections are written down.
+      progress: where people are told.
+      last_checkpoint: its step, or None.
+      own_scores: whether workers lead by their own losses, and not by one on samples that are the same for all.
     """
 
     def __init__(
@@ -32,6 +39,8 @@ class RoundLog:
         records: Records,
         progress: Progress,
         last_checkpoint: Callable[[], int | None],
+        *,
+        own_scores: bool = True,
     ) -> None:
         self.train_loss = float("nan")
         self._topology, self._records, self._progress = topology, records, progress
@@ -39,6 +48,7 @@ class RoundLog:
         self._pending: tuple[int, RoundReport, Pace | None] | None = None
         self._lost = np.zeros(topology.shape, bool)
         self._unscored = np.zeros(topology.shape, bool)
+        self._told_unscored = "has a loss that is not finite" + (" and cannot lead" if own_scores else "")
 
     def add(self, step: int, report: RoundReport, pace: Pace | None = None) -> None:
         """Takes the report of the round that ends at `step`, and its pace where workers differ."""
@@ -64,7 +74,7 @@ class RoundLog:
         unscored = ~np.isfinite(report.score) & ~report.lost
         if pace is not None:  # who has taken no step has no news
             unscored = np.where(pace.steps > 0, unscored, self._unscored)
-        self._report("has a loss that is not finite and cannot lead", step, unscored, self._unscored)
+        self._report(self._told_unscored, step, unscored, self._unscored)
         lost = report.lost
         for level, election in report.elections.items():
             if election.due.any():

@@ -153,10 +153,13 @@ def test_the_learning_rate_follows_the_shared_count_up_to_the_end_of_the_round()
         np.testing.assert_allclose(state.params["w"], moved, rtol=1e-6)
 
 
-def test_a_worker_that_has_taken_no_step_is_not_told_to_have_a_loss_that_is_not_finite() -> None:
+@pytest.mark.parametrize(("own_scores", "more"), [(True, " and cannot lead"), (False, "")])
+def test_a_worker_that_has_taken_no_step_is_not_told_to_have_a_loss_that_is_not_finite(
+    own_scores: bool, more: str
+) -> None:
     told: list[str] = []
     records, progress = Mock(), Mock(write=told.append)
-    log = RoundLog(Topology(1, 2), records, progress, lambda: None)
+    log = RoundLog(Topology(1, 2), records, progress, lambda: None, own_scores=own_scores)
 
     def after(step: int, *steps: int) -> list[str]:
         report = RoundReport(np.array([[1.0, np.nan]]), np.zeros((1, 2), bool), {})
@@ -165,7 +168,7 @@ def test_a_worker_that_has_taken_no_step_is_not_told_to_have_a_loss_that_is_not_
         return told
 
     assert after(4, 8, 0) == []
-    once = ["step 8: worker 1 has a loss that is not finite and cannot lead"]
+    once = [f"step 8: worker 1 has a loss that is not finite{more}"]
     assert after(8, 4, 4) == once
     assert after(12, 8, 0) == after(16, 4, 4) == once
 
