@@ -6,8 +6,9 @@ TORCH_PYTHON ?=
 BENCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo compare theory bench test test-quick lint docs
+.PHONY: demo compare theory bench test test-quick test-lowest lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -30,6 +31,10 @@ test: $(VENV)/.installed-dev
 test-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
 
+# The same with the lowest versions that setup.cfg allows, in an environment of its own; before a bound changes.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
+
 # The site, in site/: python -m http.server --directory=site shows it, search included.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -41,6 +46,12 @@ lint: $(VENV)/.installed-dev
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(LOWEST)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python=$(LOWEST) --resolution=lowest-direct --editable '.[test]'
 	@touch $@
 
 $(BIN)/python:
