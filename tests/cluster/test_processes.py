@@ -116,7 +116,7 @@ def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_a
 
     A communication of half of the parameters is under way where it goes on.
     """
-    settings = SETTINGS | {"fragments": 2, "overlap": 3}
+    settings = SETTINGS | {"groups": 1, "workers": 4, "fragments": 2, "overlap": 3}
     one, many = tmp_path / "one", tmp_path / "many"
     assert train(Config(str(one), **settings, steps=8), figures=False)
     shutil.copytree(one, many)
