@@ -26,7 +26,7 @@ POLL_SECONDS = 0.05
 TOLD_CODES = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.NOT_YET, ExitCode.STOPPED)
 # When one has come to the end of a run that outlives its processes, who hangs has so long to come there too.
 LAST_SECONDS = 30.0
-# What Gloo prints about processes that talk to each other.
+# What Gloo prints about its connections.
 NOISE = re.compile(r"\[Gloo\] Rank \d+ is connected to")
 
 

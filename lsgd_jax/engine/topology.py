@@ -120,7 +120,7 @@ class Topology:
         """Devices with the axes (group, worker), then those of a worker: as many as divide the shape.
 
         Of two meshes of the same size, the one with more groups: workers of a
-        group, who talk more often, then share devices.
+        group, which communicate more often, then share devices.
         """
         assert self.devices is not None
         count = len(self.devices) // self.devices_per_worker
