@@ -209,7 +209,7 @@ def table(summary: dict[str, Any], workdir: str) -> str:
             "the center is far behind the leader: a shorter --global_period, a stronger pull or a stale one help",
         ]
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
-    lines.append(f"as a page for a browser: python -m lsgd_jax.report {shlex.quote(workdir)}")
+    lines.append(f"as a page for a browser: {shlex.quote(sys.executable)} -m lsgd_jax.report {shlex.quote(workdir)}")
     return "\n".join(lines)
 
 

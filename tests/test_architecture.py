@@ -120,6 +120,26 @@ def test_layers_1_and_2_work_without_the_extras() -> None:
     assert done.stdout.strip() == "[1.5, 1.0]"
 
 
+WITHOUT = """
+import runpy, sys
+for name in {extras}:
+    sys.modules[name] = None
+sys.argv = ["-m", *{arguments}]
+runpy.run_module("lsgd_jax.{command}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "report"])
+def test_a_command_without_the_extra_says_what_to_install(command: str, tmp_path: Path) -> None:
+    given = {"train": [], "compare": ["--methods=lsgd"], "report": [str(tmp_path)]}
+    code = WITHOUT.format(extras=EXTRAS, arguments=given[command], command=command)
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "pip install 'lsgd_jax[train]'" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_launcher_and_what_hears_signals_start_without_jax() -> None:
     """They cannot wait for it; and it would leave variables to the processes that are launched."""
     program = (

@@ -46,7 +46,7 @@ FACTS = {
             assert set(leaders) <= set(range(4 * g, 4 * g + 4)), "a group's leader is one of its own"
         assert global_leaders == [0, 0, 0, 0] and local_leaders[0][:4] == [2, 2, 1, 0]
         lsgd_center, lsgd_workers = errors["lsgd"]
-        assert lsgd_center < np.mean(lsgd_workers) < np.mean(errors["independent"][1]), "communication helps the workers"
+        assert lsgd_center < np.mean(lsgd_workers) < np.mean(errors["independent"][1]), "communication helps"
         assert len(set(errors["local_sgd"][1])) == 1, "the workers have just been averaged"
         sent = {m: ledger(m, params, groups=2, workers=4).bytes_sent(steps) for m in (method, averaging, every_step)}
         assert sent[method] == pytest.approx(sent[averaging], rel=0.01)

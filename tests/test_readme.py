@@ -57,6 +57,23 @@ def test_the_loop_of_ones_own_learns_and_has_the_two_lines_of_the_readme() -> No
     assert float(losses[:, -1].mean()) < 0.1 < float(losses[:, 0].mean())
 
 
+@pytest.mark.slow
+def test_a_loop_of_one_step_at_a_time_goes_where_the_scan_goes() -> None:
+    scan, steps = blocks(OWN_LOOP)[:2]
+
+    def loss_fn(params: jax.Array, batch: jax.Array) -> jax.Array:
+        return jnp.mean((batch - params) ** 2)
+
+    batches = np.random.default_rng(0).normal(3.0, 0.1, size=(8, 70, 4, 2)).astype(np.float32)
+    names: dict[str, Any] = {"loss_fn": loss_fn, "initial": jnp.zeros(2)}
+    exec(scan, names)
+    center, losses = names["run"](names["initial"], batches)
+    names["batches"] = list(batches.swapaxes(0, 1).reshape(70, 32, 2))
+    exec(steps, names)
+    np.testing.assert_allclose(names["model"], center, rtol=1e-6)
+    np.testing.assert_allclose(names["losses"], losses[:, -1], rtol=1e-5)
+
+
 OWN = [block for block in blocks(README) + blocks(OWN_MODEL) if "Task(init, loss" in block]
 
 

@@ -1,6 +1,7 @@
 """Flags, help, and one line for whatever ends a command line early."""
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -112,6 +113,10 @@ def stoppable(main: Callable[[list[str], StopRequest], int]) -> Callable[[list[s
                 return main(argv, stop)
             except ReportedError as error:
                 return refuse(argv, str(error), error.exit_code)
+            except ModuleNotFoundError as error:
+                if importlib.util.find_spec("orbax") is None:  # of the extra `train`
+                    return refuse(argv, f"{error.name} is not installed: pip install 'lsgd_jax[train]'")
+                raise
             except Exception as error:
                 if reason := why_jax_cannot_start(error):
                     return refuse(argv, reason)

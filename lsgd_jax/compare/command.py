@@ -92,5 +92,6 @@ def main(argv: list[str], stop: StopRequest) -> int:
         print(f"{program_name(argv)}: stopped; the same command goes on from here", file=sys.stderr)
         return ExitCode.STOPPED if isinstance(ended, StoppedError) else ExitCode.INTERRUPTED
     print(f"\nresults in {workdir}: {', '.join(path.name for path in files)}")
-    print(f"all runs on one page, for a browser: python -m lsgd_jax.report {shlex.quote(str(workdir / 'runs'))}")
+    page = f"{shlex.quote(sys.executable)} -m lsgd_jax.report {shlex.quote(str(workdir / 'runs'))}"
+    print(f"all runs on one page, for a browser: {page}")
     return 0

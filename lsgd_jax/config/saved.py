@@ -6,9 +6,13 @@ import typing
 from typing import Any
 
 from lsgd_jax.config.config import Config
+from lsgd_jax.errors import InputError
 from lsgd_jax.files.fields import Fields, read_fields
+from lsgd_jax.files.files import is_there, read_json
 
 KINDS = typing.get_type_hints(Config)
+# What a Trainer writes down and no flag sets.
+OF_A_TRAINER = "loss"
 SETTINGS = Fields(KINDS, optional=KINDS.keys() - {"workdir"})  # older versions have had fewer
 
 
@@ -22,4 +26,19 @@ def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or rest
     Raises:
       InputError: if they cannot be read.
     """
+    if OF_A_TRAINER in read_json(workdir / "config.json", todo):
+        raise InputError(
+            f"{workdir} is the run of a Trainer in Python, which knows more than flags do: go on with it there"
+        )
     return dataclasses.asdict(Config(**read_fields(workdir / "config.json", SETTINGS, todo)))
+
+
+def has_own_task(workdir: pathlib.Path, todo: str) -> bool:
+    """Whether what a run learns is a task of a user's, by --task or in a `Trainer`.
+
+    Raises:
+      InputError: if its config.json cannot be read.
+    """
+    path = workdir / "config.json"
+    settings = read_json(path, todo) if is_there(path) else {}
+    return OF_A_TRAINER in settings or settings.get("task") is not None

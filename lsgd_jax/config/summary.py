@@ -3,7 +3,8 @@
 import pathlib
 from typing import Any
 
-from lsgd_jax.config.kinds import METRICS, metric_named
+from lsgd_jax.config.kinds import metric_named
+from lsgd_jax.config.saved import has_own_task
 from lsgd_jax.files.fields import Fields, check_file
 from lsgd_jax.files.files import is_there, read_json
 from lsgd_jax.tasks.classification import ERROR
@@ -38,7 +39,7 @@ def read_summary(workdir: pathlib.Path, todo: str) -> dict[str, Any] | None:
         return None
     summary = {"metric": ERROR.name, **read_json(path, todo)}
     check_file(path, summary, Fields({"metric": str}, others=object), todo)
-    check_file(path, summary, _fields(metric_named(summary["metric"])), todo)
+    check_file(path, summary, _fields(metric_named(summary["metric"]), has_own_task(workdir, todo)), todo)
     return summary
 
 
@@ -52,11 +53,10 @@ def finished(workdir: pathlib.Path, steps: int) -> dict[str, Any] | None:
     return summary if summary is not None and summary["step"] >= steps else None
 
 
-def _fields(metric: Metric) -> Fields:
+def _fields(metric: Metric, own_task: bool) -> Fields:
     """What those who read a summary use: the last row of metrics.jsonl, the settings, and figures of each worker."""
     of_workers = dict.fromkeys((f"worker_{name}" for name in metric.columns_of("", SPLITS)), list[float | None])
     figures = dict.fromkeys(metric.columns, float | None)
     kinds = ROW | figures | ALWAYS | LATER | of_workers
-    # A task of a user's may have no test data, say.
-    own = () if metric.name in METRICS else (*figures, *of_workers)
+    own = (*figures, *of_workers) if own_task else ()  # it may have no test data, say
     return Fields(kinds, optional=(*LATER, *own), others=object)

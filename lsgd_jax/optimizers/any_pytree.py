@@ -47,7 +47,9 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
 
 def _serving(method: DistributedOptimizer) -> DistributedOptimizer:
     @functools.wraps(method.init)  # whose name tells the factory
-    def init(params: optax.Params, axes: Axes) -> Any:
+    def init(params: optax.Params, axes: Axes | None = None) -> Any:
+        if axes is None:
+            raise ValueError("a method is no optax transform yet: make one of it, with periodic(method)")
         check_own_params(params, axes)
         return _apart_from(params, method.init(floating(params, params), axes))
 

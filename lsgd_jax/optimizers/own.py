@@ -48,6 +48,9 @@ def check_own_grads(grads: Any, axes: Axes) -> None:
 
 def check_own_value(value: Any, axes: Axes) -> None:
     """Raises ValueError if a loss by which workers are scored is no scalar, or known to be shared by workers."""
+    if not hasattr(value, "dtype") and not isinstance(value, int | float):
+        given = type(value).__name__
+        raise ValueError(f"value must be a scalar, one worker's mean loss: got a {given}; of (loss, aux) give the loss")
     if jnp.ndim(value):
         raise ValueError(f"value must be a scalar, one worker's mean loss: got one of shape {jnp.shape(value)}")
     if over := _shared(jnp.asarray(value), axes, tracked_axes()):

@@ -71,7 +71,13 @@ def periodic(
       with parameters, gradients or a loss that are the same for all workers, without
       `params`, without a scalar `value` where the method scores workers, where the axes
       are not bound, or when a global period is no multiple of the local one.
+
+    Raises:
+      ValueError: if the method is none.
     """
+    if not isinstance(method, DistributedOptimizer):
+        given = getattr(method, "__name__", type(method).__name__)
+        raise ValueError(f"method is {given}: use a distributed optimizer, such as lsgd(optax.adam(1e-3))")
     axes = Axes(group=() if group_axis is None else (group_axis,), worker=(worker_axis,))
 
     def init(params: optax.Params) -> PeriodicState:

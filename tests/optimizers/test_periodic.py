@@ -245,6 +245,24 @@ def test_a_loss_that_is_no_scalar_is_said() -> None:
         in_a_lane(periodic(lsgd(optax.sgd(0.1))), value=np.ones(1))
 
 
+def test_a_loss_beside_more_is_said() -> None:
+    with pytest.raises(ValueError, match=r"got a tuple; of \(loss, aux\) give the loss"):
+        in_a_lane(periodic(lsgd(optax.sgd(0.1))), value=(1.0, {}))
+
+
+def test_what_is_no_method_is_said() -> None:
+    with pytest.raises(ValueError, match=r"^method is GradientTransformationExtraArgs: use a distributed optimizer"):
+        periodic(optax.adam(1e-3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^method is lsgd: use a distributed optimizer"):
+        periodic(lsgd)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factory", [lsgd, data_parallel])
+def test_a_method_in_place_of_a_transform_is_said(factory: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"make one of it, with periodic\(method\)"):
+        factory(optax.sgd(0.1)).init(np.ones(2))
+
+
 def test_axes_that_are_not_bound_are_said() -> None:
     for transform in (periodic(lsgd(optax.sgd(0.1))), periodic(data_parallel(optax.sgd(0.1)))):
         with pytest.raises(ValueError, match="axis 'group' is not bound"):

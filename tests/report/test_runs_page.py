@@ -7,9 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from made_up_runs import leave
+from tanh_task import loss, wrong
 
+from lsgd_jax import Task, Topology, Trainer, from_arrays, local_sgd, train
 from lsgd_jax.config.config import Config
 from lsgd_jax.report.command import main
 from lsgd_jax.report.page import page
@@ -106,6 +111,35 @@ def test_a_run_that_is_not_finished_has_a_page_too(tmp_path: Path) -> None:
     (folder / "summary.json").unlink()
     row = cells(page(read_runs([folder]), refresh=5), "Runs")[1]
     assert row[2:6] == ["30", "of 30", "30.00 %", "40.00 %"]
+
+
+def trained(folder: Path, **data: Any) -> Path:
+    """A run of a `Trainer` in Python, with what there is to judge it by."""
+    samples = {"x": np.arange(24, dtype=np.float32).reshape(8, 3), "y": np.arange(8) % 2}
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    given = dict.fromkeys(data.pop("splits"), samples)
+    task = Task(lambda key: (params, {}), loss, train=from_arrays(samples, 2), metrics={"error": wrong}, **given)
+    Trainer(task, local_sgd(optax.sgd(0.1), global_period=2), Topology(1, 2), workdir=folder).fit(4, figures=False)
+    return folder
+
+
+@pytest.mark.parametrize("splits", [(), ("validation",), ("validation", "test")])
+def test_a_run_of_a_trainer_has_a_page_whatever_it_is_judged_by(splits: tuple[str, ...], tmp_path: Path) -> None:
+    folder = trained(tmp_path / "own", splits=splits)
+    text = page(read_runs([folder, run(tmp_path / "flags")]))
+    names = [trace["name"] for trace in drawn(text)[0] if trace["name"].startswith("own: ")]
+    workers = ["own: each worker, test"] if "test" in splits else []
+    assert sorted(names) == sorted(
+        [f"own: {model}, {split}" for model in ("center", "leader") for split in splits] + workers
+    )
+    settings = {row[0]: row[1] for row in cells(text, "Settings")[1:]}
+    assert (settings["batch_size"], settings["task"]) == ("2", "task")
+
+
+def test_flags_do_not_go_on_with_the_run_of_a_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained(tmp_path / "own", splits=("validation",))
+    assert train.main(["train.py", f"--workdir={folder}", "--resume"]) == 2
+    assert f"{folder} is the run of a Trainer in Python" in capsys.readouterr().err
 
 
 def test_names_are_no_html(tmp_path: Path) -> None:
