@@ -154,13 +154,47 @@ def test_the_figures_of_the_theory_in_its_page_are_those_of_its_files() -> None:
     assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in THEORY
 
 
+def test_the_table_of_settings_has_the_errors_of_the_search() -> None:
+    shown = {}
+    for line in CHOOSING.partition("| method | strength | period |")[2].partition("\n\n")[0].splitlines()[2:]:
+        method, strength, period, *errors = (cell.strip(" `") for cell in line.strip("| ").split(" | "))
+        shown[method, strength.rpartition(" ")[2].replace("–", ""), period] = [float(error) for error in errors]
+    found: dict[tuple[str, ...], dict[float, float]] = {}
+    for row in rows("paper/convergence_a_runs.csv"):
+        if row["phase"] == "search" and row["method"] != "data_parallel":
+            deployed = min(float(row["validation_error"]), float(row["leader_validation_error"]))
+            of_setting = found.setdefault((row["method"], row["strength"], row["global_period"]), {})
+            of_setting[float(row["learning_rate"])] = round(100 * deployed, 1)
+    assert shown == {setting: [errors[rate] for rate in sorted(errors)] for setting, errors in found.items()}
+
+    def gains(worse: dict[str, str], better: dict[str, str], methods: str) -> tuple[float, float]:
+        """The least and the most that one value of a setting gains over another, all else equal."""
+        of = {
+            setting: [
+                w - b for w, b in zip(errors, shown[tuple(better.get(part, part) for part in setting)], strict=True)
+            ]
+            for setting, errors in shown.items()
+            if setting[0] in methods and set(setting) & worse.keys()
+        }
+        all_gains = [gain for gained in of.values() for gain in gained]
+        return round(min(all_gains), 1), round(max(all_gains), 1)
+
+    pairs = {"better in all six pairs above, by {} to {} points; EASGD": ("0.1", "0.5", "lsgd")}
+    pairs |= {"with β = 0.9 in place of 0.43, by {} to {}.": ("0.43", "0.9", "easgd")}
+    pairs |= {"better than 64 in all 15 pairs, by {} to {} points": ("64", "16", "lsgd easgd local_sgd")}
+    for text, (worse, better, methods) in pairs.items():
+        low, high = gains({worse: better}, {worse: better}, methods)
+        assert low > 0
+        assert text.format(low, high) in CHOOSING, (text, low, high)
+
+
 def test_the_figures_of_cifar_10_where_one_chooses_are_those_of_the_report() -> None:
     tested = [row for row in rows("comparison_cifar10/runs.csv") if row["phase"] == "test"]
     errors: dict[str, list[float]] = {}
     for row in tested:
         errors.setdefault(row["method"], []).append(100 * float(row["deployed_test_error"]))
     means = {method: f"{spread(values).mean + 1e-9:.1f}" for method, values in errors.items()}  # a half is rounded up
-    paragraph = CHOOSING.partition("**When LSGD is the right choice.**")[2].partition("\n\n")[0]
+    paragraph = CHOOSING.partition("**In a short run.**")[2].partition("\n\n")[0]
     for method, name in (("easgd", "EASGD and DPPF"), ("grawa", "MGRAWA"), ("data_parallel", "data parallel"),
                          ("downpour", "DOWNPOUR"), ("local_sgd", "local SGD"), ("diloco", "DiLoCo")):  # fmt: skip
         assert re.search(rf"{name} \(?{means[method]}", paragraph), method
