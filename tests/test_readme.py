@@ -154,6 +154,30 @@ def test_the_figures_of_the_theory_in_its_page_are_those_of_its_files() -> None:
     assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in THEORY
 
 
+def test_what_is_said_of_elections_is_what_was_measured() -> None:
+    errors: dict[str, list[float]] = {}
+    for row in rows("elections/cifar10_errors.csv"):
+        errors.setdefault(row["election"], []).append(100 * float(row["test_error"]))
+    found = {name: spread(values) for name, values in errors.items()}
+    shown = {name: f"{of.mean:.1f} ± {of.deviation:.1f}" for name, of in found.items()}
+    table = (ROOT / "results/comparisons.md").read_text().partition("### What it does to the error")[2]
+    table = table.partition("\n## ")[0]
+    methods = (ROOT / "docs/methods.md").read_text()
+    for name, values in errors.items():
+        assert f"| {shown[name]} | {', '.join(f'{value:.2f}' for value in values)} |" in table, name
+    for name in errors.keys() - {"window_64"}:
+        assert f"| {shown[name]} % |" in methods, name
+    assert f"({shown['score']} against {shown['random']} % after 10 epochs)" in README
+    assert f"held-out samples elect better ({shown['held_out']}), and" in README
+    assert f"does best ({shown['mean']};" in README
+    assert f"{shown['soft']} in place of {shown['score']} %" in CHOOSING
+    same = not_apart(found)
+    assert "random" in same["score"]
+    assert "random" not in same["held_out"]
+    assert "held_out" in same["score"]
+    assert same["mean"] == ["soft"]
+
+
 def test_the_table_of_settings_has_the_errors_of_the_search() -> None:
     shown = {}
     for line in CHOOSING.partition("| method | strength | period |")[2].partition("\n\n")[0].splitlines()[2:]:
