@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 # In the environment of a process whose launcher has the coordinator.
 COORDINATED = "LSGD_JAX_COORDINATED"
+# As how many the launcher has started a process.
+ONE_OF = "LSGD_JAX_ONE_OF"
 # After so long without a heartbeat a process counts as dead, by default, and JAX ends the others.
 HEARTBEAT_SECONDS = 15
 # How long another service of JAX may take to end; nobody uses it any more.

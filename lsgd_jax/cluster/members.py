@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from lsgd_jax.cluster import proxies
-from lsgd_jax.cluster.coordinator import COORDINATED, Coordinator
+from lsgd_jax.cluster.coordinator import COORDINATED, ONE_OF, Coordinator
 from lsgd_jax.cluster.stopping import LAUNCHER, heard_signals
 from lsgd_jax.errors import ExitCode
 
@@ -97,6 +97,7 @@ def launch(
     copies: list[threading.Thread] = []
     said: deque[tuple[int, str]] = deque(maxlen=100)
     common = {"PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": "lo", **os.environ, **proxies.past_loopback(os.environ)}
+    common[ONE_OF] = str(processes)
     with contextlib.ExitStack() as held:
         started, heard = held.enter_context(forwarding_signals()) if members is None else members
         started.clear()

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
+from lsgd_jax.cluster.coordinator import ONE_OF
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import InputError, ReportedError, agreed_error, disk_full, first_line, is_disk_full
@@ -152,6 +153,20 @@ def default_shape(given: Mapping[str, Any], devices_per_worker: int = 1, in_all:
 def idle(topology: Topology) -> set[int]:
     """The processes that a topology leaves without workers."""
     return set(range(count())) - {device.process_index for device in topology.mesh.devices.flat}
+
+
+def check_joined() -> None:
+    """Refuses to train alone in a process that the launcher has started as one of several.
+
+    Raises:
+      InputError: saying how it joins the others.
+    """
+    count = int(os.environ.get(ONE_OF, "1"))
+    if count > 1 and alone():
+        raise InputError(
+            f"this process was started as one of {count}, and has not joined the others: call "
+            "jax.distributed.initialize with the three flags that the launcher has appended (docs/cluster.md)"
+        )
 
 
 def check_all_work(topology: Topology) -> None:

@@ -11,7 +11,7 @@ from lsgd_jax.config.config import Config
 from lsgd_jax.config.methods import METHODS, arguments_from
 from lsgd_jax.config.own_code import arguments_of, is_own, load_function
 from lsgd_jax.engine.schedules import follow_factor
-from lsgd_jax.errors import InputError
+from lsgd_jax.errors import InputError, first_line
 from lsgd_jax.optimizers.any_pytree import floating
 from lsgd_jax.optimizers.compressed import compressed
 from lsgd_jax.optimizers.distributed_optimizer import DistributedOptimizer, communications_of
@@ -120,7 +120,11 @@ def _own_method(config: Config) -> DistributedOptimizer:
       InputError: if it makes none, or one whose periods do not fit together.
     """
     factory, flag = load_function("algorithm", config.algorithm), f"--algorithm={config.algorithm}"
-    method = factory(base_optimizer(config), **arguments_of(factory, config.method_args, flag))
+    arguments = arguments_of(factory, config.method_args, flag)
+    try:
+        method = factory(base_optimizer(config), **arguments)
+    except (TypeError, ValueError) as error:  # it checks its arguments as ours do
+        raise InputError(f"{flag}: {first_line(error)}") from error
     if not isinstance(method, DistributedOptimizer):
         raise InputError(f"{flag}: it gives {type(method).__name__}: return a lsgd_jax.DistributedOptimizer")
     try:

@@ -160,6 +160,7 @@ class Trainer:
         if wandb and self.workdir is None:
             raise InputError("wandb keeps files beside those of the run: give the Trainer a workdir")
         check_jax()
+        processes.check_joined()
         topology = self.topology or default_topology()
         settings = processes.together(lambda: self._checked_settings(steps, topology))
         processes.check_same(settings | {"resume": resume, "elastic": elastic})

@@ -91,6 +91,7 @@ time.sleep(600)
 """
 TALKS = """
 import os
+print("one of", os.environ["LSGD_JAX_ONE_OF"])
 print("no proxy to", os.environ["no_proxy"], "nor", os.environ["NO_PROXY"])
 print("." * 10**6)
 """
@@ -242,6 +243,7 @@ def test_output_that_nobody_reads_does_not_hold_processes_up_and_loopback_goes_p
         assert members.launch([sys.executable, script], 1, timeout=PATIENCE) is None
         told.seek(0)
         exceptions = f"example.org,{LOOPBACK}"
+        assert told.readline() == "one of 1\n"
         assert told.readline() == f"no proxy to {exceptions} nor {exceptions}\n"
     reader, writer = os.pipe()
     os.close(reader)

@@ -53,6 +53,11 @@ def broken():
     raise ZeroDivisionError("mine")
 """
 METHOD = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def gossip" in block)
+CHOOSY = """
+def choosy(base, *, pull=1):
+    if 1 < pull:
+        raise ValueError("pull must be at most 1")
+"""
 FLAGS = ["--groups=1", "--workers=2", "--steps=8", "--eval_every=4", "--global_period=4", "--learning_rate=0.2"]
 
 
@@ -60,6 +65,7 @@ FLAGS = ["--groups=1", "--workers=2", "--steps=8", "--eval_every=4", "--global_p
 def files(tmp_path: Path) -> Path:
     (tmp_path / "task.py").write_text(TASK)
     (tmp_path / "gossip.py").write_text(METHOD)
+    (tmp_path / "choosy.py").write_text(CHOOSY)
     return tmp_path
 
 
@@ -152,6 +158,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an argument that it does not take": (
         ["--algorithm={}/gossip.py:gossip", "--method_args=speed=3"],
         "got an unexpected keyword argument 'speed'",
+    ),
+    "an argument of another kind": (
+        ["--algorithm={}/choosy.py:choosy", "--method_args=pull=x"],
+        "choosy.py:choosy: '<' not supported between instances of 'int' and 'str'",
+    ),
+    "an argument that it refuses": (
+        ["--algorithm={}/choosy.py:choosy", "--method_args=pull=2"],
+        "choosy.py:choosy: pull must be at most 1",
     ),
     "no arguments": (["--algorithm={}/gossip.py:gossip", "--method_args=4"], "must be name=value, separated by commas"),
     "arguments of ours": (["--method_args=beta=1"], "--method_args is for a method of your own"),

@@ -55,6 +55,14 @@ def trainer(workdir: Path | None = None, *, devices: int = 1, **more: Any) -> Tr
     return Trainer(**given, workdir=workdir)
 
 
+def test_a_process_that_has_not_joined_the_others_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSGD_JAX_ONE_OF", "2")
+    with pytest.raises(InputError, match=r"started as one of 2, and has not joined the others: call jax\.distributed"):
+        trainer().fit(8)
+    monkeypatch.setenv("LSGD_JAX_ONE_OF", "1")
+    assert trainer(eval_every=2).fit(2).summary
+
+
 def assert_same(one: Result, other: Result) -> None:
     jax.tree.map(np.testing.assert_array_equal, one[:3], other[:3])
     strip = [[{**row, "seconds": 0} for row in result.metrics] for result in (one, other)]
