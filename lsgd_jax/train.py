@@ -121,6 +121,7 @@ def train_here(program: str, stop: StopRequest, live: "LiveRun | None" = None) -
 
     from lsgd_jax.config.checks import load_config
     from lsgd_jax.config.config import read_worker_axes
+    from lsgd_jax.config.methods import METHODS, unused_by
     from lsgd_jax.config.train import train
     from lsgd_jax.engine.compiler import why_bfloat16_is_slow
     from lsgd_jax.trainer.workdir import is_started
@@ -140,7 +141,9 @@ def train_here(program: str, stop: StopRequest, live: "LiveRun | None" = None) -
     use_compilation_cache(FLAGS.compilation_cache)
     if config.compute_dtype == "bfloat16" and (reason := why_bfloat16_is_slow(processes.devices()[0].platform)):
         processes.say(f"note: --compute_dtype=bfloat16 is no faster than float32 here: {reason}")
-    how: Any = {"profile_dir": FLAGS.profile_dir, "wandb": FLAGS.wandb, "stop": stop, "live": live}
+    own = "" if config.algorithm in METHODS else ", whose arguments are given by --method_args"
+    notes = [f"--{name} is not used by {config.algorithm}{own}" for name in unused_by(config.algorithm, given)]
+    how: Any = {"notes": notes, "profile_dir": FLAGS.profile_dir, "wandb": FLAGS.wandb, "stop": stop, "live": live}
     try:
         summary = train(config, resume=resume, elastic=(FLAGS.elastic or goes_on) and resume, **how)
     except KeyboardInterrupt:

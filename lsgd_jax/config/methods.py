@@ -1,13 +1,13 @@
 """The methods that flags can name: the one place that knows them all.
 
-A new method is a file in `lsgd_jax/optimizers/`, a name in `lsgd_jax/public.py`, and an entry in
-`METHODS`, after the settings in `MethodSettings` that no other method has had. Its flags and its
-line in --help, its place in comparisons and its style in figures follow. Nothing here needs JAX.
+A new method is a file in `lsgd_jax/optimizers/`, a name in `lsgd_jax/public.py` and in `lsgd_jax/__init__.py`, and an
+entry in `METHODS`, after the settings in `MethodSettings` that no other method has had. Its flags and its line in
+--help, its place in comparisons and its style in figures follow. Nothing here needs JAX.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lsgd_jax.config.setting import setting
@@ -38,6 +38,7 @@ class MethodSettings:
     push: float = _of_methods(0.1, "length of the push away from the mean")
 
 
+SETTINGS = frozenset(field.name for field in dataclasses.fields(MethodSettings))
 # One group has no use for these.
 OF_GROUPS = frozenset({"local_pull", "local_period", "stale_local_pull"})
 
@@ -151,6 +152,12 @@ METHODS: dict[str, Method] = {
 def users_of(setting: str) -> tuple[str, ...]:
     """The methods that use a setting."""
     return tuple(name for name, method in METHODS.items() if setting in method.arguments.values())
+
+
+def unused_by(algorithm: str, given: Iterable[str]) -> tuple[str, ...]:
+    """Which of some settings are of methods, and not of this one; of a method of a user's own, all of them."""
+    used = METHODS[algorithm].arguments.values() if algorithm in METHODS else ()
+    return tuple(name for name in given if name in SETTINGS and name not in used)
 
 
 def arguments_from(method: Method, config: Any) -> dict[str, Any]:

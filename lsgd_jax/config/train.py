@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from lsgd_jax.cluster import processes
@@ -35,6 +36,7 @@ def train(
     figures: bool = True,
     wandb: bool = False,
     live: LiveRun | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Trains as the settings say, and leaves the results in `config.workdir`.
 
@@ -49,6 +51,7 @@ def train(
       figures: whether to draw them, at the end.
       wandb: whether to send the metrics to Weights & Biases too.
       live: what this process carries along in a run that outlives its processes; the settings are those of all of them.
+      notes: to be said once the settings are known to work.
 
     Returns:
       The summary that is also in summary.json; None if the run was stopped before its end,
@@ -74,6 +77,8 @@ def train(
         lambda: check_settings(config, workdir, resume=resume, elastic=elastic, profile_dir=profile_dir, source=source)
     )
     conditions, code = agreed_conditions(source), digests_of(config.task, config.algorithm)
+    for note in notes:
+        processes.say(f"note: {note}")
     for name in changed_since(workdir, code):
         processes.say(f"note: {name} has changed since the run in {workdir} began: going on with what it is now")
     if elastic:

@@ -10,7 +10,7 @@ from lsgd_jax.commands import settings
 from lsgd_jax.commands.settings import GROUPS, methods_help
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.make_method import make_method
-from lsgd_jax.config.methods import METHODS, Method, MethodSettings, Style, arguments_from, users_of
+from lsgd_jax.config.methods import METHODS, Method, MethodSettings, Style, arguments_from, unused_by, users_of
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -23,6 +23,13 @@ def test_an_entry_gives_its_factory_what_that_takes(name: str) -> None:
 
 def test_every_setting_of_methods_is_used_by_one() -> None:
     assert [field.name for field in dataclasses.fields(MethodSettings) if not users_of(field.name)] == []
+
+
+def test_settings_of_other_methods_are_told_from_those_of_this_one() -> None:
+    given = ["beta", "global_period", "learning_rate", "steps", "global_pull"]
+    assert unused_by("lsgd", given) == ("beta",)
+    assert unused_by("easgd", given) == ("global_pull",)
+    assert unused_by("mine.py:method", given) == ("beta", "global_period", "global_pull")
 
 
 def test_what_flags_say_of_a_setting_names_the_methods_that_use_it() -> None:

@@ -74,12 +74,17 @@ def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [f"--task={files}/task.py:mine", f"--algorithm={files}/gossip.py:gossip", "--method_args=period=2"]
+    note = (
+        f"note: --global_period is not used by {files}/gossip.py:gossip, whose arguments are given by --method_args\n"
+    )
     with flagsaver.flagsaver():
         assert train.main(["train.py", f"--workdir={files}/run", *arguments, *FLAGS, "--nocompilation_cache"]) == 0
     summary = json.loads((files / "run" / "summary.json").read_text())
     assert (summary["metric"], summary["dataset"], summary["batch_size"]) == ("wrong", "task.py:mine", 8)
     assert summary["bytes_communicated"] == 4 * 2 * (6 * 8 + 8 + 8 * 2 + 2 + 1) * 4 * 2 // 2, "and who is finite"
-    assert "wrong" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "wrong" in out
+    assert note in out
     (files / "gossip.py").write_text(METHOD + "# changed\n")
     with flagsaver.flagsaver():
         assert train.main(["train.py", f"--workdir={files}/run", "--resume", "--steps=12"]) == 0
