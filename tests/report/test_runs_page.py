@@ -136,6 +136,7 @@ def test_a_run_of_a_trainer_has_a_page_whatever_it_is_judged_by(splits: tuple[st
     assert (settings["batch_size"], settings["task"]) == ("2", "task")
 
 
+@pytest.mark.usefixtures("fresh_flags")
 def test_flags_do_not_go_on_with_the_run_of_a_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trained(tmp_path / "own", splits=("validation",))
     assert train.main(["train.py", f"--workdir={folder}", "--resume"]) == 2
