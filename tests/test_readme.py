@@ -171,6 +171,22 @@ def test_what_is_said_of_elections_is_what_was_measured() -> None:
     assert f"held-out samples elect better ({shown['held_out']}), and" in README
     assert f"does best ({shown['mean']};" in README
     assert f"{shown['soft']} in place of {shown['score']} %" in CHOOSING
+    table = table.partition("**Text and digits**")[2]
+    digits: dict[tuple[str, str], list[float]] = {}
+    for row in rows("elections/digits_errors.csv"):
+        digits.setdefault((row["election"], row["sampling"]), []).append(100 * float(row["test_error"]))
+    text: dict[str, list[float]] = {}
+    for row in rows("elections/text_errors.csv"):
+        text.setdefault(row["election"], []).append(float(row["test_bits_per_byte"]))
+    for name, of_text in text.items():
+        bits, (shard, dealt) = spread(of_text), (spread(digits[name, sampling]) for sampling in ("shard", "reshuffle"))
+        cells = [f"{bits.mean:.3f} ± {bits.deviation:.3f}"]
+        cells += [f"{of.mean:.1f} ± {of.deviation:.1f} %" for of in (shard, dealt)]
+        assert f"| {' | '.join(cells)} |" in table, name
+    assert "random" in not_apart({name: spread(values) for name, values in text.items()})["score"]
+    in_shards = {name: spread(values) for (name, sampling), values in digits.items() if sampling == "shard"}
+    assert "none" in not_apart(in_shards)["score"]
+    assert "random" not in not_apart(in_shards)["score"]
     same = not_apart(found)
     assert "random" in same["score"]
     assert "random" not in same["held_out"]
