@@ -154,6 +154,19 @@ def test_the_figures_of_the_theory_in_its_page_are_those_of_its_files() -> None:
     assert f"in all of {sum(int(row['pairs']) for row in pairs):,} pairs" in THEORY
 
 
+def test_the_table_of_flatness_is_that_of_its_file() -> None:
+    measured: dict[str, list[tuple[float, ...]]] = {}
+    for row in rows("paper/flatness.csv"):
+        of = tuple(float(row[name]) for name in ("eigenvalue", "trace", "loss"))
+        measured.setdefault(row["algorithm"], []).append(of)
+    page = (ROOT / "results/comparisons.md").read_text().partition("### Flatness")[2]
+    for method, values in measured.items():
+        value, trace, loss = (spread(column) for column in zip(*values, strict=True))
+        cells = [f"{value.mean:.1f} ± {value.deviation:.1f}", f"{trace.mean:.0f} ± {trace.deviation:.0f}"]
+        cells.append(f"{loss.mean:.2f} ± {loss.deviation:.2f}")
+        assert re.search(rf"{method}(\*\*)? \| {re.escape(' | '.join(cells))} \|", page), (method, cells)
+
+
 def test_what_is_said_of_elections_is_what_was_measured() -> None:
     errors: dict[str, list[float]] = {}
     for row in rows("elections/cifar10_errors.csv"):
