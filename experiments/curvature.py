@@ -16,7 +16,6 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 # Of the largest eigenvalue, relative; what it differs by between minibatches is far more.
 TOLERANCE = 1e-3
-PROBES = 16
 
 
 class Curvature(NamedTuple):
@@ -35,9 +34,7 @@ class Curvature(NamedTuple):
     trace_error: float
 
 
-def curvature(
-    loss: Callable[[Any, Any], jax.Array], params: Any, batches: Any, *, probes: int = PROBES, seed: int = 0
-) -> Curvature:
+def curvature(loss: Callable[[Any, Any], jax.Array], params: Any, batches: Any, *, probes: int, seed: int) -> Curvature:
     """Measures how sharply the mean loss over some minibatches curves.
 
     Args:

@@ -130,27 +130,29 @@ def measure(
 def of_run(shown: Any, config: Any, source: Any, samples: int, probes: int, seed: int) -> Flatness:
     """The curvature at a run's deployed model."""
     import jax
-    import optax
+    import jax.numpy as jnp
     from curvature import curvature
 
     from lsgd_jax.data.datasets import load_dataset
     from lsgd_jax.engine.numerics import fixed_numerics
     from lsgd_jax.models import make_model
-    from lsgd_jax.tasks.classification import first_of
+    from lsgd_jax.tasks.classification import classification_figures
     from lsgd_jax.trainer.saved_models import arrays_of
 
     network = make_model(config.model_name, source.input_shape, source.classes)
     params, model_state = arrays_of(shown.folder, "best")
 
+    dataset = load_dataset(source, seed=config.seed)
+    figures = classification_figures(network, dataset.preprocessing)
+
+    def in_batches(x: Any) -> jax.Array:
+        return jnp.asarray(x[:samples]).reshape(-1, BATCH_SIZE, *x.shape[1:])
+
     def loss(params: Any, batch: Any) -> jax.Array:
-        logits, _ = network.apply(params, model_state, batch.images, None)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+        return figures(params, model_state, batch)["loss"].mean()
 
     with fixed_numerics():
-        dataset = load_dataset(source, seed=config.seed)
-        images = first_of(dataset.train, dataset.preprocessing, samples)
-        batches = jax.tree.map(lambda x: x.reshape(-1, BATCH_SIZE, *x.shape[1:]), images)
-        found = curvature(loss, params, batches, probes=probes, seed=seed)
+        found = curvature(loss, params, jax.tree.map(in_batches, dataset.train), probes=probes, seed=seed)
     return Flatness(shown.name, config.algorithm, config.seed, shown.summary["best"], *found)
 
 
@@ -164,7 +166,7 @@ def told(of: Flatness) -> str:
 
 def table(found: Sequence[tuple[Setting, Flatness]]) -> str:
     """Means and standard deviations over the runs that differ in their seeds alone, in Markdown."""
-    import numpy as np
+    from lsgd_jax.compare.evaluations import spread
 
     lines = [
         "| algorithm | first run | seeds | loss | eigenvalue | trace |",
@@ -174,9 +176,8 @@ def table(found: Sequence[tuple[Setting, Flatness]]) -> str:
         alike = [of for other, of in found if other == setting]
         cells = [alike[0].algorithm, alike[0].run, str(len(alike))]
         for field in ("loss", "eigenvalue", "trace"):
-            values = [getattr(of, field) for of in alike]
-            spread = f" ± {np.std(values, ddof=1):.2g}" if len(alike) > 1 else ""
-            cells.append(f"{np.mean(values):.4g}{spread}")
+            of_field = spread([getattr(of, field) for of in alike])
+            cells.append(f"{of_field.mean:.4g}" + (f" ± {of_field.deviation:.2g}" if len(alike) > 1 else ""))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lsgd_jax.config.config import Config
 from lsgd_jax.errors import InputError
-from lsgd_jax.files.fields import Fields, read_fields
+from lsgd_jax.files.fields import Fields, check_file
 from lsgd_jax.files.files import is_there, read_json
 
 KINDS = typing.get_type_hints(Config)
@@ -26,11 +26,26 @@ def read_config(workdir: pathlib.Path, todo: str = "use a new --workdir, or rest
     Raises:
       InputError: if they cannot be read.
     """
-    if OF_A_TRAINER in read_json(workdir / "config.json", todo):
+    settings = read_settings(workdir, todo)
+    if OF_A_TRAINER in settings:
         raise InputError(
             f"{workdir} is the run of a Trainer in Python, which knows more than flags do: go on with it there"
         )
-    return dataclasses.asdict(Config(**read_fields(workdir / "config.json", SETTINGS, todo)))
+    return settings
+
+
+def read_settings(workdir: pathlib.Path, todo: str) -> dict[str, Any]:
+    """`read_config`; of the run of a `Trainer`, what that has written down.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    path = workdir / "config.json"
+    settings = read_json(path, todo)
+    if OF_A_TRAINER in settings:
+        return settings
+    check_file(path, settings, SETTINGS, todo)
+    return dataclasses.asdict(Config(**settings))
 
 
 def has_own_task(workdir: pathlib.Path, todo: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lsgd_jax.config.kinds import metric_named
-from lsgd_jax.config.saved import OF_A_TRAINER, read_config
+from lsgd_jax.config.saved import read_settings
 from lsgd_jax.config.summary import read_summary
 from lsgd_jax.errors import InputError
 from lsgd_jax.files.files import is_there, read_json
@@ -15,7 +15,6 @@ from lsgd_jax.trainer.conditions import FILE as CONDITIONS
 from lsgd_jax.trainer.live import GENERATIONS
 from lsgd_jax.trainer.provenance import PACKAGES
 from lsgd_jax.trainer.records import LeaderRow, read_leaders, read_metrics
-from lsgd_jax.trainer.resuming import CONFIG
 
 METRICS = "metrics.jsonl"
 REMEDY = "leave this run out, or restore it"
@@ -85,7 +84,7 @@ def _names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def _read(folder: pathlib.Path, name: str, metrics: list[dict[str, Any]]) -> ShownRun:
     summary = read_summary(folder, REMEDY)
-    settings = _settings(folder) if is_there(folder / CONFIG) else {}
+    settings = read_settings(folder, REMEDY) if is_there(folder / "config.json") else {}
     metric = metric_named(summary["metric"]) if summary else _metric_in(metrics[-1])
     environment = {key: (summary or {}).get(key) for key in ENVIRONMENT}
     if is_there(folder / CONDITIONS):
@@ -93,12 +92,6 @@ def _read(folder: pathlib.Path, name: str, metrics: list[dict[str, Any]]) -> Sho
     leaders = read_leaders(folder) if is_there(folder / "leaders.csv") else []
     settings = {key: value for key, value in settings.items() if key not in PLACES}
     return ShownRun(name, folder, metric, settings, environment, summary, metrics, leaders, _generations(folder))
-
-
-def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    """Those of its flags, or what a `Trainer` has written down."""
-    settings = read_json(folder / CONFIG, REMEDY)
-    return settings if OF_A_TRAINER in settings else read_config(folder, REMEDY)
 
 
 def _metric_in(row: dict[str, Any]) -> Metric:

@@ -113,11 +113,11 @@ def test_a_run_that_is_not_finished_has_a_page_too(tmp_path: Path) -> None:
     assert row[2:6] == ["30", "of 30", "30.00 %", "40.00 %"]
 
 
-def trained(folder: Path, **data: Any) -> Path:
+def trained(folder: Path, splits: tuple[str, ...]) -> Path:
     """A run of a `Trainer` in Python, with what there is to judge it by."""
     samples = {"x": np.arange(24, dtype=np.float32).reshape(8, 3), "y": np.arange(8) % 2}
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    given = dict.fromkeys(data.pop("splits"), samples)
+    given: dict[str, Any] = dict.fromkeys(splits, samples)
     task = Task(lambda key: (params, {}), loss, train=from_arrays(samples, 2), metrics={"error": wrong}, **given)
     Trainer(task, local_sgd(optax.sgd(0.1), global_period=2), Topology(1, 2), workdir=folder).fit(4, figures=False)
     return folder
