@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lsgd_jax.accounting.traffic import Collective, collectives_of
 from lsgd_jax.collectives import GROUP, WORKER
 from lsgd_jax.engine.communication import WorkerState, communicate, somebody_lost
+from lsgd_jax.errors import InputError
 from lsgd_jax.optimizers.distributed_optimizer import Axes, Communication, DistributedOptimizer, communications_of
 from lsgd_jax.optimizers.window import empty_window
 
@@ -124,8 +125,8 @@ def ledger(method: DistributedOptimizer, params: Any, model_state: Any = (), *, 
       The `Ledger`.
 
     Raises:
-      ValueError: if a global period is no multiple of the local one, or the
-        method sends what depends on more than shapes.
+      ValueError: if a global period is no multiple of the local one, the
+        method sends what depends on more than shapes, or its `update` communicates.
     """
 
     axes = Axes()
@@ -145,9 +146,17 @@ def ledger(method: DistributedOptimizer, params: Any, model_state: Any = (), *, 
     def gradients(grads: Any) -> Any:
         return method.reduce_gradients(grads, axes)
 
+    def update(worker: WorkerState) -> Any:
+        return method.update(worker.params, worker.opt_state, worker.params, value=jnp.zeros([]), rate_factor=1.0)
+
     def center(worker: WorkerState) -> Any:
         return method.center(worker.params, worker.opt_state, axes)
 
+    if sent := traced(update, worker):
+        raise InputError(
+            f"the method's update communicates ({sent[0].kind} over {', '.join(sent[0].axes)}), in every step: "
+            "use a communication, or reduce_gradients"
+        )
     entries = [Entry("gradient", 1, traced(gradients, worker.params))]
     for due in communications_of(method, groups):
         apply = functools.partial(_take_place, due, method, axes)

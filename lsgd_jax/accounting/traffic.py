@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from lsgd_jax.collectives import GROUP, WORKER
+from lsgd_jax.errors import InputError
 
 # Names of JAX's primitives, and what XLA calls them.
 KINDS = {
@@ -108,7 +109,7 @@ def collectives_of(function: Callable, *args: Any, groups: int, workers: int) ->
       A `Collective` for each array that is sent.
 
     Raises:
-      ValueError: if the bytes are no function of the shapes: a collective in a
+      InputError: if the bytes are no function of the shapes: a collective in a
         loop of unknown length, or only in some branches of a `cond`; or if the
         collective is of an unknown kind.
     """
@@ -124,17 +125,17 @@ def _collectives(jaxpr: Jaxpr, sizes: Mapping[str, int]) -> Iterator[Collective]
         if name in KINDS:
             yield from _sent_by(equation, sizes)
         elif name not in SENDS_NOTHING and _axes(equation.params):
-            raise ValueError(f"{name} is no collective that can be counted: use one of {', '.join(sorted(KINDS))}")
+            raise InputError(f"{name} is no collective that can be counted: use one of {', '.join(sorted(KINDS))}")
         elif name == "scan":
             for sent in _collectives(inner[0], sizes):
                 yield dataclasses.replace(sent, times=sent.times * equation.params["length"])
         elif name == "while":
             if any(list(_collectives(part, sizes)) for part in inner):
-                raise ValueError("a collective in a loop of unknown length cannot be counted: use scan or fori_loop")
+                raise InputError("a collective in a loop of unknown length cannot be counted: use scan or fori_loop")
         elif name == "cond":
             first, *others = (list(_collectives(branch, sizes)) for branch in inner)
             if any(other != first for other in others):
-                raise ValueError("a collective in only some branches of a cond cannot be counted: move it out")
+                raise InputError("a collective in only some branches of a cond cannot be counted: move it out")
             yield from first
         else:
             for part in inner:
@@ -144,7 +145,7 @@ def _collectives(jaxpr: Jaxpr, sizes: Mapping[str, int]) -> Iterator[Collective]
 def _sent_by(equation: Any, sizes: Mapping[str, int]) -> Iterator[Collective]:
     params, axes = equation.params, _axes(equation.params)
     if params.get("axis_index_groups") is not None:
-        raise ValueError("a collective with axis_index_groups cannot be counted: give the groups an axis of their own")
+        raise InputError("a collective with axis_index_groups cannot be counted: give the groups an axis of their own")
     workers = 1
     for axis in axes:
         workers *= sizes[axis]

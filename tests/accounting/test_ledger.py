@@ -18,6 +18,7 @@ from lsgd_jax import (
     Ledger,
     Topology,
     data_parallel,
+    independent,
     init_state,
     ledger,
     lsgd,
@@ -183,3 +184,21 @@ def test_16_bit_numbers_are_summed_in_a_message_of_32_bits_with_the_others() -> 
 def test_periods_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="global_period=6 is no multiple of local_period=4"):
         ledger(lsgd(SGD, local_period=4, global_period=6), PARAMS, groups=2, workers=4)
+
+
+def test_an_update_that_communicates_is_refused() -> None:
+    """It has kept the axes that only `init` is given."""
+    kept: list[Axes] = []
+    plain = independent(SGD)
+
+    def init(params: Any, axes: Axes) -> Any:
+        kept.append(axes)
+        return plain.init(params, axes)
+
+    def update(grads: Any, state: Any, params: Any, **extra: Any) -> Any:
+        return plain.update(jax.lax.pmean(grads, kept[-1].all), state, params, **extra)
+
+    method = plain._replace(init=init, update=update)
+    told = r"update communicates \(all-reduce over group, worker\), in every step: use a communication, or reduce_grad"
+    with pytest.raises(ValueError, match=told):
+        ledger(method, PARAMS, groups=2, workers=4)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 
 PROCESSES = 4
 FLAGS = [
-    "--model=mlp", "--groups=2", "--workers=2", "--batch_size=16", "--local_period=4", "--global_period=8",
+    "--model=mlp", "--groups=1", "--workers=4", "--batch_size=16", "--global_period=8",
     "--learning_rate=0.02", "--steps=240", "--eval_every=60", "--checkpoint_every=120", "--heartbeat_timeout=4",
 ]  # fmt: skip
 # Who dies where: in an evaluation, writing a checkpoint, two at once in a call; and one hangs.

@@ -111,18 +111,26 @@ def assert_same_leaders(one: pathlib.Path, other: pathlib.Path) -> None:
     assert leaders == others
 
 
+def copy_as_at(step: int, run: pathlib.Path, copy: pathlib.Path) -> None:
+    """A copy of a finished run as it was at a checkpoint, with the rows that it has written since."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    (copy / "summary.json").unlink()
+
+
 def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
     """Like a run of a single process throughout; and nothing listens beyond loopback.
 
     A communication of half of the parameters is under way where it goes on.
     """
-    settings = SETTINGS | {"groups": 1, "workers": 4, "fragments": 2, "overlap": 3}
+    settings = SETTINGS | {"groups": 1, "workers": 4, "fragments": 2, "overlap": 3, "checkpoint_every": 16}
     one, many = tmp_path / "one", tmp_path / "many"
-    assert train(Config(str(one), **settings, steps=8), figures=False)
-    shutil.copytree(one, many)
-    assert train(Config(str(one), **settings, steps=24), resume=True, figures=False)
+    assert train(Config(str(one), **settings, steps=32), figures=False)
+    copy_as_at(16, one, many)
 
-    script = ["experiments/train.py", f"--workdir={many}", "--steps=16", "--resume", "--nocompilation_cache"]
+    script = ["experiments/train.py", f"--workdir={many}", "--steps=24", "--resume", "--nocompilation_cache"]
     command = ["-m", "lsgd_jax.launch", "--processes=2", "--max_restarts=1", *script]
     with started(*command) as launcher:
         wait_until(lambda: len(children(launcher.pid)) == 2 and listening(children(launcher.pid)))
@@ -133,26 +141,25 @@ def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_a
         rest, _ = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0, output + rest
     assert f"launch: process 1 of 2 (pid {victim}) was killed by SIGKILL\nlaunch: restart 1 of 1\n" in output
-    assert f"resuming {many} at step 8 of 16\n" in output
+    assert f"resuming {many} at step 16 of 24\n" in output
     assert found
     assert found <= LOOPBACK
     assert rest.count("results in") == 1
     summary = json.loads((many / "summary.json").read_text())
-    assert (summary["step"], summary["processes"]) == (16, 2)
+    assert (summary["step"], summary["processes"]) == (24, 2)
     assert summary["figures"]
     assert summary["worker_test_error"][summary["leader"]] == pytest.approx(summary["leader_test_error"], abs=1e-6)
 
-    assert train(Config(str(many), **settings, steps=24), resume=True, figures=False)
+    assert train(Config(str(many), **settings, steps=32), resume=True, figures=False)
     assert_same_run(one, many)
 
 
 def test_a_run_in_few_bits_goes_on_in_two_processes(tmp_path: pathlib.Path) -> None:
     """Like a run of one process, but for numbers that are rounded to another code, and what follows from them."""
-    settings = SETTINGS | {"overlap": 3, "compress": 4}
+    settings = SETTINGS | {"groups": 1, "workers": 4, "overlap": 3, "compress": 4}
     one, two = tmp_path / "one", tmp_path / "two"
-    assert train(Config(str(one), **settings, steps=8), figures=False)
-    shutil.copytree(one, two)
-    assert train(Config(str(one), **settings, steps=16), resume=True, figures=False)
+    assert train(Config(str(one), **settings, steps=16), figures=False)
+    copy_as_at(8, one, two)
     command = ["-m", "lsgd_jax.launch", "--processes=2", "-m", "lsgd_jax.train", f"--workdir={two}"]
     with started(*command, "--steps=16", "--resume", "--nocompilation_cache") as launcher:
         output, _ = launcher.communicate(timeout=PATIENCE)
