@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo compare theory bench test test-quick test-lowest lint docs
+.PHONY: demo compare theory bench test test-quick test-all test-lowest lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -25,6 +25,10 @@ bench: $(VENV)/.installed-train
 	$(BIN)/python benchmarks/bench.py $(addprefix --torch_python=,$(TORCH_PYTHON)) $(BENCH_FLAGS)
 
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not thorough"
+
+# With the combinations of what those tests cover one by one; before a release.
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal
 
 # A minute of it, for a loop of changes and tests; two where nothing is compiled yet.

@@ -102,6 +102,7 @@ def test_the_networks_of_pytorch_have_the_sizes_of_ours(model: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lsgd", "diloco"])
 def test_the_workload_of_text_trains(method: str) -> None:
     runner = Runner(text_train_step("lstm", 2, method=method, period=2, length=4, size=1000))

@@ -94,6 +94,7 @@ def test_the_own_task_of_the_pages_is_learned(tmp_path: pathlib.Path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.processes
 def test_the_own_task_in_the_readme_goes_on_after_a_kill_bit_for_bit(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,7 @@ def test_a_convolution_and_its_gradients_take_the_same_and_products_with_padding
         assert counted(jax.grad(lambda *args: convolve(*args).sum(), argument), *shapes) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("model", "side", "classes", "published"), [("resnet50", 224, 1000, 8.2e9)])
 def test_of_published_networks_they_are_the_published_ones(
     model: str, side: int, classes: int, published: float, monkeypatch: pytest.MonkeyPatch

@@ -154,6 +154,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_writes_every_model_network_method_and_size(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 from started_processes import PATIENCE, children, lines_until, started, wait_until
+from thorough import thorough
 
 from lsgd_jax.cluster import joining, processes
 from lsgd_jax.cluster.joining import HEARTBEAT_SECONDS, connect
@@ -120,12 +121,14 @@ def copy_as_at(step: int, run: pathlib.Path, copy: pathlib.Path) -> None:
     (copy / "summary.json").unlink()
 
 
-def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_again(tmp_path: pathlib.Path) -> None:
-    """Like a run of a single process throughout; and nothing listens beyond loopback.
-
-    A communication of half of the parameters is under way where it goes on.
-    """
-    settings = SETTINGS | {"groups": 1, "workers": 4, "fragments": 2, "overlap": 3, "checkpoint_every": 16}
+@pytest.mark.parametrize(
+    "more", [{}, thorough({"fragments": 2, "overlap": 3})], ids=["at once", "while half of the parameters are sent"]
+)
+def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_again(
+    more: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    """Like a run of a single process throughout; and nothing listens beyond loopback."""
+    settings = SETTINGS | {"groups": 1, "workers": 4, "checkpoint_every": 16} | more
     one, many = tmp_path / "one", tmp_path / "many"
     assert train(Config(str(one), **settings, steps=32), figures=False)
     copy_as_at(16, one, many)
@@ -154,6 +157,7 @@ def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_a
     assert_same_run(one, many)
 
 
+@pytest.mark.thorough
 def test_a_run_in_few_bits_goes_on_in_two_processes(tmp_path: pathlib.Path) -> None:
     """Like a run of one process, but for numbers that are rounded to another code, and what follows from them."""
     settings = SETTINGS | {"groups": 1, "workers": 4, "overlap": 3, "compress": 4}
@@ -172,6 +176,7 @@ def test_a_run_in_few_bits_goes_on_in_two_processes(tmp_path: pathlib.Path) -> N
     assert np.concatenate(away).mean() <= 1e-3
 
 
+@pytest.mark.thorough
 def test_an_asynchronous_run_of_three_processes_goes_on_with_two_when_one_is_killed(tmp_path: pathlib.Path) -> None:
     """Each round has exactly as many steps as its length times the workers, also where three become two."""
     workdir = tmp_path / "run"

@@ -41,6 +41,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return configs
 
 
+@pytest.mark.thorough
 def test_each_way_of_sending_stands_beside_the_method_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[Config]
 ) -> None:

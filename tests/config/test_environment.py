@@ -38,6 +38,7 @@ def run(script: str, *arguments: str, stdout: str = os.devnull, **environment: s
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_settings_for_other_programs_and_a_full_disk_for_its_output_do_not_end_a_run(tmp_path: Path) -> None:
     """All at once: a process takes seconds to start."""
     (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: true\nfigure.dpi: \xff\n")

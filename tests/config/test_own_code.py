@@ -94,6 +94,7 @@ def test_a_task_and_a_method_of_ones_own_are_trained_by_the_command_line(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report_as_long_as_they_do_not_change(
     files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

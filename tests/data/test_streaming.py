@@ -239,6 +239,7 @@ def test_a_worker_sees_the_same_whichever_others_are_loaded_here(source: Streame
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("nothing_left")
 def test_the_number_of_processes_does_not_change_what_is_loaded(source: StreamedSource) -> None:
     drawn = OfRanks(minibatches(source), (0, 1, 2))
@@ -251,6 +252,7 @@ def test_the_number_of_processes_does_not_change_what_is_loaded(source: Streamed
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.thorough
 def test_an_image_that_cannot_be_decoded_is_named_and_a_process_that_is_killed_is_told(
     tmp_path: Path, source: StreamedSource
 ) -> None:

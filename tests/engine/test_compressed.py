@@ -18,6 +18,7 @@ from numpy_lsgd import Sgd as NumpySgd
 from numpy_lsgd import simulate as simulate_lsgd
 from numpy_methods import simulate
 from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and_grad, on_mesh, with_faults
+from thorough import thorough
 from train_steps import REGRESSION, STEPS, assert_sends_what_the_ledger_says, faulty_loss, run, started
 
 from lsgd_jax import (
@@ -100,14 +101,18 @@ def expected(name: str, few: str, faults: str, wrapped: str = "alone", *, reseed
     return of_all.trajectory, of_all.restarts
 
 
-RUNS = [("lsgd", few, 1, "alone") for few in FEW_BITS]
-RUNS += [("lsgd", "the largest in 8 bits", devices, "alone") for devices in (2, 4, 8)]
-RUNS += [(name, "8 bits", 1, "alone") for name in ("easgd", "eamsgd", "grawa", "dppf")]
+RUNS: list[Any] = [("lsgd", few, 1, "alone") for few in ("8 bits", "the largest")]
+RUNS += [("lsgd", "the largest in 8 bits", devices, "alone") for devices in (2, 8)]
+RUNS += [(name, "8 bits", 1, "alone") for name in ("easgd", "grawa")]
 RUNS += [(name, "the largest in 4 bits", 1, "alone") for name in ("diloco", "downpour")]
-RUNS += [("local_sgd", "4 bits", 1, "alone")]
-RUNS += [("local_sgd", "the largest in 4 bits", devices, "alone") for devices in (2, 4, 8)]
-RUNS += [("lsgd", "the largest in 4 bits", 2, wrapped) for wrapped in WRAPPED if wrapped != "alone"]
-RUNS += [("local_sgd", "4 bits", 8, "late"), ("diloco", "4 bits", 1, "late")]
+RUNS += [("local_sgd", "4 bits", 1, "alone"), ("local_sgd", "the largest in 4 bits", 8, "alone")]
+RUNS += [("lsgd", "the largest in 4 bits", 2, "in parts, late"), ("diloco", "4 bits", 1, "late")]
+RUNS += [thorough("lsgd", few, 1, "alone") for few in FEW_BITS if few not in ("8 bits", "the largest")]
+RUNS += [thorough(name, "8 bits", 1, "alone") for name in ("eamsgd", "dppf")]
+RUNS += [thorough("local_sgd", "4 bits", 8, "late")]
+RUNS += [thorough("lsgd", "the largest in 8 bits", 4, "alone")]
+RUNS += [thorough("local_sgd", "the largest in 4 bits", devices, "alone") for devices in (2, 4)]
+RUNS += [thorough("lsgd", "the largest in 4 bits", 2, wrapped) for wrapped in ("in parts", "late")]
 
 
 @pytest.mark.slow
@@ -132,7 +137,7 @@ def test_the_trajectory_and_the_restarts_are_those_of_numpy(
     assert bool(restarts) == (faults != "nobody is lost")
 
 
-@pytest.mark.parametrize("name", ["lsgd", "local_sgd", "diloco"])
+@pytest.mark.parametrize("name", ["lsgd", "local_sgd", thorough("diloco")])
 def test_the_transform_for_own_loops_does_the_same_and_a_lost_worker_stays_out_of_it(name: str) -> None:
     """In lanes, and on a mesh whose types say what varies."""
     faults = Faults(leaves={(5, 1): ("w",)})
@@ -162,7 +167,7 @@ def test_the_transform_for_own_loops_does_the_same_and_a_lost_worker_stays_out_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lsgd", "local_sgd"])
+@pytest.mark.parametrize("name", ["lsgd", thorough("local_sgd")])
 def test_a_state_goes_on_bit_for_bit(name: str) -> None:
     optimizer, topology, step = compiled(name, "4 bits", 1)
     whole, _, _ = run(PROBLEM, (optimizer, topology, step))
@@ -178,6 +183,7 @@ def test_a_state_goes_on_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "few"), [("lsgd", "the largest in 8 bits"), ("local_sgd", "4 bits")])
 def test_workers_of_several_devices_send_blocks_of_their_parts(
     name: str, few: str, monkeypatch: pytest.MonkeyPatch
@@ -200,7 +206,8 @@ def test_workers_of_several_devices_send_blocks_of_their_parts(
 
 
 @pytest.mark.parametrize(
-    ("name", "few", "wrapped"), [("lsgd", "the largest in 4 bits", "in parts"), ("local_sgd", "4 bits", "alone")]
+    ("name", "few", "wrapped"),
+    [("lsgd", "the largest in 4 bits", "in parts"), thorough("local_sgd", "4 bits", "alone")],
 )
 def test_compiled_programs_send_what_the_ledger_says(name: str, few: str, wrapped: str) -> None:
     assert_sends_what_the_ledger_says(compiled(name, few, 8, wrapped)[0], PROBLEM)

@@ -16,6 +16,7 @@ from numpy_lsgd import Sgd as NumpySgd
 from numpy_lsgd import simulate as simulate_lsgd
 from numpy_methods import simulate
 from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and_grad, with_faults
+from thorough import thorough
 from train_steps import REGRESSION, STEPS, assert_sends_what_the_ledger_says, faulty_loss, run
 
 from lsgd_jax import Axes, Topology, data_parallel, fragments, ledger, lsgd, make_train_step, periodic
@@ -60,7 +61,13 @@ def expected(name: str, faults: str) -> tuple[Any, list[Reseed]]:
     return of_all.trajectory, of_all.restarts
 
 
-DEVICES = [*((name, 1) for name in ("lsgd", *CASES)), *(("lsgd", devices) for devices in (2, 8)), ("local_sgd", 8)]
+DEVICES: list[Any] = [
+    *((name, 1) for name in ("lsgd", "local_sgd", "easgd", "downpour", "diloco", "grawa")),
+    *(thorough(name, 1) for name in ("eamsgd", "dppf")),
+    ("lsgd", 8),
+    thorough("lsgd", 2),
+    thorough("local_sgd", 8),
+]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from numpy_lsgd import simulate as simulate_lsgd
 from numpy_methods import simulate
 from numpy_overlapped import LATE
 from regression import QUICK, in_lanes, local_step, make_problem, numpy_loss_and_grad, with_faults
+from thorough import thorough
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, downpour, fragments, ledger, make_train_step, overlapped, periodic
@@ -79,8 +80,11 @@ def told(reports: list[Any]) -> list[Reseed]:
     ]
 
 
-RUNS = [(name, 1, delay) for name in ("lsgd", *CASES) for delay in DELAYS]
-RUNS += [("lsgd", devices, "a while") for devices in (2, 4, 8)] + [("local_sgd", 8, "a period")]
+RUNS: list[Any] = [("lsgd", 1, delay) for delay in DELAYS] + [("lsgd", 2, "a while"), ("local_sgd", 8, "a period")]
+RUNS += [(name, 1, "a while") for name in ("local_sgd", "easgd", "diloco", "grawa")]
+RUNS += [thorough(name, 1, "a while") for name in ("eamsgd", "dppf")]
+RUNS += [thorough(name, 1, "a period") for name in CASES]
+RUNS += [thorough("lsgd", devices, "a while") for devices in (4, 8)]
 
 
 @pytest.mark.slow
@@ -99,7 +103,7 @@ def test_the_trajectory_and_the_restarts_are_those_of_numpy(name: str, devices: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", FAULTS)
-@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("delay", ["a while", thorough("a period")])
 def test_parts_may_be_overlapped_too(delay: str, faults: str) -> None:
     how: dict[str, Any] = {"faults": FAULTS[faults], "reseed": True, "fragments": [["b"], ["w"]]}
     gradient, steps = numpy_loss_and_grad(PROBLEM, 3), DELAYS[delay] or SHORTEST["lsgd"]
@@ -112,7 +116,7 @@ def test_parts_may_be_overlapped_too(delay: str, faults: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [False, thorough(True)])
 def test_programs_that_the_host_chooses_do_the_same(cut: bool) -> None:
     optimizer, topology, step = compiled("lsgd", 2, 2, cut)
     whole, _, _ = run(PROBLEM, (optimizer, topology, step), cuts=64)
@@ -132,7 +136,7 @@ def test_programs_that_the_host_chooses_do_the_same(cut: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [False, thorough(True)])
 def test_devices_of_their_own_may_carry_what_is_under_way(cut: bool) -> None:
     optimizer, topology, step = compiled("lsgd", 2, 2, cut)
     faults = FAULTS["workers are lost"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lsgd_runs import SGD, method
 from numpy_lsgd import Settings, simulate
 from regression import AS_IN_RUNS, QUICK, laid_out, make_problem, numpy_loss_and_grad
+from thorough import thorough
 from train_steps import REGRESSION, faulty_loss, run, started
 
 from lsgd_jax import Topology, init_state, local_sgd, make_train_step
@@ -101,7 +102,9 @@ def run_rounds(parts: Any, rounds: Any) -> tuple[list[Any], list[Any], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "lanes"), [(1, "vmap"), (2, "sequential"), (4, "vmap"), (8, "sequential")])
+@pytest.mark.parametrize(
+    ("devices", "lanes"), [(2, "sequential"), (4, "vmap"), thorough(1, "vmap"), thorough(8, "sequential")]
+)
 def test_the_trajectory_is_that_of_the_simulation_on_any_devices(devices: int, lanes: str) -> None:
     gradient = numpy_loss_and_grad(PROBLEM, SETTINGS.workers)
     reference = simulate(PROBLEM.starts, gradient, SETTINGS, SGD, 0, rounds=ROUNDS)

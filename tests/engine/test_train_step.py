@@ -23,6 +23,7 @@ from regression import (
     run_scanned,
     with_faults,
 )
+from thorough import thorough
 from train_steps import REGRESSION, STEPS, faulty_loss, run, started
 
 from lsgd_jax import Topology, data_parallel, init_state, make_train_step, periodic
@@ -155,8 +156,15 @@ def test_a_lost_worker_stays_lost_while_there_is_no_leader() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lanes", ["vmap", "sequential"])
-@pytest.mark.parametrize("algorithm", ["lsgd", "data_parallel"])
+@pytest.mark.parametrize(
+    ("algorithm", "lanes"),
+    [
+        ("lsgd", "sequential"),
+        ("data_parallel", "vmap"),
+        thorough("lsgd", "vmap"),
+        thorough("data_parallel", "sequential"),
+    ],
+)
 def test_the_trajectory_is_the_same_on_1_2_4_and_8_devices(lanes: str, algorithm: str) -> None:
     settings = Settings(groups=2, workers=4, local_period=3, global_period=6, stale_local_pull=0.02, window=4)
     problem = with_faults(make_problem(count=8, steps=STEPS), Faults(losses={(5, 2): NAN}))

@@ -14,6 +14,7 @@ from lsgd_runs import STALE, method
 from method_cases import REFERENCES, TYPICAL
 from numpy_lsgd import Faults
 from regression import QUICK, loss_of, make_problem, with_faults
+from thorough import mostly, thorough
 from train_steps import REGRESSION, STEPS, run
 
 import lsgd_jax
@@ -76,7 +77,9 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", mostly(METHODS, "lsgd", "lsgd around a ring", "easgd", "local_sgd", "dppf", "data_parallel")
+)
 def test_every_method_takes_the_course_of_workers_of_one_device_with_lost_ones_too(name: str) -> None:
     optimizer, devices = METHODS[name], jax.devices()
     several = trained(optimizer, Topology(2, 4, devices, worker_axes=FSDP))
@@ -87,7 +90,8 @@ def test_every_method_takes_the_course_of_workers_of_one_device_with_lost_ones_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("axes", "devices", "lanes"), [(BOTH, 8, "sequential"), (BOTH, 4, "vmap"), ({"x": 8}, 8, "vmap"), (FSDP, 2, None)]
+    ("axes", "devices", "lanes"),
+    [(BOTH, 4, "vmap"), (FSDP, 2, None), thorough(BOTH, 8, "sequential"), thorough({"x": 8}, 8, "vmap")],
 )
 def test_any_split_takes_the_same_course_with_lanes_too(axes: Any, devices: int, lanes: Any) -> None:
     for name in ("lsgd", "data_parallel"):

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax import lax
 from regression import QUICK
+from thorough import thorough
 
 from lsgd_jax import Topology, init_state, lsgd, make_train_step
 from lsgd_jax.data.images import Images, Preprocessing, augmented
@@ -167,7 +168,7 @@ def test_training_moves_the_moments_by_a_tenth_to_those_of_the_batch() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "side", "dtype"),
-    [(FewerBlocks20, 8, "bfloat16"), (FewerBlocks50, 33, "float32"), (Vgg16, 17, "float32")],
+    [(FewerBlocks20, 8, "bfloat16"), (FewerBlocks50, 33, "float32"), thorough(Vgg16, 17, "float32")],
 )
 def test_a_gradient_is_finite_and_everything_stays_in_float32(network: Any, side: int, dtype: str) -> None:
     model = made(network, side, dtype)
@@ -191,6 +192,7 @@ def test_a_bottleneck_starts_as_its_shortcut() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_workers_with_residual_blocks_train_alike_on_1_and_on_8_devices() -> None:
     model = made(FewerBlocks20, 8)
     method = lsgd(optax.sgd(0.05, momentum=0.9), local_period=1, global_period=2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from thorough import thorough
 
 from lsgd_jax.models import convolution
 from lsgd_jax.models.convolution import LAYOUT, conv_general_dilated
@@ -40,8 +41,12 @@ def derived(convolve: Callable[..., jax.Array], order: int) -> Callable[..., Any
 
 
 @pytest.mark.parametrize("order", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("lanes", [(), (3,), (2, 2), (MANY,)], ids=str)
-@pytest.mark.parametrize("own_kernels", [True, False])
+@pytest.mark.parametrize(
+    ("lanes", "own_kernels"),
+    [((), True), ((3,), False), ((2, 2), True), ((MANY,), True)]
+    + [thorough(*others) for others in [((), False), ((3,), True), ((2, 2), False), ((MANY,), False)]],
+    ids=str,
+)
 def test_values_and_gradients_of_any_order_are_those_of_jax(
     order: int, lanes: tuple[int, ...], own_kernels: bool
 ) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from thorough import thorough
 
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import FunctionalModel, transformer
@@ -231,7 +232,7 @@ def test_bfloat16_products_leave_parameters_state_gradients_and_logits_in_float3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["products", "full"])
+@pytest.mark.parametrize("remat", ["products", thorough("full")])
 def test_what_is_computed_again_changes_nothing_and_blocks_in_a_loop_are_blocks_one_after_the_other(
     remat: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax import lax
 from regression import in_lanes, on_mesh, on_pmap_of_lanes
+from thorough import mostly, thorough
 
 import lsgd_jax
 from lsgd_jax import (
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[[], DistributedOptimizer]] = {
     "data_parallel": lambda: lsgd_jax.data_parallel(SGD),
     "independent": lambda: lsgd_jax.independent(SGD),
 }
+MOST = ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "dppf", "data_parallel")
 MAPS: dict[str, Callable[..., Any]] = {
     "nested vmap": partial(in_lanes, groups=GROUPS),
     "shard_map on a plain mesh": partial(on_mesh, groups=GROUPS, workers=WORKERS),
@@ -103,11 +105,18 @@ def in_reals(method: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "how"),
-    # Of both maps at once are the methods whose messages differ: a leader's, a mean, gradients.
+    # In all maps are the methods whose messages differ: a leader's, a mean, gradients.
     [
-        (method, how)
-        for method in METHODS
-        for how in list(MAPS)[: 3 if method in ("lsgd", "easgd", "data_parallel") else 2]
+        *((method, "nested vmap") for method in MOST),
+        *((method, "shard_map on a plain mesh") for method in ("lsgd", "easgd", "data_parallel")),
+        ("lsgd", "pmap of vmap"),
+        *(thorough(method, "nested vmap") for method in METHODS if method not in MOST),
+        *(thorough(method, "pmap of vmap") for method in ("easgd", "data_parallel")),
+        *(
+            thorough(method, "shard_map on a plain mesh")
+            for method in METHODS
+            if method not in ("lsgd", "easgd", "data_parallel")
+        ),
     ],
 )
 def test_numbers_move_as_reals_do_and_all_else_stays(method: str, how: str) -> None:
@@ -124,7 +133,7 @@ def test_numbers_move_as_reals_do_and_all_else_stays(method: str, how: str) -> N
     assert np.abs(params["moved"]["z"] - of_everything()["moved"]["z"]).max() > 0.1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly(METHODS, "lsgd", "easgd", "diloco", "grawa", "data_parallel"))
 def test_a_tree_without_numbers_has_nothing_to_move(method: str) -> None:
     for how in ("nested vmap", "shard_map on a plain mesh"):
         params, center = MAPS[how](lambda rank: trained(METHODS[method](), {"count": rank}))(jnp.arange(4))
@@ -138,7 +147,7 @@ def trained_on_nothing(method: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly(METHODS, "lsgd", "diloco", "dppf"))
 def test_narrow_numbers_beside_others_stay_what_they_are_under_strict_promotion_too(method: str) -> None:
     dtypes = (jnp.float8_e4m3fn, jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64)
     tree = {dtype.__name__: jnp.ones((4, 3), dtype) for dtype in dtypes}
@@ -156,7 +165,7 @@ def test_narrow_numbers_beside_others_stay_what_they_are_under_strict_promotion_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly(METHODS, "lsgd", "easgd", "diloco"))
 def test_parameters_and_state_can_be_donated(method: str) -> None:
     optimizer = METHODS[method]()
     transform = periodic(optimizer)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from lsgd_runs import optax_sgd
 from method_cases import TYPICAL
 from regression import GROUPS, WORKERS, flattened, in_lanes, laid_out, loss_of, make_problem, mesh_of, scanned
+from thorough import thorough
 
 import lsgd_jax
 from lsgd_jax import GROUP, WORKER, Axes, DistributedOptimizer, periodic
@@ -75,7 +76,7 @@ MAPS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", MAPS)
-@pytest.mark.parametrize("method", ["data_parallel", "easgd", "lsgd"])
+@pytest.mark.parametrize("method", ["data_parallel", thorough("easgd"), "lsgd"])
 def test_everywhere_else_workers_step_as_if_each_had_come_with_a_copy(method: str, how: str) -> None:
     run = partial(scanned, periodic(METHODS[method]))
     own = in_lanes(run, GROUPS)(PROBLEM.initial, PROBLEM.batches)

@@ -13,6 +13,7 @@ import pytest
 from commands import refused, train
 from refusals import refusal
 from regression import QUICK
+from thorough import thorough
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lsgd_jax import Topology, init_state, load_center, make_train_step
@@ -164,7 +165,7 @@ def started(model: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["lstm", "transformer"])
+@pytest.mark.parametrize("model", ["lstm", thorough("transformer")])
 def test_training_and_evaluation_do_not_depend_on_the_devices(model: str) -> None:
     (alone, figures), (spread, spread_figures) = trained(model, 1), trained(model, 8)
     assert alone.step == 5
@@ -220,6 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_leaves_bits_per_byte_in_its_metrics_figure_and_table(finished: Path) -> None:
     rows = read_metrics(finished)
     figures = {f"{split}_{name}" for split in ("validation", "test", "leader_validation", "leader_test")

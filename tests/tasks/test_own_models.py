@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from thorough import thorough
 
 from lsgd_jax import Result, Task, Topology, Trainer, from_arrays, lsgd, nnx_task
 
@@ -48,7 +49,7 @@ def nnx_error(net: Net, batch: Any) -> jax.Array:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metrics", [{"error": nnx_error}, None])
+@pytest.mark.parametrize("metrics", [{"error": nnx_error}, thorough(None)])
 def test_a_module_of_flax_nnx_learns_with_batch_statistics_of_its_own(metrics: Any) -> None:
     result = fitted(nnx_task(Net, nnx_loss, train=from_arrays(DATA, 8), validation=HELD_OUT, metrics=metrics))
     name = "validation_error" if metrics else "validation_loss"

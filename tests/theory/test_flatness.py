@@ -64,6 +64,7 @@ def test_the_largest_eigenvalue_is_no_negative_one_of_greater_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_finished_runs_are_measured_each_at_its_deployed_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     script: Any = importlib.reload(flatness)  # flags keep what they were given
     settings: dict[str, Any] = {"model": "mlp", "groups": 1, "workers": 2, "batch_size": 8, "eval_every": 8}

@@ -279,6 +279,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_room(whole: Path, small_disk: Path) -> None:
     workdir = small_disk / "run"
     with pytest.raises(

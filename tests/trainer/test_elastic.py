@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from thorough import thorough
 
 from lsgd_jax import Topology, compressed, data_parallel, init_state, lsgd, overlapped
 from lsgd_jax.cluster import processes
@@ -149,7 +150,7 @@ def settled(begun: Path, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 3), (2, 3)])
+@pytest.mark.parametrize("shape", [(1, 3), thorough((2, 3))])
 def test_a_run_goes_on_with_fewer_and_with_more_workers(
     shape: tuple[int, int], begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -290,7 +291,7 @@ def test_without_elastic_other_workers_are_refused_with_what_to_do(begun: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [4, thorough(1)])
 def test_a_language_model_keeps_its_batch_size_or_is_refused(workers: int, tmp_path: Path) -> None:
     """Shards of 20 windows at first, fewer than a batch usually has; with four workers of 10."""
     (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 34)

@@ -30,6 +30,7 @@ def test_a_leaders_place_is_counted_by_validation_losses() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_experiment_looks_at_every_election_of_every_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from thorough import thorough
 
 from lsgd_jax import Task, Topology, Trainer, from_arrays, lsgd
 from lsgd_jax.config.config import Config
@@ -52,7 +53,7 @@ def of_text(devices: int, tmp_path: Path) -> Trainer:
 
 
 @pytest.mark.parametrize(
-    ("make", "devices"), [(of_arrays, 1), (of_arrays, 8), (of_grain, 1), (of_grain, 8), (of_text, 8)]
+    ("make", "devices"), [(of_arrays, 8), (of_grain, 1), (of_text, 8), thorough(of_arrays, 1), thorough(of_grain, 8)]
 )
 def test_an_evaluation_finds_its_programs_compiled(
     make: Callable[[int, Path], Trainer],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from thorough import thorough
 
 from lsgd_jax import Topology, compressed, data_parallel, init_state, lsgd
 from lsgd_jax.cluster import processes
@@ -59,7 +60,7 @@ def test_workers_are_found_again_where_they_were(devices: int) -> None:
     assert jax.tree.all(jax.tree.map(np.array_equal, again, raw))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [2, thorough(1), thorough(4)])
 @pytest.mark.parametrize(
     ("new", "sources"),
     [
@@ -210,7 +211,7 @@ def ended(workdir: Path) -> tuple[list[np.ndarray], list[dict[str, Any]], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("interrupted", [True, thorough(False)])
 def test_a_run_from_which_nobody_is_lost_is_bitwise_the_same(interrupted: bool, tmp_path: Path) -> None:
     assert train(Config(str(tmp_path / "plain"), **RUN), figures=False)
     membership, config = Alone(), Config(str(tmp_path / "live"), **RUN)

@@ -138,6 +138,7 @@ def test_a_mistake_is_told_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_plane_goes_through_the_worker_and_both_leaders(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     settings: dict[str, Any] = {"model": "mlp", "workers": 2, "batch_size": 8, "steps": 6, "local_period": 2}

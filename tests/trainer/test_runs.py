@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from thorough import thorough
 
 from lsgd_jax import load_center
 from lsgd_jax.config.checks import check_settings, load_config
@@ -131,11 +132,14 @@ def test_without_a_center_one_is_told_how_to_get_it(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals", [{signal.SIGTERM: 12}, thorough({signal.SIGTERM: 12, signal.SIGINT: 36})], ids=["one", "two"]
+)
 def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(
-    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+    signals: dict[signal.Signals, int], undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     resumed, process = "", start(tmp_path / "run", *flags())
-    for number, step in ((signal.SIGTERM, 12), (signal.SIGINT, 36)):
+    for number, step in signals.items():
         wait_for(process, lambda step=step: (tmp_path / f"run/checkpoints/{step}").exists())
         process.send_signal(number)
         code, output = finish(process)
@@ -178,6 +182,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bitwise(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_killed_between_two_checkpoints_resumes_bitwise(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

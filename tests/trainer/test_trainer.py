@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from tanh_task import logits, loss, wrong
+from thorough import mostly, thorough
 
 from lsgd_jax import Axes, Topology, data_parallel, eamsgd, easgd, lsgd
 from lsgd_jax.cluster.stopping import StopRequest
@@ -63,6 +65,20 @@ def test_a_process_that_has_not_joined_the_others_trains_nothing(monkeypatch: py
     assert trainer(eval_every=2).fit(2).summary
 
 
+@pytest.fixture(scope="module")
+def plain() -> Result:
+    """What the usual trainer comes to in 8 steps."""
+    return trainer().fit(8)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run; who changes it takes a copy."""
+    workdir = tmp_path_factory.mktemp("written") / "run"
+    trainer(workdir).fit(8, figures=False)
+    return workdir
+
+
 def assert_same(one: Result, other: Result) -> None:
     jax.tree.map(np.testing.assert_array_equal, one[:3], other[:3])
     strip = [[{**row, "seconds": 0} for row in result.metrics] for result in (one, other)]
@@ -84,14 +100,12 @@ def test_a_task_of_ones_own_is_learned_and_nothing_is_written_without_a_workdir(
 
 
 @pytest.mark.slow
-def test_a_metric_counts_each_sample_once() -> None:
-    result = trainer().fit(8)
-    params, model_state = result.center
-    assert result.metrics[-1]["test_error"] == pytest.approx(float(wrong(params, model_state, HELD_OUT).mean()))
-    better = (
-        "leader" if result.metrics[-1]["leader_validation_error"] < result.metrics[-1]["validation_error"] else "center"
-    )
-    jax.tree.map(np.testing.assert_array_equal, result.best, getattr(result, better))
+def test_a_metric_counts_each_sample_once(plain: Result) -> None:
+    params, model_state = plain.center
+    last = plain.metrics[-1]
+    assert last["test_error"] == pytest.approx(float(wrong(params, model_state, HELD_OUT).mean()))
+    better = "leader" if last["leader_validation_error"] < last["validation_error"] else "center"
+    jax.tree.map(np.testing.assert_array_equal, plain.best, getattr(plain, better))
 
 
 @pytest.mark.slow
@@ -177,7 +191,7 @@ SOURCES: dict[str, Callable[[], TrainingData]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", mostly(SOURCES, "arrays, dealt anew and augmented", "Grain"))
 def test_a_run_that_was_stopped_goes_on_bit_for_bit_from_whatever_source(tmp_path: Path, source: str) -> None:
     whole = trainer(tmp_path / "whole", task=task(SOURCES[source]())).fit(24, figures=False)
     parts = trainer(tmp_path / "parts", task=task(SOURCES[source]()))
@@ -191,15 +205,15 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_from_whatever_source(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [data_parallel(optax.sgd(0.1)), easgd(optax.adam(0.01), period=4)])
+@pytest.mark.parametrize("method", [thorough(data_parallel(optax.sgd(0.1))), easgd(optax.adam(0.01), period=4)])
 def test_a_run_does_not_depend_on_the_devices(method: Any) -> None:
     one, eight = (trainer(method=method, task=task(test=None), devices=devices).fit(16) for devices in (1, 8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.center, eight.center)
 
 
 @pytest.mark.slow
-def test_another_number_of_workers_goes_on(tmp_path: Path) -> None:
-    trainer(tmp_path).fit(8, figures=False)
+def test_another_number_of_workers_goes_on(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     smaller = trainer(tmp_path, topology=Topology(1, 3), method=lambda topology: METHOD)
     with pytest.raises(InputError, match=r"groups was 2, is 1, workers was 4, is 3.*elastic=True"):
         smaller.fit(16, resume=True)
@@ -231,6 +245,7 @@ def test_the_trainer_of_flags_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_another_number_of_steps_under_a_cosine_is_told_when_a_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,19 +259,18 @@ def test_another_number_of_steps_under_a_cosine_is_told_when_a_run_goes_on(
 
 
 @pytest.mark.slow
-def test_the_learning_rate_may_be_that_of_the_schedule() -> None:
+def test_the_learning_rate_may_be_that_of_the_schedule(plain: Result) -> None:
     follows = lsgd(optax.chain(optax.sgd(1.0), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
     of_schedule = trainer(method=follows, schedule=Schedule(learning_rate=0.1)).fit(8)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), of_schedule.center, trainer().fit(8).center)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), of_schedule.center, plain.center)
 
 
 @pytest.mark.slow
-def test_the_trainers_schedule_acts_or_is_refused() -> None:
-    constant = trainer().fit(8)
+def test_the_trainers_schedule_acts_or_is_refused(plain: Result) -> None:
     follows = lsgd(optax.chain(optax.sgd(0.1), follow_factor()), local_period=2, global_period=4, global_pull=0.5)
     dropped = trainer(method=follows, schedule=Schedule("drop", (4,))).fit(8)
-    assert_same(trainer(method=follows).fit(8), constant)
-    assert dropped.metrics[-1]["train_loss"] != constant.metrics[-1]["train_loss"]
+    assert_same(trainer(method=follows).fit(8), plain)
+    assert dropped.metrics[-1]["train_loss"] != plain.metrics[-1]["train_loss"]
     with pytest.raises(InputError, match="schedule is 'drop', but the base optimizer does not follow it"):
         trainer(schedule=Schedule("drop", (4,))).fit(8)
     params, _ = jax.eval_shape(init, jax.random.key(0))
@@ -284,8 +298,8 @@ def test_updates_follow_a_factor_that_nothing_undoes(base: Any, follows: bool) -
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_another_method(tmp_path: Path) -> None:
-    trainer(tmp_path).fit(8, figures=False)
+def test_a_run_does_not_go_on_with_another_method(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     for other in (
         lsgd(optax.sgd(0.2), local_period=2, global_period=4, global_pull=0.5),
         lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.4),
@@ -330,8 +344,8 @@ def test_a_folder_without_a_run_is_told_from_one_whose_run_is_not_finished(tmp_p
         load_model(tmp_path / "nowhere", task=task())
 
 
-def test_a_result_is_shown_in_a_line() -> None:
-    shown = repr(trainer().fit(8))
+def test_a_result_is_shown_in_a_line(plain: Result) -> None:
+    shown = repr(plain)
     assert re.fullmatch(r"Result\(1 evaluations, validation_error=0\.\d+, .*leader_test_error=0\.\d+\)", shown), shown
 
 
@@ -345,13 +359,12 @@ def test_messages_name_arguments_where_python_has_no_flags(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["center", "leader", "best"])
-def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(tmp_path: Path, which: str) -> None:
-    result = trainer(tmp_path).fit(8, figures=False)
-    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path, which, task()), getattr(result, which))
+def test_models_of_a_run_of_ones_own_are_loaded_with_its_task(plain: Result, written: Path, which: str) -> None:
+    jax.tree.map(np.testing.assert_array_equal, load_model(written, which, task()), getattr(plain, which))
     with pytest.raises(InputError, match=r"of a task of your own, 'task': pass it, as task="):
-        load_model(tmp_path, which)
+        load_model(written, which)
     with pytest.raises(InputError, match=r"cannot load .* or of another version or task"):
-        load_model(tmp_path, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
+        load_model(written, which, Task(lambda key: ({"c": jnp.zeros(3)}, {}), loss, train=from_arrays(DATA, 8)))
 
 
 @pytest.mark.slow
@@ -361,20 +374,19 @@ def test_a_plateau_looks_at_the_metric() -> None:
 
 
 @pytest.mark.slow
-def test_another_task_or_other_data_are_refused(tmp_path: Path) -> None:
-    trainer(tmp_path).fit(8, figures=False)
+def test_another_task_or_other_data_are_refused(written: Path) -> None:
     others = {
-        "task was task, is renamed": trainer(tmp_path, task=task(name="renamed")),
-        "seed was 0, is 1": trainer(tmp_path, seed=1),
-        "batch_size was 8, is 4": trainer(tmp_path, task=task(from_arrays(DATA, 4))),
-        "is not the data set": trainer(tmp_path, task=task(from_arrays(DATA | {"x": -DATA["x"]}, 8))),
-        "loss was loss, is ": trainer(tmp_path, task=Task(init, lambda *of: loss(*of), train=from_arrays(DATA, 8))),
+        "task was task, is renamed": trainer(written, task=task(name="renamed")),
+        "seed was 0, is 1": trainer(written, seed=1),
+        "batch_size was 8, is 4": trainer(written, task=task(from_arrays(DATA, 4))),
+        "is not the data set": trainer(written, task=task(from_arrays(DATA | {"x": -DATA["x"]}, 8))),
+        "loss was loss, is ": trainer(written, task=Task(init, lambda *of: loss(*of), train=from_arrays(DATA, 8))),
     }
     for told, other in others.items():
         with pytest.raises(InputError, match=told):
             other.fit(16, resume=True)
     with pytest.raises(InputError, match="already used: add"):
-        trainer(tmp_path).fit(8)
+        trainer(written).fit(8)
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
