@@ -198,14 +198,17 @@ class LiveRun:
         )
         return sorted(before - (now - new)), sorted(new | (now - before))
 
-    def agreed(self, stop: Any, topology: Topology) -> Callable[[], tuple[bool, bool]]:
+    def agreed(self, stop: Any, topology: Topology) -> Callable[[TrainState], tuple[bool, bool]]:
         """Makes the function that tells after each call whether to stop, and whether to take in who waits.
 
-        It waits for all processes, of which each has to call it.
+        It is given the state after the call, and waits for all processes, of which each has to call it.
         """
         ask = processes.agreed((stop, _Wanted(self.membership)), topology, at_once=True)
 
-        def both() -> tuple[bool, bool]:
+        def both(state: TrainState) -> tuple[bool, bool]:
+            # Where the call fails, since somebody has died, nothing more is sent: others may be in it still, and Gloo
+            # would take this message for one of the call's, and end their process.
+            jax.block_until_ready(state)
             stopping, wanted = ask()
             return stopping, wanted and not stopping
 

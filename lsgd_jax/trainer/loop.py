@@ -233,7 +233,7 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
             evaluation = evaluation or beside.submit(_compile, run.lower_evaluation(state))
             profile.called(state)
 
-            stopping, regrouping = agreed()
+            stopping, regrouping = agreed(state)
             evaluating = _passed(plan.evaluation_period, begin, step) or step == plan.steps
             saving = _passed(plan.checkpoint_period, begin, step) or step == plan.steps or stopping
             if not (evaluating or saving or regrouping):
@@ -262,12 +262,12 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
     return at
 
 
-def _agreed(stop: StopRequest, topology: Topology, live: LiveRun | None) -> Callable[[], tuple[bool, bool]]:
+def _agreed(stop: StopRequest, topology: Topology, live: LiveRun | None) -> Callable[[TrainState], tuple[bool, bool]]:
     """Makes the function that tells, after each call, whether to stop, and whether to take in who waits."""
     if live is not None:
         return live.agreed(stop, topology)
     asked = processes.agreed((stop,), topology)
-    return lambda: (asked()[0], False)
+    return lambda state: (asked()[0], False)
 
 
 def _compile(programs: Iterable[jax.stages.Lowered]) -> None:
