@@ -193,6 +193,27 @@ class Alone:
         return Generation(self.generations, (0,), () if steps else (0,), max(steps, default=None), None)
 
 
+def test_after_a_call_that_fails_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may be in the call still, and would take the message for one of its own."""
+
+    class Failed:
+        def block_until_ready(self) -> None:
+            raise ConnectionError("somebody has died")
+
+    asked: list[int] = []
+
+    def ask() -> list[bool]:
+        asked.append(1)
+        return [True, True]
+
+    monkeypatch.setattr(processes, "agreed", lambda *_, **__: ask)
+    both = LiveRun(Alone(), 1).agreed(False, Topology(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ConnectionError):
+        both({"params": Failed()})  # type: ignore[arg-type]
+    assert not asked
+    assert both({"params": jnp.ones(2)}) == (True, False)  # type: ignore[arg-type]
+
+
 RUN: dict[str, Any] = {
     **{"model": "mlp", "batch_size": 8, "groups": 2, "workers": 2, "learning_rate": 0.02, "steps": 24, "eval_every": 8},
     **{"stale_global_pull": 0.01, "local_period": 4, "global_period": 8, "checkpoint_every": 12},
