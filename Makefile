@@ -27,7 +27,7 @@ bench: $(VENV)/.installed-train
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal -m "not thorough"
 
-# With the combinations of what those tests cover one by one; before a release.
+# With whole experiments, and combinations of what those tests cover one by one; before a release.
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist=worksteal
 

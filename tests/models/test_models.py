@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from thorough import thorough
+from thorough import mostly, thorough
 
 from lsgd_jax.errors import InputError
 from lsgd_jax.models import MODELS, FunctionalModel, check_model, make_model
@@ -90,8 +90,9 @@ def passing_through(name: str) -> tuple[Any, Any, jax.Array]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rate"), [("mlp", 0.2), ("cnn3", 0.5), thorough("cnn7", 0.5)])
-def test_dropout_acts_on_the_last_hidden_layer_in_training_only(name: str, rate: float) -> None:
+@pytest.mark.parametrize("name", mostly(DROPOUT, "mlp", "cnn3"))
+def test_dropout_acts_on_the_last_hidden_layer_in_training_only(name: str) -> None:
+    rate, _ = DROPOUT[name]
     model, params, images = passing_through(name)
     apply = jax.jit(lambda key: model.apply(params, {}, images, key)[0])
     np.testing.assert_array_equal(model.apply(params, {}, images, None)[0], 1)
