@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processes
 
 PROCESSES = 4
 FLAGS = [
-    "--model=mlp", "--groups=1", "--workers=4", "--batch_size=16", "--global_period=8",
+    "--model=mlp", "--batch_size=16", "--local_period=4", "--global_period=8",
     "--learning_rate=0.02", "--steps=240", "--eval_every=60", "--checkpoint_every=120", "--heartbeat_timeout=4",
 ]  # fmt: skip
 # Who dies where: two at once in a call, and one hangs; before that, in an evaluation and writing a checkpoint.
@@ -33,8 +33,10 @@ EVERYWHERE = ("evaluate.2", "digests.0", *IN_CALLS)
     [(IN_CALLS, ["1 3", "2"]), thorough(EVERYWHERE, ["2", "0", "1 3", "2"])],
     ids=["in calls", "everywhere"],
 )
+# One group is a shape of its own: all messages go the same way, and a survivor must not take one for another.
+@pytest.mark.parametrize("groups", [2, thorough(1)])
 def test_processes_die_hang_and_come_again_and_the_others_go_on(
-    deaths: tuple[str, ...], missed: list[str], tmp_path: pathlib.Path
+    groups: int, deaths: tuple[str, ...], missed: list[str], tmp_path: pathlib.Path
 ) -> None:
     workdir, orders = tmp_path / "run", tmp_path / "orders"
     orders.mkdir()
@@ -43,7 +45,8 @@ def test_processes_die_hang_and_come_again_and_the_others_go_on(
     script = str(ROOT / "tests" / "cluster" / "dying.py")
     launcher = ["-m", "lsgd_jax.launch", f"--processes={PROCESSES}", "--live", f"--max_restarts={2 * len(deaths)}"]
     lines = []
-    with started(*launcher, script, *FLAGS, f"--workdir={workdir}", DEATHS=str(orders)) as run:
+    shape = [f"--groups={groups}", f"--workers={PROCESSES // groups}"]
+    with started(*launcher, script, *FLAGS, *shape, f"--workdir={workdir}", DEATHS=str(orders)) as run:
         assert run.stdout is not None
         pids = {}
         for line in run.stdout:

@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from copies import copied
 from started_processes import PATIENCE, children, lines_until, started, wait_until
 from thorough import thorough
 
@@ -112,15 +112,6 @@ def assert_same_leaders(one: pathlib.Path, other: pathlib.Path) -> None:
     assert leaders == others
 
 
-def copy_as_at(step: int, run: pathlib.Path, copy: pathlib.Path) -> None:
-    """A copy of a finished run as it was at a checkpoint, with the rows that it has written since."""
-    shutil.copytree(run, copy)
-    for path in (copy / "checkpoints").iterdir():
-        if int(path.name) > step:
-            shutil.rmtree(path)
-    (copy / "summary.json").unlink()
-
-
 @pytest.mark.parametrize(
     "more", [{}, thorough({"fragments": 2, "overlap": 3})], ids=["at once", "while half of the parameters are sent"]
 )
@@ -131,7 +122,7 @@ def test_a_run_goes_on_in_two_processes_of_which_one_is_killed_and_then_in_one_a
     settings = SETTINGS | {"groups": 1, "workers": 4, "checkpoint_every": 16} | more
     one, many = tmp_path / "one", tmp_path / "many"
     assert train(Config(str(one), **settings, steps=32), figures=False)
-    copy_as_at(16, one, many)
+    copied(one, many, step=16)
 
     script = ["experiments/train.py", f"--workdir={many}", "--steps=24", "--resume", "--nocompilation_cache"]
     command = ["-m", "lsgd_jax.launch", "--processes=2", "--max_restarts=1", *script]
@@ -163,7 +154,7 @@ def test_a_run_in_few_bits_goes_on_in_two_processes(tmp_path: pathlib.Path) -> N
     settings = SETTINGS | {"groups": 1, "workers": 4, "overlap": 3, "compress": 4}
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(Config(str(one), **settings, steps=16), figures=False)
-    copy_as_at(8, one, two)
+    copied(one, two, step=8)
     command = ["-m", "lsgd_jax.launch", "--processes=2", "-m", "lsgd_jax.train", f"--workdir={two}"]
     with started(*command, "--steps=16", "--resume", "--nocompilation_cache") as launcher:
         output, _ = launcher.communicate(timeout=PATIENCE)

@@ -184,6 +184,8 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any
             12,
             {"downpour": 6, "sgd": 3, "none": 3},
         ),
+        *((f"convergence_{groups}x4", ("lsgd", "easgd", "local_sgd"), 2, {"lsgd": 4}) for groups in (2, 4)),
+        *((f"convergence_1x{workers}", ("lsgd", "local_sgd"), 2, {"lsgd": 4}) for workers in (8, 16)),
         ("tinyshakespeare_transformer", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
         ("tinyshakespeare_lstm", BASELINES, 3, {"lsgd": 6, "diloco": 6}),
     ],

@@ -10,13 +10,12 @@ import pytest
 
 from lsgd_jax import Task, Topology, Trainer, from_arrays, lsgd
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_flax_gpt2", reason="these transformers have no Flax")
-
 
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_a_transformer_of_theirs_is_trained_further() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_flax_gpt2", reason="these transformers have no Flax")
     sizes = {"vocab_size": 17, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = gpt2.FlaxGPT2LMHeadModel(transformers.GPT2Config(**sizes), seed=0, input_shape=(1, 8))
     start = jax.tree.map(np.asarray, model.params)

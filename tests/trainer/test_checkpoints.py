@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from copies import copied
 
 from lsgd_jax.config import train as training
 from lsgd_jax.config.config import Config
@@ -36,13 +37,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("checkpoints") / "whole"
     assert train(Config(str(workdir), **RUN), figures=False)
     return workdir
-
-
-def copied(whole: Path, folder: Path) -> Path:
-    """The run as if it had been killed before its summary."""
-    shutil.copytree(whole, folder)
-    (folder / "summary.json").unlink()
-    return folder
 
 
 def params_of(workdir: Path) -> list[np.ndarray]:

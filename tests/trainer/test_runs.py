@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from copies import copied
 from thorough import thorough
 
 from lsgd_jax import load_center
@@ -237,10 +238,7 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused_and_nothing_is_changed(
 def test_a_run_stopped_exactly_at_its_new_end_is_evaluated_there(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(undisturbed, workdir)
-    shutil.rmtree(workdir / "checkpoints/60")
-    (workdir / "summary.json").unlink()
+    workdir = copied(undisturbed, tmp_path / "run", step=48)
     summary = train(load_config(str(workdir), {"steps": 48}, resume=True), resume=True)
     assert summary["step"] == 48
     assert "note: --steps was 60, is 48: the cosine ends there" in capsys.readouterr().out
