@@ -18,7 +18,7 @@ from lsgd_jax.cluster.generations import Generation, GenerationOverError
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.reload import reload_run
 from lsgd_jax.config.train import train
-from lsgd_jax.engine.state import TrainState
+from lsgd_jax.engine.state import TrainState, shared_fields
 from lsgd_jax.errors import InputError
 from lsgd_jax.trainer.checkpoints import CheckpointInfo
 from lsgd_jax.trainer.live import GENERATIONS, Begun, LiveRun
@@ -212,6 +212,23 @@ def test_after_a_call_that_fails_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
         both({"params": Failed()})  # type: ignore[arg-type]
     assert not asked
     assert both({"params": jnp.ones(2)}) == (True, False)  # type: ignore[arg-type]
+
+
+def test_who_goes_on_takes_the_learning_rate_that_belongs_to_as_many_workers() -> None:
+    """With --scale_learning_rate it is a multiple of their number; all else is as it was kept."""
+    method, topology = lsgd(BASE, global_pull=0.1, global_period=8), Topology(1, 2, jax.devices()[:2])
+    before, now = (init_state(method, topology, model, jax.random.key(3), learning_rate=rate) for rate in (0.8, 0.4))
+    run, info = LiveRun(Alone(), 1), CheckpointInfo((1, 2), 1.0, 0.5, 100)  # type: ignore[arg-type]
+    before = before._replace(step=before.step + 8)
+    run.keep(before, 8, info)
+    shared = [leaf.item() for leaf in jax.tree.leaves(shared_fields(before))]
+    run.generation, run.begun = Generation(2, (0,), (), 8, None), Begun("w", (1, 4), (0, 1), shared, info)
+    restored = run.restored(SimpleNamespace(init_state=lambda: now, topology=topology, method=method))  # type: ignore[arg-type]
+    assert restored is not None
+    state, kept = restored
+    assert (float(state.learning_rate), int(state.step), kept) == (pytest.approx(0.4), 8, info)
+    for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(before.params), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 RUN: dict[str, Any] = {
