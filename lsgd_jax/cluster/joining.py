@@ -3,6 +3,7 @@
 Process 0 starts JAX's coordination service, through which the others find each other.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -19,7 +20,15 @@ import jax
 from lsgd_jax.cluster import gpus, processes, proxies
 from lsgd_jax.cluster.coordinator import HEARTBEAT_SECONDS
 from lsgd_jax.cluster.stopping import stop_with_launcher
-from lsgd_jax.errors import ExitCode, InputError, NotYetError, ReportedError, agreed_error, first_line
+from lsgd_jax.errors import (
+    ExitCode,
+    InputError,
+    NotYetError,
+    ReportedError,
+    RunFailedError,
+    agreed_error,
+    first_line,
+)
 
 # How long the main process waits for the others, at most, before it ends a run that has failed.
 LEAVING_SECONDS = 2.0
@@ -241,6 +250,24 @@ def _say(line: str) -> None:
 def is_of_another(error: Exception) -> bool:
     """Whether an error says that a collective, or the coordinator, has failed."""
     return any(name in str(error) for name in ("Gloo", "NCCL", "UNAVAILABLE", "coordination service"))
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turns what a collective raises where another process has ended into one line, in a script of one's own.
+
+    Raises:
+      RunFailedError: what to do.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if processes.alone() or not is_of_another(error):
+            raise
+        message = f"a collective failed, most likely since another process has ended ({first_line(error)})"
+        raise RunFailedError(
+            f"{message}: start all again, with resume=True to go on from the last checkpoint"
+        ) from None
 
 
 def _detected() -> int:

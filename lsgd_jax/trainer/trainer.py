@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.asynchronous import check_shares
+from lsgd_jax.cluster.joining import naming_lost_processes
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.engine.method_checks import check_method, digest_of_shapes, fingerprint, follows_factor, name_of
 from lsgd_jax.engine.numerics import check_jax, fixed_numerics
@@ -123,6 +124,7 @@ class Trainer:
             raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
 
     @naming_arguments()
+    @naming_lost_processes()
     @lasting_output()
     @fixed_numerics()
     def fit(
@@ -152,6 +154,7 @@ class Trainer:
           AllWorkersLostError: if no worker has finite parameters left, and no
             communication will start one again.
           DiskFullError: if the disk of the workdir is full.
+          RunFailedError: if a collective has failed, most likely since another process has ended.
         """
         if not isinstance(steps, int) or steps < 1:
             raise InputError(f"steps must be an integer of at least 1, got {steps!r}")

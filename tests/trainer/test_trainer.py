@@ -19,6 +19,7 @@ from tanh_task import logits, loss, wrong
 from thorough import mostly, thorough
 
 from lsgd_jax import Axes, Topology, data_parallel, eamsgd, easgd, lsgd
+from lsgd_jax.cluster import processes
 from lsgd_jax.cluster.stopping import StopRequest
 from lsgd_jax.config.config import Config
 from lsgd_jax.config.kinds import find_source, image_task
@@ -27,9 +28,10 @@ from lsgd_jax.data.grain_source import from_grain
 from lsgd_jax.data.sources import TrainingData, from_arrays, from_function
 from lsgd_jax.engine.method_checks import follows_factor
 from lsgd_jax.engine.schedules import Schedule, follow_factor
-from lsgd_jax.errors import InputError
+from lsgd_jax.errors import InputError, RunFailedError
 from lsgd_jax.tasks import evaluation
 from lsgd_jax.tasks.task import Task
+from lsgd_jax.trainer import trainer as module
 from lsgd_jax.trainer.records import read_leaders
 from lsgd_jax.trainer.saved_models import load_model
 from lsgd_jax.trainer.trainer import Result, Trainer
@@ -55,6 +57,32 @@ def trainer(workdir: Path | None = None, *, devices: int = 1, **more: Any) -> Tr
     given: dict[str, Any] = {"task": task(), "method": METHOD, "eval_every": 8, "checkpoint_every": 8} | more
     given.setdefault("topology", Topology(2, 4, jax.devices()[:devices]))
     return Trainer(**given, workdir=workdir)
+
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:24496: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("alone", "told", "error"),
+    [
+        (False, GLOO, RunFailedError),
+        (True, GLOO, jax.errors.JaxRuntimeError),
+        (False, "INTERNAL: an assertion of XLA", jax.errors.JaxRuntimeError),
+    ],
+)
+def test_a_script_whose_other_process_has_ended_is_told_so_in_one_line(
+    alone: bool, told: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(processes, "alone", lambda: alone)
+        raise jax.errors.JaxRuntimeError(told)
+
+    monkeypatch.setattr(module, "run_trainer", failing)
+    with pytest.raises(error, match=re.escape(told)) as raised:
+        trainer().fit(steps=8)
+    if error is RunFailedError:
+        assert str(raised.value).endswith("start all again, with resume=True to go on from the last checkpoint")
+        assert raised.value.__suppress_context__, "no second traceback"
 
 
 def test_a_process_that_has_not_joined_the_others_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
