@@ -62,8 +62,8 @@ class Config(MethodSettings):
     data_dir: str | None = _what(None, "folder of prepared TFDS sets (default: ~/tensorflow_datasets)", "path")
     download: bool = _what(False, "let TFDS fetch and prepare a missing set (needs the extra 'tensorflow')")
     seed: int = _what(0, "a run is a function of it: start, order, augmentation, held-out images")
-    groups: int = _workers(2, "groups of workers; one has only the global leader; of several processes one a machine")
-    workers: int = _workers(4, "workers in each group; of several processes one a device")
+    groups: int = _workers(2, "groups of workers; one has only a global leader; distributed: one per machine")
+    workers: int = _workers(4, "workers in each group; distributed: one per device")
     sampling: str = _workers("shard", "shard (one each), reshuffle (dealt anew each epoch) or iid (any sample)")
     init: str = _workers("same", "same or different initial parameters of the workers")
     worker_speeds: str | None = _workers(
