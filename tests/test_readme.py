@@ -242,6 +242,43 @@ def test_the_table_of_settings_has_the_errors_of_the_search() -> None:
         assert text.format(low, high) in CHOOSING, (text, low, high)
 
 
+def test_the_errors_after_24_epochs_are_those_of_all_runs() -> None:
+    errors: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
+    for stage in "ab":
+        for row in rows(f"paper/convergence_{stage}_runs.csv"):
+            if row["phase"] == "test":
+                errors.setdefault(row["method"], []).append(100 * float(row["test_error"]))
+                losses.setdefault(row["method"], []).append(float(row["train_loss"]))
+                if row["method"] == "none":
+                    errors.setdefault("none, the best worker", []).append(100 * float(row["leader_test_error"]))
+    spreads = {method: spread(values) for method, values in errors.items()}
+    page = (ROOT / "results" / "comparisons.md").read_text().partition("## CIFAR-10, 24 epochs")[2]
+    shown = {}
+    for line in page.partition("\n| --- ")[2].partition("\n\n")[0].splitlines()[1:]:
+        method, _, _, _, error, each, loss, _ = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        shown[method] = (error, each, loss)
+    assert shown == {
+        method: (
+            f"{mean:.1f} ± {deviation:.1f}",
+            ", ".join(f"{error:.2f}" for error in errors[method]),
+            f"{spread(losses[method]).mean:.2f}" if method in losses else "",
+        )
+        for method, (mean, deviation, _) in spreads.items()
+    }
+    paragraph = CHOOSING.partition("**After 24 epochs**")[2].partition("\n\n")[0]
+    for method, name in (("diloco", "DiLoCo"), ("local_sgd", "local SGD"), ("dppf", "DPPF"), ("grawa", "MGRAWA"),
+                         ("data_parallel", "data parallel has"), ("downpour", "DOWNPOUR")):  # fmt: skip
+        assert f"{name} {spreads[method].mean:.1f} ± {spreads[method].deviation:.1f}" in paragraph, method
+    assert not_apart(spreads)["lsgd"] == ["easgd"]
+    assert all(
+        spreads[m].mean < spreads["easgd"].mean for m in spreads if m not in ("lsgd", "easgd") and "none" not in m
+    )
+    assert {*not_apart(spreads)["sgd"]} == {"data_parallel", "downpour"}
+    assert not_apart(spreads)["local_sgd"] == ["dppf"]
+    assert not_apart(spreads)["diloco"] == []
+
+
 def test_the_figures_of_cifar_10_where_one_chooses_are_those_of_the_report() -> None:
     tested = [row for row in rows("comparison_cifar10/runs.csv") if row["phase"] == "test"]
     errors: dict[str, list[float]] = {}
