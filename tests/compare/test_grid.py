@@ -177,7 +177,7 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any
         ("digits", METHODS, 2, {}),
         ("cifar10_cnn7_4_workers", METHODS, 3, {"lsgd": 6}),
         ("convergence_a", ("lsgd", "easgd", "local_sgd", "data_parallel"), 12, {"local_sgd": 6, "data_parallel": 3}),
-        ("convergence_a_stale", ("lsgd",), 16, {}),
+        ("convergence_a_stale", ("lsgd",), 8, {}),
         (
             "convergence_b",
             ("diloco", "downpour", "dppf", "grawa", "sgd", "none"),
