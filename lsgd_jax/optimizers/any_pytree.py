@@ -1,6 +1,7 @@
 """What every method owes to those who call it: any pytree of parameters, and buffers of its own."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -40,9 +41,16 @@ def for_any_pytree(factory: Callable[P, DistributedOptimizer]) -> Callable[P, Di
         base = args[0] if args else kwargs.get("base")
         if not (hasattr(base, "init") and hasattr(base, "update")) and (args or "base" in kwargs):
             raise ValueError(f"base is {_described(base)}: use an optax optimizer, such as optax.sgd(0.1)")
-        return _serving(factory(*args, **kwargs))
+        return _serving(factory(*args, **kwargs))._replace(arguments=_told(factory, *args, **kwargs))
 
     return make
+
+
+def _told(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[tuple[str, int | float | str | None], ...]:
+    """The arguments of a factory's call, defaults too, as far as JSON has them."""
+    bound = inspect.signature(factory).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return tuple(each for each in bound.arguments.items() if isinstance(each[1], int | float | str | None))
 
 
 def _serving(method: DistributedOptimizer) -> DistributedOptimizer:

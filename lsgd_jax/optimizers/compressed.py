@@ -129,6 +129,7 @@ def compressed(
         center=lambda params, state, axes: method.center(params, state.inner, axes),
         restart=restart,
         communications=tuple(in_few_bits(i, c) for i, c in enumerate(method.communications)),
+        arguments=(*method.arguments, ("bits", bits), ("top_k", top_k)),
     )
 
 

@@ -137,6 +137,7 @@ class DistributedOptimizer(NamedTuple):
       reduce_gradients: `(grads, axes) -> grads`; `keep_gradients` but for methods
         that average gradients.
       window: how many losses make a score, or None if the method needs no score.
+      arguments: `(name, value)` of the factory that has made it, the base optimizer aside; for people who compare runs.
     """
 
     init: Callable[[Any, Axes], Any]
@@ -146,6 +147,7 @@ class DistributedOptimizer(NamedTuple):
     communications: tuple[Communication, ...] = ()
     reduce_gradients: Callable[[Any, Axes], Any] = keep_gradients
     window: int | None = None
+    arguments: tuple[tuple[str, int | float | str | None], ...] = ()
 
 
 def update_of(base: optax.GradientTransformation) -> Update:

@@ -66,7 +66,8 @@ def fragments(method: DistributedOptimizer, n: int, *, strided: bool = False) ->
         return method.init(params, axes)
 
     cut = (_of_part(c, k, n, strided) for k in range(n) for c in method.communications)
-    return method._replace(init=init, communications=tuple(cut))
+    arguments = (*method.arguments, ("n", n), ("strided", strided))
+    return method._replace(init=init, communications=tuple(cut), arguments=arguments)
 
 
 def parts_of(sizes: Any, n: int, *, strided: bool) -> list[list[int]]:

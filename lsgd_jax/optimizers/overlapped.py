@@ -118,6 +118,7 @@ def overlapped(method: DistributedOptimizer, *, delay: int | None = None, keep: 
         center=lambda params, state, axes: method.center(params, state.inner, axes),
         restart=lambda params, state: state._replace(inner=method.restart(params, state.inner)),
         communications=tuple(half for both in halves for half in both),
+        arguments=(*method.arguments, ("delay", delay), ("keep", keep)),
     )
 
 

@@ -1,6 +1,7 @@
 """What a run that goes on has to have in common with what it was."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from lsgd_jax.cluster import processes
@@ -12,14 +13,9 @@ from lsgd_jax.tasks.task import Task
 from lsgd_jax.trainer.conditions import check_data, check_precision
 from lsgd_jax.trainer.workdir import check_shared_workdir
 
-# What may differ when a run goes on.
-FREE = frozenset({"steps", "eval_every", "checkpoint_every"})
+# What may differ when a run goes on: a method is compared by what it computes.
+FREE = frozenset({"steps", "eval_every", "checkpoint_every", "algorithm", "arguments"})
 SHAPE = frozenset({"groups", "workers"})
-# What is kept as a digest.
-UNTOLD = {
-    "method": "the method computes something else: its base optimizer, its arguments or itself",
-    "parameters": "the model has other parameters",
-}
 # What a workdir keeps of the settings.
 CONFIG = "config.json"
 
@@ -46,8 +42,9 @@ def check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *,
     if "parameters" in changed and "method" in changed:
         changed.remove("method")  # it is traced with them
     if changed:
+        untold = {"method": _other_method(saved, settings), "parameters": "the model has other parameters"}
         changes = ", ".join(
-            UNTOLD.get(name, f"{name} was {saved.get(name)}, is {now}")
+            untold.get(name, f"{name} was {saved.get(name)}, is {now}")
             for name, now in settings.items()
             if name in changed
         )
@@ -57,3 +54,16 @@ def check_folder(workdir: pathlib.Path, settings: dict[str, Any], task: Task, *,
         )
     check_precision(workdir)
     check_data(workdir, task)
+
+
+def _other_method(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What differs between two methods of which more than a digest may be known."""
+    before, now = ({"method": each.get("algorithm"), **(each.get("arguments") or {})} for each in (saved, settings))
+    if before["method"] is None:  # of an older version
+        told = "its base optimizer, its arguments or itself"
+    elif before["method"] != now["method"]:
+        told = f"it was {before['method']}, is {now['method']}"
+    else:
+        differ = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        told = ", ".join(differ) or "its base optimizer or itself"
+    return f"the method computes something else: {told}"

@@ -224,6 +224,8 @@ class Trainer:
             "task": self.task.name,
             "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__name__),
             "batch_size": self.task.train.batch_size,
+            "algorithm": name_of(self.method_of(topology)),
+            "arguments": dict(self.method_of(topology).arguments),
             **self._digests(topology, params),
             "groups": topology.groups,
             "workers": topology.workers,

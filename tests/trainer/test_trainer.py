@@ -328,14 +328,16 @@ def test_updates_follow_a_factor_that_nothing_undoes(base: Any, follows: bool) -
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_method(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
-    for other in (
-        lsgd(optax.sgd(0.2), local_period=2, global_period=4, global_pull=0.5),
-        lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.4),
-        lsgd(optax.sgd(0.1), local_period=2, global_period=8, global_pull=0.5),
+    pull = {"local_period": 2, "global_period": 4, "global_pull": 0.5}
+    for other, told in (
+        (lsgd(optax.sgd(0.2), **pull), "its base optimizer or itself"),
+        (lsgd(optax.sgd(0.1), **pull | {"global_pull": 0.4}), "global_pull was 0.5, is 0.4"),
+        (lsgd(optax.sgd(0.1), **pull | {"global_period": 8}), "global_period was 4, is 8"),
+        (easgd(optax.sgd(0.1)), "it was lsgd, is easgd"),
     ):
-        with pytest.raises(InputError, match=r"another run \(the method computes something else: "):
+        with pytest.raises(InputError, match=rf"another run \(the method computes something else: {told}\)"):
             trainer(tmp_path, method=other).fit(16, resume=True)
-    same = lsgd(optax.sgd(0.1), local_period=2, global_period=4, global_pull=0.5)
+    same = lsgd(optax.sgd(0.1), **pull)
     settings = json.loads((tmp_path / "config.json").read_text())
     for kept in (settings["method"], "jax 0.1, optax 0.1, 12", None):  # as other versions trace it, and before
         (tmp_path / "config.json").write_text(json.dumps(settings | {"method": kept}))
