@@ -3,6 +3,7 @@
 Without flags: scikit-learn's handwritten digits, 2 groups of 4 workers on this machine.
 """
 
+import contextlib
 import datetime
 import itertools
 import math
@@ -145,13 +146,25 @@ def train_here(program: str, stop: StopRequest, live: "LiveRun | None" = None) -
     notes = [f"--{name} is not used by {config.algorithm}{own}" for name in unused_by(config.algorithm, given)]
     how: Any = {"notes": notes, "profile_dir": FLAGS.profile_dir, "wandb": FLAGS.wandb, "stop": stop, "live": live}
     try:
-        summary = train(config, resume=resume, elastic=(FLAGS.elastic or goes_on) and resume, **how)
+        with _live_report(workdir):
+            summary = train(config, resume=resume, elastic=(FLAGS.elastic or goes_on) and resume, **how)
     except KeyboardInterrupt:
         hint = _how_to_resume(program, workdir) if is_started(pathlib.Path(workdir)) else "nothing is saved"
         print(f"{program_name([program])}: interrupted\n{hint}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     processes.say(_how_to_resume(program, workdir) if summary is None else table(summary, config.workdir))
     return ExitCode.STOPPED if summary is None and FLAGS.resume == "auto" else ExitCode.DONE
+
+
+def _live_report(workdir: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a page of the run fresh, in the main process, if that was asked for."""
+    from lsgd_jax.cluster import processes
+
+    if not (FLAGS.live_report and processes.is_main()):
+        return contextlib.nullcontext()
+    from lsgd_jax.report.live import kept_fresh
+
+    return kept_fresh(pathlib.Path(workdir))
 
 
 def _overlapped() -> bool:
@@ -212,7 +225,10 @@ def table(summary: dict[str, Any], workdir: str) -> str:
             "the center is far behind the leader: a shorter --global_period, a stronger pull or a stale one help",
         ]
     lines += ["", f"results in {workdir}: " + ", ".join(["metrics.jsonl", "leaders.csv", *summary["figures"]])]
-    lines.append(f"as a page for a browser: {shlex.quote(sys.executable)} -m lsgd_jax.report {shlex.quote(workdir)}")
+    page = f"{shlex.quote(sys.executable)} -m lsgd_jax.report {shlex.quote(workdir)}"
+    if FLAGS.live_report:
+        page = (pathlib.Path(workdir) / "report.html").resolve().as_uri()
+    lines.append(f"as a page for a browser: {page}")
     return "\n".join(lines)
 
 
@@ -226,7 +242,11 @@ def _default_workdir() -> str:
 
 
 def _how_to_resume(program: str, workdir: str) -> str:
-    flags = [f"--workdir={workdir}", "--resume", *(["--wandb"] if FLAGS.wandb else [])]
+    flags = [
+        f"--workdir={workdir}",
+        "--resume",
+        *(f"--{name}" for name in ("live_report", "wandb") if FLAGS[name].value),
+    ]
     return f"to go on: {shlex.quote(sys.executable)} {program} {shlex.join(flags)}"
 
 

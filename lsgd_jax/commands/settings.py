@@ -35,6 +35,7 @@ PROCESS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("elastic", "boolean", False, "with --resume: go on with other --groups and --workers; docs/cluster.md"),
         Flag("profile_dir", "path", None, "folder for a jax.profiler trace of the first rounds (default: none)"),
+        Flag("live_report", "boolean", False, "keep a page of the run for browsers fresh in its --workdir"),
         Flag("wandb", "boolean", False, "send the metrics to Weights & Biases too; WANDB_MODE=offline keeps them here"),
         Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax for the next run"),
     ),

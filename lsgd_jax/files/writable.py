@@ -12,8 +12,16 @@ from lsgd_jax.files.paths import why_not_local
 PROBE = ".writable"
 # What a run writes when it goes on: into these folders, to the ends of these files, and others in the place of these.
 FOLDERS = ("", "checkpoints", "center", "leader", "figures", "tensorboard")
-RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv")
-REPLACED = ("config.json", "conditions.json", "summary.json", "wandb.json", "center/model.json", "leader/model.json")
+RECORDS = ("metrics.jsonl", "leaders.csv", "rounds.csv", "workers.csv", "incidents.csv")
+REPLACED = (
+    "config.json",
+    "conditions.json",
+    "environment.json",
+    "summary.json",
+    "wandb.json",
+    "center/model.json",
+    "leader/model.json",
+)
 
 
 def make_writable(folder: pathlib.Path, flag: str | None = "workdir", todo: str = "choose another folder") -> None:

@@ -36,9 +36,11 @@ def main(argv: list[str]) -> int:
     alone = len(paths) == 1 and (paths[0] / "metrics.jsonl").exists()
     output = pathlib.Path(FLAGS.output) if FLAGS.output else (paths[0] if alone else pathlib.Path()) / FILE
     print(write_report(paths, output, refresh=FLAGS.every))
-    while FLAGS.every:
+    while FLAGS.every and not (alone and (paths[0] / "summary.json").exists()):  # to a folder more may come
         time.sleep(FLAGS.every)
         write_report(paths, output, refresh=FLAGS.every)
+    if FLAGS.every:
+        write_report(paths, output)  # which is not loaded again
     return 0
 
 
@@ -48,10 +50,7 @@ def write_report(paths: Sequence[pathlib.Path], output: pathlib.Path, *, refresh
     Raises:
       InputError: if there is no run, one cannot be read, the page cannot be written, or Plotly is not installed.
     """
-    try:
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise InputError("the page needs Plotly: pip install 'lsgd_jax[train]'") from error
+    check_plotly()
     from lsgd_jax.files.files import write_whole
     from lsgd_jax.report.page import page
     from lsgd_jax.report.runs import read_runs
@@ -62,6 +61,18 @@ def write_report(paths: Sequence[pathlib.Path], output: pathlib.Path, *, refresh
     except OSError as error:
         raise InputError(f"--output={output}: {error.strerror or error}: name another file") from error
     return output.resolve().as_uri()
+
+
+def check_plotly() -> None:
+    """Refuses where it is not installed.
+
+    Raises:
+      InputError: what to do.
+    """
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise InputError("the page needs Plotly: pip install 'lsgd_jax[train]'") from error
 
 
 def usage() -> str:

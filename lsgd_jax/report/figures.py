@@ -1,5 +1,6 @@
 """The figures of the page, for Plotly: hover tells numbers, and a drag zooms."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,15 +69,39 @@ def curves(runs: Sequence[ShownRun], figure: str, title: str, scale: float = 1.0
                 text=[f"worker {rank}" for rank in range(len(of_workers))],
                 visible=True if len(runs) == 1 else "legendonly",
             )
+    _choose_axis(drawn, axes)
+    if len(runs) > 1:  # names may be long
+        lines = len(axes) if len(runs) > FEW else len(runs)
+        drawn.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top"}, height=460 + 22 * lines)
+    return drawn
+
+
+def scores(run: ShownRun) -> go.Figure:
+    """The score by which each worker leads, over steps, seconds or bytes: by default its mean training loss."""
+    places = {row["step"]: tuple(row[column] / unit for column, _, unit in OVER) for row in run.metrics}
+    drawn = go.Figure(layout=LAYOUT | {"yaxis_title": "score", "xaxis_title": OVER[0][1], "hovermode": "closest"})
+    axes: list[tuple[list[float], ...]] = []
+    for rank in sorted({row.worker for row in run.workers}):
+        rows = [row for row in run.workers if row.worker == rank and row.step in places]
+        axes.append(tuple([places[row.step][i] for row in rows] for i in range(len(OVER))))
+        drawn.add_scatter(
+            x=axes[-1][0],
+            y=[row.score if math.isfinite(row.score) else None for row in rows],
+            name=f"worker {rank}",
+            mode="lines",
+            line={"color": COLOURS[rank % len(COLOURS)], "width": 1},
+        )
+    _choose_axis(drawn, axes)
+    return drawn
+
+
+def _choose_axis(drawn: go.Figure, axes: Sequence[tuple[list[float], ...]]) -> None:
+    """A menu of what curves are drawn over; each has its places on every axis."""
     buttons = [
         {"label": label, "method": "update", "args": [{"x": [xs[i] for xs in axes]}, {"xaxis.title.text": label}]}
         for i, (_, label, _) in enumerate(OVER)
     ]
     drawn.update_layout(updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.18, "yanchor": "top"}])
-    if len(runs) > 1:  # names may be long
-        lines = len(axes) if len(runs) > FEW else len(runs)
-        drawn.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top"}, height=460 + 22 * lines)
-    return drawn
 
 
 def leaders(run: ShownRun) -> go.Figure:

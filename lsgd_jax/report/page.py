@@ -7,7 +7,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lsgd_jax.report.figures import bytes_by_level, curves, leaders
+from lsgd_jax.report.figures import bytes_by_level, curves, leaders, scores
 from lsgd_jax.report.runs import ShownRun
 
 STYLE = """
@@ -22,6 +22,8 @@ tr.differs td { background: #fff4d6; }
 .note { color: #666; font-size: 0.85rem; }
 """
 CONFIGURATION = {"responsive": True, "displaylogo": False}
+# What is more than this has diverged.
+LARGE = 1e6
 # Elections of more runs than these would make a long page.
 RUNS_WITH_LEADERS = 8
 
@@ -53,6 +55,9 @@ def _sections(runs: Sequence[ShownRun]) -> Iterator[tuple[str, str]]:
         yield metric.label, _figure(curves(of_metric, metric.name, metric.title, metric.scale))
     if any("test_loss" in run.metrics[-1] or "validation_loss" in run.metrics[-1] for run in runs):
         yield "Loss", _figure(curves(runs, "loss", "loss"))
+    scored = [run for run in runs if run.workers]
+    for run in scored[:RUNS_WITH_LEADERS]:
+        yield "Score of each worker" + (f": {run.name}" if len(runs) > 1 else ""), _figure(scores(run))
     led = [run for run in runs if run.leaders]
     for run in led[:RUNS_WITH_LEADERS]:
         yield "Who led when" + (f": {run.name}" if len(runs) > 1 else ""), _figure(leaders(run))
@@ -70,7 +75,10 @@ def _row(run: ShownRun) -> tuple[Any, ...]:
 
     def shown(prefix: str) -> str:
         name = f"{prefix}{split}_{metric.name}"
-        return f"{metric.shown(metric.bounded(last[name]))} {metric.unit}".rstrip() if name in last else "–"
+        if name not in last:
+            return "–"
+        figure = metric.bounded(last[name])
+        return f"{figure:.3g}" if abs(figure) > LARGE else f"{metric.shown(figure)} {metric.unit}".rstrip()
 
     planned = f"of {run.settings['steps']:,}" if "steps" in run.settings else "not finished"
     state = "finished" if run.summary else planned
@@ -82,8 +90,8 @@ def _row(run: ShownRun) -> tuple[Any, ...]:
 
 
 def _events(run: ShownRun) -> Iterator[tuple[str, str, str]]:
-    """Processes that were lost and came, and what evaluations tell; in order."""
-    found = list[tuple[int, str]]()
+    """Processes that were lost and came, what the run wrote down, and what evaluations tell; in order."""
+    found: list[tuple[int, str]] = [(incident.step, incident.what) for incident in run.incidents]
     for generation in run.generations:
         step, shape = int(generation["step"]), f"{generation['groups']} × {generation['workers']} workers"
         for column, what in (("lost", "lost"), ("taken_in", "taken in")):
@@ -97,7 +105,7 @@ def _events(run: ShownRun) -> Iterator[tuple[str, str, str]]:
         before = now
         if row.get("train_loss", 0.0) is None:
             found.append((row["step"], "the training loss is not finite"))
-    yield from ((run.name, f"{step:,}", what) for step, what in sorted(found))
+    yield from ((run.name, f"{step:,}", what) for step, what in sorted(found, key=lambda each: each[0]))
 
 
 def _side_by_side(runs: Sequence[ShownRun], values: Sequence[dict[str, Any]]) -> str:

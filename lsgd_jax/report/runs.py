@@ -13,8 +13,17 @@ from lsgd_jax.files.files import is_there, read_json
 from lsgd_jax.tasks.metric import SPLITS, Metric
 from lsgd_jax.trainer.conditions import FILE as CONDITIONS
 from lsgd_jax.trainer.live import GENERATIONS
+from lsgd_jax.trainer.provenance import FILE as COMPUTED_WITH
 from lsgd_jax.trainer.provenance import PACKAGES
-from lsgd_jax.trainer.records import LeaderRow, read_leaders, read_metrics
+from lsgd_jax.trainer.records import (
+    Incident,
+    LeaderRow,
+    WorkerRow,
+    read_incidents,
+    read_leaders,
+    read_metrics,
+    read_workers,
+)
 
 METRICS = "metrics.jsonl"
 REMEDY = "leave this run out, or restore it"
@@ -36,6 +45,8 @@ class ShownRun(NamedTuple):
       summary: what came of it; None until it is finished.
       metrics: its evaluations, the rows of metrics.jsonl.
       leaders: its elections.
+      workers: their scores at evaluations.
+      incidents: what happened that does not in every run.
       generations: who was there, by the rows of generations.csv; none where no process may die.
     """
 
@@ -47,6 +58,8 @@ class ShownRun(NamedTuple):
     summary: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     leaders: list[LeaderRow]
+    workers: list[WorkerRow]
+    incidents: list[Incident]
     generations: list[dict[str, str]]
 
 
@@ -86,12 +99,17 @@ def _read(folder: pathlib.Path, name: str, metrics: list[dict[str, Any]]) -> Sho
     summary = read_summary(folder, REMEDY)
     settings = read_settings(folder, REMEDY) if is_there(folder / "config.json") else {}
     metric = metric_named(summary["metric"]) if summary else _metric_in(metrics[-1])
-    environment = {key: (summary or {}).get(key) for key in ENVIRONMENT}
+    known = read_json(folder / COMPUTED_WITH, REMEDY) if is_there(folder / COMPUTED_WITH) else {}
+    environment = {key: (summary or known).get(key) for key in ENVIRONMENT}
     if is_there(folder / CONDITIONS):
         environment |= read_json(folder / CONDITIONS, REMEDY)
     leaders = read_leaders(folder) if is_there(folder / "leaders.csv") else []
-    settings = {key: value for key, value in settings.items() if key not in PLACES}
-    return ShownRun(name, folder, metric, settings, environment, summary, metrics, leaders, _generations(folder))
+    arguments = settings.pop("arguments", {})  # a Trainer's method has been given them
+    settings = {key: value for key, value in settings.items() if key not in PLACES} | arguments
+    happened = read_incidents(folder), _generations(folder)
+    return ShownRun(
+        name, folder, metric, settings, environment, summary, metrics, leaders, read_workers(folder), *happened
+    )
 
 
 def _metric_in(row: dict[str, Any]) -> Metric:

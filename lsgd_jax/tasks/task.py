@@ -281,6 +281,8 @@ def check_loss(loss: Loss, params: Any, model_state: Any, stream: Stream) -> Non
     value, state = found
     if getattr(value, "shape", None) != () or not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
         given = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        if getattr(state, "shape", None) == ():
+            raise InputError(f"{_called(loss)} gives {given} and a scalar: return (loss, model_state), in this order")
         raise InputError(f"{_called(loss)} gives a loss of {given}: a float scalar is needed, such as its mean")
     before, after = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (model_state, state))
     if before != after:

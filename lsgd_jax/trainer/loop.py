@@ -29,6 +29,7 @@ from lsgd_jax.trainer.live import LiveRun
 from lsgd_jax.trainer.plan import Plan, what_changes
 from lsgd_jax.trainer.profile import Profile
 from lsgd_jax.trainer.progress import Progress
+from lsgd_jax.trainer.provenance import FILE as ENVIRONMENT
 from lsgd_jax.trainer.provenance import provenance
 from lsgd_jax.trainer.records import Records, Unwritten, open_records, read_leaders, read_metrics, set_aside
 from lsgd_jax.trainer.reports import RoundLog
@@ -133,8 +134,11 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
       AllWorkersLostError: if no worker has finite parameters left, and no
         communication will start one again.
     """
-    computed_with = provenance()  # now: the code may change while the run goes on
+    versions = provenance()  # now: the code may change while the run goes on
     run, workdir = build(), way.workdir
+    device = f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}"
+    computed_with = {"device": device, "processes": jax.process_count(), **versions}
+    resumed = way.resume and not (way.live and way.live.generation.step is not None)
     processes.warm_up(run.topology)
 
     if not way.resume:  # before the folder of checkpoints: a run that dies from here on can be resumed
@@ -147,15 +151,20 @@ def go(build: Callable[[], Run], plan: Plan, way: Way) -> Ended:
             if start.step == 0:
                 processes.from_main(lambda: set_aside(workdir))
             processes.from_main(way.keep_settings)
+            processes.from_main(lambda: write_json(workdir / ENVIRONMENT, computed_with))
             if way.live is not None:
                 way.live.begin(workdir, start.step, run.topology.shape)
-            if way.resume and not (way.live and way.live.generation.step is not None):
+            if resumed:
                 processes.say(f"resuming {workdir} at step {start.step} of {plan.steps}")
                 if changes:
                     processes.say(f"note: {changes}")
         opened = Unwritten() if workdir is None else open_records(workdir, start.step, run.task.columns, way.wandb)
         with contextlib.closing(opened) as records:
+            if resumed:
+                records.add_incident(start.step, "resumed from a checkpoint" if start.step else "began again")
             end = _advance(plan, run, start, records, checkpoints, way)
+            if end.step < plan.steps:
+                records.add_incident(end.step, "stopped, as it was asked to")
         saved = checkpoints.latest_step() or 0
     candidates = functools.cache(lambda: run.candidates(end.state))
     rows = records.rows if isinstance(records, Unwritten) else []
@@ -248,6 +257,7 @@ def _advance(plan: Plan, run: Run, at: Position, records: Records, checkpoints: 
                 if evaluating:
                     evaluation.result()
                     metrics = _metrics(run, at)
+                    log.add_scores(step)
                     records.add_metrics(metrics)
                     if plan.schedule.kind == "plateau":
                         state = _lower_rate_on_plateau(state, metrics, plan.schedule.patience, run, progress)
@@ -352,14 +362,12 @@ def _finish(
         "groups": run.topology.groups,
         "workers": run.topology.workers,
         "bytes_by_level": run.ledger.bytes_by_level(end.step),
-        "processes": jax.process_count(),
         "batch_size": run.task.batch_size,
         "unit": run.task.unit,
         "units_per_batch": run.task.units_per_batch,
         "metric": metric.name,
         "best": metric.best(metrics[-1]),
         "seed": plan.seed,
-        "device": f"{run.topology.mesh.size} × {run.topology.mesh.devices.flat[0].device_kind}",
         **computed_with,
         **of_workers,
         "figures": [],

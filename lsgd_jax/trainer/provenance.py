@@ -5,6 +5,8 @@ import pathlib
 import platform
 import subprocess
 
+# Where a run that goes on keeps what it is computed with.
+FILE = "environment.json"
 PACKAGES = ("lsgd_jax", "jax", "optax", "numpy")
 
 

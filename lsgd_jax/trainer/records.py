@@ -1,4 +1,4 @@
-"""What a run writes as it goes: metrics.jsonl, leaders.csv, rounds.csv, TensorBoard events; and to Weights & Biases."""
+"""What a run writes as it goes: metrics.jsonl and tables beside it, TensorBoard events; and to Weights & Biases."""
 
 import json
 import math
@@ -45,11 +45,27 @@ class RoundRow(NamedTuple):
     waiting: float
 
 
+class WorkerRow(NamedTuple):
+    """A row of workers.csv: a worker's score at an evaluation; NaN of one that has none."""
+
+    step: int
+    worker: int
+    score: float
+
+
+class Incident(NamedTuple):
+    """A row of incidents.csv: what happened that does not in every run, as a worker that was lost, or a resume."""
+
+    step: int
+    what: str
+
+
 class Records:
     """Appends to a run's records, from which it drops first what was written after a checkpoint.
 
     Lines that cannot be read are told, and kept in a copy of the file; but for a last one without an end, which a
-    process leaves that is killed. There is a rounds.csv where workers differ in their steps.
+    process leaves that is killed. There is a rounds.csv where workers differ in their steps, and an incidents.csv where
+    anything has happened.
 
     Args:
       workdir: the run's folder.
@@ -64,17 +80,19 @@ class Records:
     def __init__(
         self, workdir: pathlib.Path, *, last_step: int, columns: Collection[str] = (), wandb: bool = False
     ) -> None:
-        metrics, leaders, rounds = _metrics(workdir, columns), _leaders(workdir), _rounds(workdir)
+        metrics, leaders = _metrics(workdir, columns), _leaders(workdir)
+        tables = {"rounds": _rounds(workdir), "workers": _workers(workdir), "incidents": _incidents(workdir)}
         kept = _up_to(last_step, metrics)
         self.last_evaluation = kept[-1]["step"] if kept else None
         _rewrite(metrics, "".join(map(_json_line, kept)))
-        for lines, header in ((leaders, LEADER_COLUMNS), (rounds, RoundRow._fields)):
-            if lines is leaders or lines.path.exists():
-                _rewrite(lines, csv_text([header, *_up_to(last_step, lines)]))
+        _rewrite(leaders, csv_text([LEADER_COLUMNS, *_up_to(last_step, leaders)]))
+        for name, lines in tables.items():
+            if lines.path.exists():
+                _rewrite(lines, csv_text([TABLES[name]._fields, *_up_to(last_step, lines)]))
         self._metrics = metrics.path.open("a", encoding="utf-8")
         self._leaders = leaders.path.open("a", encoding="utf-8", newline="")
-        self._rounds_path = rounds.path
-        self._rounds: TextIO | None = None
+        self._tables = {name: lines.path for name, lines in tables.items()}
+        self._opened: dict[str, TextIO] = {}
         self._events = Events(workdir / "tensorboard", first_step=last_step + 1)
         self._wandb = WeightsAndBiases(workdir) if wandb else None
 
@@ -84,11 +102,16 @@ class Records:
 
     def add_rounds(self, rows: Iterable[RoundRow]) -> None:
         """Appends the workers' parts in a round to rounds.csv."""
-        if self._rounds is None:
-            begun = self._rounds_path.exists()
-            self._rounds = self._rounds_path.open("a", encoding="utf-8", newline="")
-            self._rounds.write("" if begun else csv_text([RoundRow._fields]))
-        self._rounds.write(csv_text(rows))
+        self._add("rounds", rows)
+
+    def add_workers(self, rows: Iterable[WorkerRow]) -> None:
+        """Appends the workers' scores to workers.csv."""
+        self._add("workers", rows)
+
+    def add_incident(self, step: int, what: str) -> None:
+        """Appends to incidents.csv, for those who watch too."""
+        self._add("incidents", [Incident(step, what)])
+        self._opened["incidents"].flush()
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends an evaluation to metrics.jsonl; a number that is not finite becomes null."""
@@ -117,7 +140,19 @@ class Records:
             self._wandb.close()
 
     def _files(self) -> list[TextIO]:
-        return [file for file in (self._metrics, self._leaders, self._rounds) if file is not None]
+        return [self._metrics, self._leaders, *self._opened.values()]
+
+    def _add(self, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Appends to a table that not every run has."""
+        if name not in self._opened:
+            begun = self._tables[name].exists()
+            self._opened[name] = self._tables[name].open("a", encoding="utf-8", newline="")
+            self._opened[name].write("" if begun else csv_text([TABLES[name]._fields]))
+        self._opened[name].write(csv_text(rows))
+
+
+# Their columns.
+TABLES: dict[str, Any] = {"rounds": RoundRow, "workers": WorkerRow, "incidents": Incident}
 
 
 class Unwritten(Records):
@@ -136,6 +171,12 @@ class Unwritten(Records):
         """Nothing."""
 
     def add_rounds(self, rows: Iterable[RoundRow]) -> None:
+        """Nothing."""
+
+    def add_workers(self, rows: Iterable[WorkerRow]) -> None:
+        """Nothing."""
+
+    def add_incident(self, step: int, what: str) -> None:
         """Nothing."""
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -163,7 +204,8 @@ def open_records(workdir: pathlib.Path, last_step: int, columns: Collection[str]
 
 def set_aside(workdir: pathlib.Path) -> None:
     """Keeps the records of a run that begins again, if it has any, in copies, with a warning."""
-    found = [lines for lines in (_metrics(workdir, ()), _leaders(workdir), _rounds(workdir)) if lines.rows]
+    tables = (_leaders(workdir), _rounds(workdir), _workers(workdir), _incidents(workdir))
+    found = [lines for lines in (_metrics(workdir, ()), *tables) if lines.rows]
     if found:
         last = max(_step_of(row) for lines in found for row in lines.rows)
         kept = ", ".join(lines.set_aside(".before") for lines in found)
@@ -194,6 +236,16 @@ def read_rounds(workdir: pathlib.Path) -> list[RoundRow]:
     return _readable(_rounds(workdir))
 
 
+def read_workers(workdir: pathlib.Path) -> list[WorkerRow]:
+    """The rows of workers.csv that can be read, none if it is missing; a warning tells which lines cannot."""
+    return _readable(_workers(workdir))
+
+
+def read_incidents(workdir: pathlib.Path) -> list[Incident]:
+    """The rows of incidents.csv that can be read, none if it is missing; a warning tells which lines cannot."""
+    return _readable(_incidents(workdir))
+
+
 def _metrics(workdir: pathlib.Path, columns: Collection[str]) -> Lines:
     kinds = ROW | {"simulated_seconds": float} | dict.fromkeys(columns, float | None)
     fields = Fields(kinds, optional=["simulated_seconds"], others=float | None)
@@ -218,6 +270,20 @@ def _rounds(workdir: pathlib.Path) -> Lines:
         return RoundRow(int(step), int(worker), int(steps), float(waiting))
 
     return read_csv(workdir / "rounds.csv", RoundRow._fields, read)
+
+
+def _workers(workdir: pathlib.Path) -> Lines:
+    def read(step: str, worker: str, score: str) -> WorkerRow:
+        return WorkerRow(int(step), int(worker), float(score))
+
+    return read_csv(workdir / "workers.csv", WorkerRow._fields, read)
+
+
+def _incidents(workdir: pathlib.Path) -> Lines:
+    def read(step: str, what: str) -> Incident:
+        return Incident(int(step), what)
+
+    return read_csv(workdir / "incidents.csv", Incident._fields, read)
 
 
 def _up_to(last_step: int, lines: Lines) -> list[Any]:

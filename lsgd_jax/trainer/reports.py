@@ -12,7 +12,7 @@ from lsgd_jax.engine.simulated_speeds import Pace
 from lsgd_jax.engine.topology import Topology
 from lsgd_jax.errors import AllWorkersLostError
 from lsgd_jax.trainer.progress import Progress
-from lsgd_jax.trainer.records import LeaderRow, Records, RoundRow
+from lsgd_jax.trainer.records import LeaderRow, Records, RoundRow, WorkerRow
 
 
 class RoundLog:
@@ -47,6 +47,7 @@ class RoundLog:
         self._last_checkpoint = last_checkpoint
         self._pending: tuple[int, RoundReport, Pace | None] | None = None
         self._lost = np.zeros(topology.shape, bool)
+        self._scores = np.full(topology.shape, np.nan)
         self._unscored = np.zeros(topology.shape, bool)
         self._told_unscored = "has a loss that is not finite" + (" and cannot lead" if own_scores else "")
 
@@ -85,6 +86,7 @@ class RoundLog:
         if self.all_lost and (everywhere is None or everywhere.due.any()):
             self.give_up(step)
 
+        self._scores = np.where(report.lost, np.nan, report.score)
         able = np.isfinite(report.score) & ~report.lost
         self.train_loss = float(np.mean(report.score, where=able, dtype=np.float64)) if able.any() else float("nan")
         best = int(np.argmin(np.where(able, report.score, np.inf))) if able.any() else None
@@ -95,6 +97,10 @@ class RoundLog:
         """Whether no worker had finite parameters at the end of the last round that was read."""
         return bool(self._lost.all())
 
+    def add_scores(self, step: int) -> None:
+        """Writes down the score of each worker, as of the last round that was read."""
+        self._records.add_workers(WorkerRow(step, rank, float(score)) for rank, score in enumerate(self._scores.flat))
+
     def give_up(self, step: int) -> NoReturn:
         """Ends the run.
 
@@ -102,6 +108,7 @@ class RoundLog:
           AllWorkersLostError: always.
         """
         last = self._last_checkpoint()
+        self._records.add_incident(step, "all workers were lost (parameters that are not finite)")
         kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
         raise AllWorkersLostError(
             f"all workers were lost by step {step} (parameters that are not finite): "
@@ -127,12 +134,16 @@ class RoundLog:
             if election.leader is not None:
                 rank = int(election.leader.rank[group, worker])
                 source = f" from the {level} leader, worker {rank if level == 'global' else self._rank(group, rank)}"
-            self._progress.write(f"step {step}: worker {self._rank(group, worker)} starts again{source}")
+            self._tell(step, f"worker {self._rank(group, worker)} starts again{source}")
         return np.asarray(election.restarted)
 
     def _report(self, what: str, step: int, now: np.ndarray, before: np.ndarray) -> None:
         for group, worker in np.argwhere(now & ~before):
-            self._progress.write(f"step {step}: worker {self._rank(group, worker)} {what}")
+            self._tell(step, f"worker {self._rank(group, worker)} {what}")
+
+    def _tell(self, step: int, what: str) -> None:
+        self._progress.write(f"step {step}: {what}")
+        self._records.add_incident(step, what)
 
     def _rank(self, group: int, worker: int) -> int:
         return int(group) * self._topology.workers + int(worker)

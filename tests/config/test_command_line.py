@@ -428,6 +428,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "[no]resume": "--resume=auto",
         "[no]elastic": "",
         "profile_dir": "(default: none)",
+        "[no]live_report": "",
         "[no]wandb": "",
         "[no]compilation_cache": "",
         "flagfile": "",

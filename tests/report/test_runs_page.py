@@ -7,16 +7,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from made_up_runs import leave
+from started_processes import wait_until
 from tanh_task import loss, wrong
 
 from lsgd_jax import Task, Topology, Trainer, from_arrays, local_sgd, train
 from lsgd_jax.config.config import Config
+from lsgd_jax.errors import InputError
 from lsgd_jax.report.command import main
+from lsgd_jax.report.live import kept_fresh
 from lsgd_jax.report.page import page
 from lsgd_jax.report.runs import read_runs
 
@@ -113,13 +117,84 @@ def test_a_run_that_is_not_finished_has_a_page_too(tmp_path: Path) -> None:
     assert row[2:6] == ["30", "of 30", "30.00 %", "40.00 %"]
 
 
-def trained(folder: Path, splits: tuple[str, ...]) -> Path:
+def test_what_a_run_has_written_down_happened(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one")
+    (folder / "incidents.csv").write_text("step,what\n20,worker 1 starts again\n20,resumed from a checkpoint\n")
+    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().replace("0.1,", "null,", 1))
+    assert [row[1:] for row in cells(page(read_runs([folder])), "What happened")[1:]] == [
+        ["10", "the training loss is not finite"],
+        ["20", "worker 1 starts again"],
+        ["20", "resumed from a checkpoint"],
+    ]
+
+
+def test_the_score_of_each_worker_is_a_line(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one")
+    table = "".join(f"{step},{worker},{score}\n" for step in (10, 20) for worker, score in ((0, 0.5), (1, "nan")))
+    (folder / "workers.csv").write_text(f"step,worker,score\n{table}")
+    of_workers = drawn(page(read_runs([folder])))[1]
+    assert [(trace["name"], trace["x"], trace["y"]) for trace in of_workers] == [
+        ("worker 0", [10, 20], [0.5, 0.5]),
+        ("worker 1", [10, 20], [None, None]),
+    ]
+
+
+def test_a_figure_that_has_diverged_is_short(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one")
+    leave_loss(folder, 4.128e29)
+    assert cells(page(read_runs([folder])), "Runs")[1][4] == "4.13e+29"
+
+
+def leave_loss(folder: Path, loss: float) -> None:
+    """Makes a run of one that is judged by its loss."""
+    row = {"step": 30, "seconds": 1.0, "bytes_communicated": 8, "train_loss": 0.1, "leader": 0}
+    row |= dict.fromkeys(("validation_loss", "leader_validation_loss"), loss)
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "summary.json").unlink()
+
+
+def test_a_page_is_made_anew_while_a_run_goes_on_and_its_last_one_stays(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one")
+    summary, file = (folder / "summary.json").read_text(), folder / "report.html"
+    (folder / "summary.json").unlink()
+    with kept_fresh(folder, every=0.05):
+        wait_until(lambda: file.exists() and 'http-equiv="refresh" content="0.05"' in file.read_text())
+        (folder / "summary.json").write_text(summary)
+    assert 'http-equiv="refresh"' not in file.read_text()
+    assert cells(file.read_text(), "Runs")[1][3] == "finished"
+
+
+def test_the_page_of_another_run_is_left_alone_by_one_that_is_refused(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one")
+    with pytest.raises(InputError, match="already used"), kept_fresh(folder):
+        raise InputError("already used")
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.usefixtures("fresh_flags")
+def test_a_page_is_kept_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model=mlp", "--groups=1", "--workers=2", "--steps=8", "--batch_size=8", "--live_report"]
+    assert train.main(["train.py", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    page_of_it = tmp_path / "run" / "report.html"
+    assert f"as a page for a browser: {page_of_it.as_uri()}" in capsys.readouterr().out
+    assert [trace["name"] for trace in drawn(page_of_it.read_text())[2]] == ["worker 0", "worker 1"]
+    assert ["jax", jax.__version__] in cells(page_of_it.read_text(), "Environment")
+
+
+def test_methods_of_trainers_are_told_apart_by_their_arguments(tmp_path: Path) -> None:
+    first, second = (trained(tmp_path / name, (), period) for name, period in (("a", 2), ("b", 4)))
+    rows = cells(page(read_runs([first, second])), "Settings")
+    assert ["global_period", "2", "4"] in rows[1:3]
+    assert ["algorithm", "local_sgd", "local_sgd"] in rows
+
+
+def trained(folder: Path, splits: tuple[str, ...], period: int = 2) -> Path:
     """A run of a `Trainer` in Python, with what there is to judge it by."""
     samples = {"x": np.arange(24, dtype=np.float32).reshape(8, 3), "y": np.arange(8) % 2}
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
     given: dict[str, Any] = dict.fromkeys(splits, samples)
     task = Task(lambda key: (params, {}), loss, train=from_arrays(samples, 2), metrics={"error": wrong}, **given)
-    Trainer(task, local_sgd(optax.sgd(0.1), global_period=2), Topology(1, 2), workdir=folder).fit(4, figures=False)
+    Trainer(task, local_sgd(optax.sgd(0.1), global_period=period), Topology(1, 2), workdir=folder).fit(4, figures=False)
     return folder
 
 

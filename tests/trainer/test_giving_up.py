@@ -1,5 +1,6 @@
 """When a run in which all workers are lost ends, and when it goes on: not where its calls happen to be cut."""
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lsgd_jax.engine.communications import Election, RoundReport
 from lsgd_jax.errors import AllWorkersLostError
 from lsgd_jax.tasks import classification
 from lsgd_jax.trainer import loop
-from lsgd_jax.trainer.records import read_metrics
+from lsgd_jax.trainer.records import read_incidents, read_metrics, read_workers
 from lsgd_jax.trainer.reports import RoundLog
 
 ALL, ONE, NOBODY = np.ones((2, 2), bool), np.eye(2, dtype=bool), np.zeros((2, 2), bool)
@@ -101,12 +102,21 @@ def test_workers_that_are_all_lost_start_again_from_a_center_and_a_run_stopped_m
     told = capsys.readouterr()
     assert all(f"worker {rank} has parameters that are not finite" in told.err for rank in (0, 1))
     assert "stopped at step 15 of 20, all workers lost: to go on from step 0" in told.out
+    happened = [tuple(incident) for incident in read_incidents(tmp_path / "run")]
+    assert happened[:2] == [
+        (step, f"worker {rank} has parameters that are not finite") for rank, step in ((0, 5), (1, 10))
+    ]
+    assert happened[-1] == (15, "stopped, as it was asked to")
     saved = tmp_path / "run" / "checkpoints"
     assert not (saved.exists() and list(saved.iterdir())), "no run should go back to lost workers"
 
     summary = train(config, resume=True, figures=False)
     log = capsys.readouterr().err
     assert all(f"step 16: worker {rank} starts again" in log for rank in (0, 1))
+    happened = [tuple(incident) for incident in read_incidents(tmp_path / "run")]
+    assert happened[0] == (0, "began again")
+    assert (16, "worker 1 starts again") in happened
+    assert {row.step: math.isnan(row.score) for row in read_workers(tmp_path / "run")}[20], "who is lost has no score"
     assert summary is not None
     assert summary["figures"] == []
     assert not (tmp_path / "run" / "figures").exists()

@@ -1,5 +1,6 @@
 """What a run writes down, the settings it refuses, and its figures."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,9 +23,12 @@ from lsgd_jax.trainer.records import (
     LeaderRow,
     Records,
     RoundRow,
+    WorkerRow,
+    read_incidents,
     read_leaders,
     read_metrics,
     read_rounds,
+    read_workers,
     set_aside,
 )
 
@@ -66,6 +70,19 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (tmp_path / "leaders.csv").read_text().splitlines()[-1] == "32,global,,0,0.5"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaders.csv", "metrics.jsonl", "tensorboard"]
     assert len(list(tmp_path.glob("tensorboard/events.out.tfevents*"))) == 1
+
+
+def test_tables_are_there_where_there_is_anything_to_tell_and_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, rows(8))
+    assert (read_workers(tmp_path), read_incidents(tmp_path)) == ([], [])
+    for last_step, steps in ((8, (16, 24)), (16, (24, 32))):
+        with contextlib.closing(Records(tmp_path, last_step=last_step)) as records:
+            records.add_incident(last_step, 'resumed, "as asked"')
+            for step in steps:
+                records.add_workers([WorkerRow(step, 0, 1 / step), WorkerRow(step, 1, 0.5)])
+    assert [(row.step, row.worker) for row in read_workers(tmp_path)] == [(s, w) for s in (16, 24, 32) for w in (0, 1)]
+    assert read_workers(tmp_path)[0] == (16, 0, 1 / 16)
+    assert read_incidents(tmp_path) == [(8, 'resumed, "as asked"'), (16, 'resumed, "as asked"')]
 
 
 @pytest.mark.parametrize("name", ["gs:x", "s3:x", "12:30"])
