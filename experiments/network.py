@@ -69,6 +69,11 @@ define(FLAGS, TABLE)
 # Some once more, with communications that take effect a period later, and in 4 bits besides.
 LATER, FEWER = ", overlapped", ", overlapped, 4 bits"
 AGAIN = {LATER: ("lsgd", "local_sgd", "diloco"), FEWER: ("lsgd", "diloco")}
+# Marks of the axis: hours span seven powers of ten, and no unit suits them all.
+MARKS = {
+    "0.1 s": 0.1, "1 s": 1, "10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600, "5 h": 18_000,
+    "1 day": 86_400, "10 days": 864_000, "100 days": 8_640_000, "1,000 days": 86_400_000,
+}  # fmt: skip
 # Communication counts as vanished where a step takes so many times as long as its computation, or less.
 VANISHED = 1.05
 
@@ -162,7 +167,7 @@ def write(path: pathlib.Path, rows: list[Row]) -> None:
 
 
 def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
-    """Draws a panel for each model and network: hours over workers, a line for each method."""
+    """Draws a panel for each model and network: time over workers, a line for each method."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -189,7 +194,12 @@ def draw(path: pathlib.Path, rows: list[Row], workers_per_node: int) -> None:
             panel.grid(alpha=0.3)
             if name == next(iter(MODELS)):
                 panel.set_title(network, fontsize=11)
-        panel_row[0].set_ylabel(f"{model.title}\ntime for {model.samples / 1e6:.3g} million samples [h]")
+        # Rows share their axis: its limits are those of all lines only now, and marks outside would move them.
+        lowest, highest = panel_row[0].get_ylim()
+        marks = {mark: seconds / 3600 for mark, seconds in MARKS.items() if lowest <= seconds / 3600 <= highest}
+        panel_row[0].set_yticks(list(marks.values()), list(marks))
+        panel_row[0].yaxis.set_minor_locator(NullLocator())
+        panel_row[0].set_ylabel(f"{model.title}\ntime for {model.samples / 1e6:.3g} million samples")
     for panel in panels[-1]:
         panel.set_xlabel(f"workers, {workers_per_node} a node")
     handles, labels = panels[0][0].get_legend_handles_labels()
