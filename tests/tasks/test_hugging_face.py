@@ -1,18 +1,20 @@
 """A model of Hugging Face's, made from its configuration, is trained further by a task of a few lines."""
 
+import pathlib
+import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from lsgd_jax import Task, Topology, Trainer, from_arrays, lsgd
 
+PAGE = (pathlib.Path(__file__).parents[2] / "docs/own_model.md").read_text()
+
 
 @pytest.mark.slow
-@pytest.mark.thorough
 def test_a_transformer_of_theirs_is_trained_further() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_flax_gpt2", reason="these transformers have no Flax")
@@ -22,15 +24,10 @@ def test_a_transformer_of_theirs_is_trained_further() -> None:
     tokens = np.random.default_rng(0).integers(17, size=(192, 1)) + np.arange(9) * 3
     tokens = (tokens % 17).astype(np.int32)  # the next one is known from the last
 
-    def init(key: jax.Array) -> tuple[Any, Any]:
-        del key  # it has been trained before
-        return jax.tree.map(jnp.asarray, start), {}
-
-    def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        logits = model(batch[:, :-1], params=params, dropout_rng=key, train=True).logits
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean(), model_state
-
-    task = Task(init, loss, train=from_arrays(tokens[:128], 16), validation=tokens[128:])
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "model.params" in block)
+    names: dict[str, Any] = {"model": model, "optax": optax}
+    exec(code, names)
+    task = Task(names["init"], names["loss"], train=from_arrays(tokens[:128], 16), validation=tokens[128:])
     method = lsgd(optax.adam(1e-2), global_period=4, global_pull=0.5)
     result = Trainer(task, method, Topology(1, 2), eval_every=8).fit(32)
     losses = [row["validation_loss"] for row in result.metrics]
