@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo compare theory bench test test-quick test-all test-lowest lint docs
+.PHONY: demo compare theory bench test test-quick test-all test-lowest test-wheel lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-train
@@ -38,6 +38,17 @@ test-quick: $(VENV)/.installed-dev
 # The same with the lowest versions that setup.cfg allows, in an environment of its own; before a bound changes.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n auto --dist=worksteal -m "not slow and not processes"
+
+# The wheel, in an empty environment that gets what it declares: the README's program, its report and the demo's first steps.
+test-wheel: | $(BIN)/python
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && unset PYTHONPATH && mkdir "$$folder/sources" && \
+	cp -r lsgd_jax setup.cfg pyproject.toml README.md LICENSE "$$folder/sources" && \
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir="$$folder" "$$folder/sources" && \
+	$(BIN)/python -m venv --without-pip "$$folder/venv" && \
+	$(BIN)/python -m pip --quiet --python="$$folder/venv" install "$$(echo "$$folder"/*.whl)[train]" && \
+	awk '/^```python/ {on = 1; next} /^```/ {if (on) exit} on' README.md > "$$folder/own.py" && \
+	cd "$$folder" && ./venv/bin/python own.py && ./venv/bin/python -m lsgd_jax.report runs/own && \
+	./venv/bin/python -m lsgd_jax.train --workdir=runs/demo --groups=1 --workers=2 --steps=4
 
 # The site, in site/: python -m http.server --directory=site shows it, search included.
 docs: $(VENV)/.installed-docs

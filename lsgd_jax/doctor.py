@@ -44,9 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     found, told = devices()
     print(*told, "", sep="\n")
     for extra, feature in FEATURES.items():
-        missing = sorted(name for name in needed.get(extra, ()) if not is_installed(name))
+        versions = {name: version(package_of(name)) for name in sorted(needed.get(extra, ()))}
+        missing = [name for name, of in versions.items() if not of]
         state = f"missing: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')" if missing else "installed"
         print(f"{feature}: {state}")
+        if there := [f"{package_of(name)} {of}" for name, of in versions.items() if of]:
+            print(f"  {', '.join(there)}")
     return 0 if found else 1
 
 
@@ -63,9 +66,9 @@ def requirements(lines: Sequence[str]) -> dict[str | None, set[str]]:
     return found
 
 
-def is_installed(requirement: str) -> bool:
-    """Whether a package is there, or an extra of JAX."""
-    return version(PLUGINS.get(requirement, requirement.partition("[")[0])) is not None
+def package_of(requirement: str) -> str:
+    """The package that is there if a requirement is met: itself, or of an extra of JAX what it installs."""
+    return PLUGINS.get(requirement, requirement.partition("[")[0])
 
 
 def devices() -> tuple[bool, list[str]]:

@@ -18,7 +18,7 @@ def test_versions_devices_and_features_are_told(capsys: pytest.CaptureFixture[st
     for package in ("lsgd_jax", "jax", "jaxlib", "numpy", "optax"):
         assert f"\n{package} {importlib.metadata.version(package)}\n" in told
     assert f"devices: {jax.device_count()} × cpu, cpu\n" in told
-    assert f"\n{doctor.FEATURES['train']}: installed\n" in told
+    assert f"\n{doctor.FEATURES['train']}: installed\n  absl-py {importlib.metadata.version('absl-py')}, " in told
 
 
 def test_what_is_missing_is_told_with_the_command_that_installs_it(
@@ -31,7 +31,16 @@ def test_what_is_missing_is_told_with_the_command_that_installs_it(
     }
     assert doctor.main([]) == 0
     line = f"{doctor.FEATURES['train']}: missing: nowhere-to-be-found (pip install 'lsgd_jax[train]')\n"
-    assert line in capsys.readouterr().out
+    assert f"{line}  numpy {importlib.metadata.version('numpy')}\n" in capsys.readouterr().out
+
+
+def test_of_an_extra_of_jax_the_plugin_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda package: METADATA)
+    monkeypatch.setattr(doctor, "version", {"libtpu": "0.0.30"}.get)
+    assert doctor.main([]) == 0
+    assert f"{doctor.FEATURES['tpu']}: installed\n  libtpu 0.0.30\n" in capsys.readouterr().out
 
 
 def test_without_devices_it_says_why_and_fails(
