@@ -1,6 +1,7 @@
 """The code of the README and of docs/ runs as it stands there, and their figures are those of the files in results/."""
 
 import csv
+import json
 import math
 import os
 import pathlib
@@ -277,6 +278,24 @@ def test_the_errors_after_24_epochs_are_those_of_all_runs() -> None:
     assert {*not_apart(spreads)["sgd"]} == {"data_parallel", "downpour"}
     assert not_apart(spreads)["local_sgd"] == ["dppf"]
     assert not_apart(spreads)["diloco"] == []
+    for method in ("lsgd", "easgd", "local_sgd", "diloco", "data_parallel"):
+        assert re.search(rf"(?<![\d.]){spreads[method].mean:.1f}(?!\d)", README), method
+
+
+def test_what_compression_and_overlap_cost_in_the_readme_is_what_was_measured() -> None:
+    lsgd = [row for row in rows("error_over_bytes_cifar10_period64/error_over_bytes.csv") if row["method"] == "lsgd"]
+    sent = {way: [row for row in lsgd if row["sent_as"] == way] for way in ("10 % in 8 bits", "32 bits")}
+    few, full = (spread([100 * float(row["test"]) for row in way]) for way in sent.values())
+    told = f"{few.mean:.1f} ± {few.deviation:.1f} against {full.mean:.1f} ± {full.deviation:.1f} %"
+    text = " ".join(README.split())  # wherever its lines are broken
+    assert told in text
+    (fewer,) = {round(float(row["times_fewer"])) for row in sent["10 % in 8 bits"]}
+    assert f"{fewer:,} times fewer" in text
+    measured = json.loads((ROOT / "results/hiding/hiding.json").read_text())["results"]["runs"]
+    ratios = {run["run"]: run["ratio"] for run in measured}
+    assert f"{ratios['lsgd'] - ratios['nothing is sent']:.2f} of its 16 local steps" in text
+    assert f"{ratios['lsgd']:.2f} of the time" in text
+    assert f"`--overlap=16` {ratios['lsgd, late']:.2f}" in text
 
 
 def test_the_figures_of_cifar_10_where_one_chooses_are_those_of_the_report() -> None:
