@@ -123,10 +123,6 @@ class Trainer:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must lie in [0, 2³²), got {self.seed}")
 
-    @naming_arguments()
-    @naming_lost_processes()
-    @lasting_output()
-    @fixed_numerics()
     def fit(
         self,
         steps: int,
@@ -156,34 +152,35 @@ class Trainer:
           DiskFullError: if the disk of the workdir is full.
           RunFailedError: if a collective has failed, most likely since another process has ended.
         """
-        if not isinstance(steps, int) or steps < 1:
-            raise InputError(f"steps must be an integer of at least 1, got {steps!r}")
-        if resume and self.workdir is None:
-            raise InputError("resume needs to know the run: give the Trainer its workdir")
-        if wandb and self.workdir is None:
-            raise InputError("wandb keeps files beside those of the run: give the Trainer a workdir")
-        check_jax()
-        processes.check_joined()
-        topology = self.topology or default_topology()
-        settings = processes.together(lambda: self._checked_settings(steps, topology))
-        processes.check_same(settings | {"resume": resume, "elastic": elastic})
-        conditions = agreed_conditions(self.task)
-        if wandb:
-            processes.from_main(check_wandb)
-        if (workdir := self.folder) is not None:
-            processes.together(lambda: check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
-        labels = {"algorithm": name_of(self.method_of(topology)), "dataset": self.task.name}
-        how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "wandb": wandb}
-        with own_folder(workdir):
-            ended = run_trainer(self, steps, conditions, {CONFIG: settings}, labels, **how)
-        candidates = ended.candidates()
-        return Result(
-            center=candidates.center,
-            leader=candidates.leader,
-            best=getattr(candidates, ended.best),
-            metrics=ended.metrics,
-            summary=ended.summary,
-        )
+        with naming_arguments(), naming_lost_processes(), lasting_output(), fixed_numerics():
+            if not isinstance(steps, int) or steps < 1:
+                raise InputError(f"steps must be an integer of at least 1, got {steps!r}")
+            if resume and self.workdir is None:
+                raise InputError("resume needs to know the run: give the Trainer its workdir")
+            if wandb and self.workdir is None:
+                raise InputError("wandb keeps files beside those of the run: give the Trainer a workdir")
+            check_jax()
+            processes.check_joined()
+            topology = self.topology or default_topology()
+            settings = processes.together(lambda: self._checked_settings(steps, topology))
+            processes.check_same(settings | {"resume": resume, "elastic": elastic})
+            conditions = agreed_conditions(self.task)
+            if wandb:
+                processes.from_main(check_wandb)
+            if (workdir := self.folder) is not None:
+                processes.together(lambda: check_folder(workdir, settings, self.task, resume=resume, elastic=elastic))
+            labels = {"algorithm": name_of(self.method_of(topology)), "dataset": self.task.name}
+            how: Any = {"resume": resume, "profile_dir": profile_dir, "stop": stop, "figures": figures, "wandb": wandb}
+            with own_folder(workdir):
+                ended = run_trainer(self, steps, conditions, {CONFIG: settings}, labels, **how)
+            candidates = ended.candidates()
+            return Result(
+                center=candidates.center,
+                leader=candidates.leader,
+                best=getattr(candidates, ended.best),
+                metrics=ended.metrics,
+                summary=ended.summary,
+            )
 
     @property
     def folder(self) -> pathlib.Path | None:
