@@ -38,6 +38,7 @@ PROCESS = (
     Flag("dry_run", "boolean", False, "list what would run, and for how long"),
     Flag("compilation_cache", "boolean", True, "keep compiled programs in ~/.cache/lsgd_jax"),
 )
+PAGE = "runs.html"
 # What the plan decides for each run.
 DECIDED = ("algorithm", "seed", "workdir", *PROCESS_FLAGS)
 RUNS = {group: [flag for flag in members if flag.name not in DECIDED] for group, members in GROUPS.items()}
@@ -70,9 +71,10 @@ def main(argv: list[str], stop: StopRequest) -> int:
     # Only now: a mistyped flag is told without waiting for these.
     from lsgd_jax.compare.plan import make_plan
     from lsgd_jax.compare.running import StoppedError, compare, forecast
-    from lsgd_jax.errors import on_full_disk
+    from lsgd_jax.errors import InputError, on_full_disk
     from lsgd_jax.files.lock import locked
-    from lsgd_jax.files.writable import make_writable
+    from lsgd_jax.files.writable import check_replaceable, make_writable
+    from lsgd_jax.report.command import write_report
 
     logging.set_verbosity(logging.FATAL)  # what libraries log would stand between our lines; errors are raised too
     workdir = pathlib.Path(str(FLAGS.workdir))
@@ -85,6 +87,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
         print(forecast(plan))
         return 0
     make_writable(workdir)
+    check_replaceable([workdir / PAGE])
     try:
         with locked(workdir), on_full_disk(workdir):
             files = compare(plan, [f"python {argv[0]} {shlex.join(argv[1:])}".rstrip()], stop)
@@ -92,6 +95,9 @@ def main(argv: list[str], stop: StopRequest) -> int:
         print(f"{program_name(argv)}: stopped; the same command goes on from here", file=sys.stderr)
         return ExitCode.STOPPED if isinstance(ended, StoppedError) else ExitCode.INTERRUPTED
     print(f"\nresults in {workdir}: {', '.join(path.name for path in files)}")
-    page = f"{shlex.quote(sys.executable)} -m lsgd_jax.report {shlex.quote(str(workdir / 'runs'))}"
+    try:
+        page = write_report([workdir / "runs"], workdir / PAGE)
+    except InputError as error:  # every run has diverged before its first evaluation
+        page = f"none ({error})"
     print(f"all runs on one page, for a browser: {page}")
     return 0

@@ -102,6 +102,9 @@ def test_a_comparison_has_tasks_and_methods_of_ones_own_in_its_report_as_long_as
     flags = [f"--task={files}/task.py:mine", methods, f"--workdir={files}/compare", *FLAGS, "--nocompilation_cache"]
     compare.FLAGS.unparse_flags()  # they are its own, and may have been given in this process before
     assert compare.main(["compare.py", *flags]) == 0
+    page = files / "compare" / "runs.html"
+    assert f"all runs on one page, for a browser: {page.resolve().as_uri()}" in capfd.readouterr().out
+    assert "<td>lsgd/as_given/seed=1</td>" in page.read_text()
     report = (files / "compare" / "report.md").read_text()
     assert f"{files}/gossip.py:gossip" in report
     assert (files / "compare" / "curves.png").exists()
