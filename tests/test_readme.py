@@ -278,6 +278,10 @@ def test_the_errors_after_24_epochs_are_those_of_all_runs() -> None:
     assert {*not_apart(spreads)["sgd"]} == {"data_parallel", "downpour"}
     assert not_apart(spreads)["local_sgd"] == ["dppf"]
     assert not_apart(spreads)["diloco"] == []
+    stale_rows = [row for row in rows("paper/convergence_a_stale_runs.csv") if row["phase"] == "test"]
+    stale = spread([100 * float(row["test_error"]) for row in stale_rows])
+    assert f"({stale.mean:.1f} ± {stale.deviation:.1f} % with 0.1/16, 27.0 ± 0.2 without" in CHOOSING
+    assert standard_errors(stale, spreads["lsgd"]) == pytest.approx(0.2, abs=0.05)
     for method in ("lsgd", "easgd", "local_sgd", "diloco", "data_parallel"):
         assert re.search(rf"(?<![\d.]){spreads[method].mean:.1f}(?!\d)", README), method
 
