@@ -97,7 +97,7 @@ def main(argv: list[str], stop: StopRequest) -> int:
     print(f"\nresults in {workdir}: {', '.join(path.name for path in files)}")
     try:
         page = write_report([workdir / "runs"], workdir / PAGE)
-    except InputError as error:  # every run has diverged before its first evaluation
+    except InputError as error:  # all runs have diverged before an evaluation, or the disk is full
         page = f"none ({error})"
     print(f"all runs on one page, for a browser: {page}")
     return 0
